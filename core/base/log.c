@@ -1,0 +1,118 @@
+/* log: one line per event, as text (logfmt) or JSON, on standard error.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "core/base/log.h"
+
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "core/base/buf.h"
+
+static struct {
+    pl_log_level level;
+    bool json;
+    int fd;
+    atomic_uint_fast64_t dropped;
+} sink = {.level = PL_LOG_INFO, .fd = 2};
+
+static const char *const level_names[] = {"error", "warn", "info", "debug"};
+
+void pl_log_setup(pl_log_level level, bool json, int fd)
+{
+    sink.level = level;
+    sink.json = json;
+    sink.fd = fd;
+}
+
+bool pl_log_enabled(pl_log_level level)
+{
+    return level <= sink.level;
+}
+
+uint64_t pl_log_dropped(void)
+{
+    return atomic_load_explicit(&sink.dropped, memory_order_relaxed);
+}
+
+static void begin(struct pl_buf *b, pl_log_level level, const char *module, const char *msg)
+{
+    struct timespec now;
+    struct tm tm;
+    char stamp[32];
+    clock_gettime(CLOCK_REALTIME, &now);
+    gmtime_r(&now.tv_sec, &tm);
+    strftime(stamp, sizeof stamp, "%Y-%m-%dT%H:%M:%S", &tm);
+    if (sink.json) {
+        pl_buf_addf(b, "{\"ts\":\"%s.%03ldZ\",\"level\":\"%s\",\"module\":\"%s\",\"msg\":\"", stamp,
+                    now.tv_nsec / 1000000, level_names[level], module);
+        pl_buf_add_json(b, msg, strlen(msg));
+        pl_buf_addc(b, '"');
+    } else {
+        pl_buf_addf(b, "%s.%03ldZ %-5s %s: %s", stamp, now.tv_nsec / 1000000, level_names[level], module, msg);
+    }
+}
+
+static void end(struct pl_buf *b)
+{
+    pl_buf_adds(b, sink.json ? "}\n" : "\n");
+    if (b->failed || write(sink.fd, b->data, b->len) != (ssize_t)b->len)
+        atomic_fetch_add_explicit(&sink.dropped, 1, memory_order_relaxed);
+    pl_buf_fini(b);
+}
+
+void pl_log_line(pl_log_level level, const char *module, const char *fmt, ...)
+{
+    if (!pl_log_enabled(level))
+        return;
+    char msg[1024];
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(msg, sizeof msg, fmt, ap);
+    va_end(ap);
+    struct pl_buf b;
+    pl_buf_init(&b, 0);
+    begin(&b, level, module, msg);
+    end(&b);
+}
+
+static void add_text(struct pl_buf *b, const char *s)
+{
+    bool plain = *s != '\0';
+    for (const char *p = s; *p != '\0' && plain; p++)
+        plain = (unsigned char)*p > ' ' && *p != '"' && *p != '=' && *p != '\\';
+    if (plain) {
+        pl_buf_adds(b, s);
+        return;
+    }
+    pl_buf_addc(b, '"');
+    pl_buf_add_json(b, s, strlen(s));
+    pl_buf_addc(b, '"');
+}
+
+void pl_log_event(pl_log_level level, const char *module, const char *msg, const struct pl_log_field *fields, size_t n)
+{
+    if (!pl_log_enabled(level))
+        return;
+    struct pl_buf b;
+    pl_buf_init(&b, 0);
+    begin(&b, level, module, msg);
+    for (size_t i = 0; i < n; i++) {
+        const struct pl_log_field *f = &fields[i];
+        pl_buf_addf(&b, sink.json ? ",\"%s\":" : " %s=", f->key);
+        if (f->kind == PL_LOG_INT) {
+            pl_buf_addf(&b, "%lld", (long long)f->i);
+        } else if (f->kind == PL_LOG_REAL) {
+            pl_buf_addf(&b, "%.1f", f->r);
+        } else if (sink.json) {
+            pl_buf_addc(&b, '"');
+            pl_buf_add_json(&b, f->s, strlen(f->s));
+            pl_buf_addc(&b, '"');
+        } else {
+            add_text(&b, f->s);
+        }
+    }
+    end(&b);
+}

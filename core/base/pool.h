@@ -1,0 +1,26 @@
+/* pool: a team of threads that run one function together. The caller is worker 0; the others are made at start, spin
+ * briefly for the next region, then sleep on a futex, so that an idle pool uses no CPU.
+ * Thread: pl_pool_run is called by one thread at a time.  Owns: its threads.
+ * Fails: pl_pool_new PL_ENOMEM or PL_EINVAL.
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef PL_BASE_POOL_H
+#define PL_BASE_POOL_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "core/base/status.h"
+
+struct pl_pool;
+
+/* n_threads 0 = as many as this process may use (affinity mask and cgroup quota). */
+pl_status pl_pool_new(struct pl_pool **out, unsigned n_threads, struct pl_err *err) PL_MUST_CHECK;
+void pl_pool_free(struct pl_pool *p);
+unsigned pl_pool_size(const struct pl_pool *p);
+unsigned pl_pool_cpus(void); /* what n_threads 0 means here */
+
+/* fn(arg, i) for each item i in [0, n), handed out from a shared counter; returns when all are done. What one item
+ * writes must not depend on which worker runs it. Few items (or one worker) run on the caller alone. */
+void pl_pool_run(struct pl_pool *p, void (*fn)(void *arg, size_t item, unsigned worker), void *arg, size_t n);
+
+#endif

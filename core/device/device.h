@@ -1,0 +1,152 @@
+/* device: where tensors live and what can be done to them. The model's forward pass (core/model/forward.c) is written
+ * once against this interface; the scalar CPU implementation is the oracle for every other one.
+ *
+ * Ops are ordered; their results may be read after step_end. All activations are float32. A row of an op's result
+ * depends only on that row's inputs, never on what else is in the batch or on the number of threads: reductions run
+ * in a fixed order, so that a sequence gives the same bits alone, batched, chunked, preempted or from cached pages.
+ *
+ * Thread: the engine's only.  Owns: buffers, weights and caches until freed; freed before close.
+ * Fails: PL_ENOMEM, PL_ENOTSUP when a weight type is not supported, PL_EDEVICE (sticky: the device is lost).
+ * Shapes: T tokens of the flat batch, K inputs and N outputs of a product, C model width, F feed-forward width,
+ * H query heads, G key/value heads, D head width, R rows that want logits, V vocabulary.
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef PL_DEVICE_DEVICE_H
+#define PL_DEVICE_DEVICE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "core/base/status.h"
+#include "core/model/dtype.h"
+
+struct pl_device;
+struct pl_dbuf;   /* memory of the device */
+struct pl_weight; /* a matrix [N, K] as the device keeps it (repacked, still quantized) */
+struct pl_kvdev;  /* the pages of a KV cache */
+
+/* A float32 matrix inside a buffer; row r starts at element offset + r * stride. By value. */
+typedef struct {
+    struct pl_dbuf *buf; /* borrowed */
+    size_t offset;       /* elements */
+    uint32_t rows, cols, stride;
+} pl_view;
+
+/* One iteration's flat batch: n_seqs sequences, the tokens of sequence s are [q_start[s], q_start[s + 1]).
+ *
+ *   tokens   | s0 s0 s0 s0 | s1 | s2 | s3 s3 |      prefill chunk, two decodes, another chunk
+ *   pos      |  0  1  2  3 | 17 | 40 |  8  9 |      position in its own sequence
+ *   ctx[s]   |           4 | 18 | 41 |    10 |      tokens in the cache once this step has written its own
+ *
+ * The pages of sequence s are pages[page_start[s] .. page_start[s + 1]); token i of a sequence lies in its page
+ * i / page_size at i % page_size. slot[t] = page * page_size + offset, where token t's K and V are written.
+ * All arrays are borrowed until step_end. */
+struct pl_batch {
+    uint32_t n_tokens, n_seqs, n_rows;
+    const int32_t *tokens;      /* [T] */
+    const uint32_t *pos;        /* [T] */
+    const uint32_t *slot;       /* [T] */
+    const uint32_t *q_start;    /* [n_seqs + 1] */
+    const uint32_t *ctx;        /* [n_seqs] */
+    const uint32_t *page_start; /* [n_seqs + 1] */
+    const uint32_t *pages;
+    const uint32_t *rows; /* [R] ascending token indices whose logits are wanted */
+};
+
+/* Part of a weight as the file holds it: N rows of K elements. Consecutive parts are stacked, first part's rows first;
+ * their types may differ (fused QKV of a mixed-type file). */
+struct pl_weight_src {
+    pl_dtype dtype;
+    uint32_t rows, cols;
+    const void *data; /* borrowed while the device loads, and for as long as the weight lives if it is not repacked */
+};
+
+struct pl_kv_shape {
+    uint32_t n_layers, n_kv_heads, head_dim;
+    uint32_t page_size; /* tokens */
+    uint32_t n_pages;
+    pl_dtype dtype; /* PL_F32, PL_F16 or PL_BF16 */
+};
+
+typedef enum { PL_NORM_RMS, PL_NORM_LAYER } pl_norm_kind;
+typedef enum { PL_ROPE_NONE, PL_ROPE_INTERLEAVED /* pairs (2i, 2i+1) */, PL_ROPE_HALVES /* pairs (i, i + n/2) */ } pl_rope_kind;
+typedef enum { PL_ACT_SILU, PL_ACT_GELU_TANH } pl_act_kind;
+
+struct pl_device_ops {
+    const char *name;
+    void (*close)(struct pl_device *dev);
+
+    pl_status (*buf_new)(struct pl_device *dev, size_t n_floats, struct pl_dbuf **out);
+    void (*buf_free)(struct pl_device *dev, struct pl_dbuf *buf);
+    pl_status (*put)(struct pl_device *dev, struct pl_dbuf *buf, size_t offset, const float *src, size_t n);
+    pl_status (*get)(struct pl_device *dev, const struct pl_dbuf *buf, size_t offset, float *dst, size_t n);
+    /* The buffer's memory where the host can read it in place, else NULL (use get). */
+    const float *(*host)(struct pl_device *dev, const struct pl_dbuf *buf);
+
+    pl_status (*weight_new)(struct pl_device *dev, const struct pl_weight_src *parts, size_t n_parts,
+                            struct pl_weight **out, struct pl_err *err);
+    void (*weight_free)(struct pl_device *dev, struct pl_weight *w);
+
+    size_t (*kv_bytes)(struct pl_device *dev, const struct pl_kv_shape *shape); /* what kv_new would take */
+    pl_status (*kv_new)(struct pl_device *dev, const struct pl_kv_shape *shape, struct pl_kvdev **out);
+    void (*kv_free)(struct pl_device *dev, struct pl_kvdev *kv);
+
+    pl_status (*step_begin)(struct pl_device *dev, const struct pl_batch *b);
+    pl_status (*step_end)(struct pl_device *dev);
+
+    /* out[n, C] (+)= rows idx[i] of w[*, C]. add: accumulate (learned positions). */
+    pl_status (*embed)(struct pl_device *dev, pl_view out, const struct pl_weight *w, const uint32_t *idx, bool add);
+    /* out[T, C] = norm(x) * gain (+ bias); bias.buf NULL = none. gain and bias are [1, C]. out may be x. */
+    pl_status (*norm)(struct pl_device *dev, pl_norm_kind kind, pl_view out, pl_view x, pl_view gain, pl_view bias, float eps);
+    /* out[T, N] (+)= x[T, K] · wᵀ (+ bias[1, N]; bias.buf NULL = none). add: accumulate (residual). out is not x. */
+    pl_status (*matmul)(struct pl_device *dev, pl_view out, pl_view x, const struct pl_weight *w, pl_view bias, bool add);
+    /* Rotates the first n_dims of each head of x[T, n_heads * D] in place, by angle pos[t] * freq[i];
+     * freq is [1, n_dims / 2] (base, linear scaling and frequency factors already in it). */
+    pl_status (*rope)(struct pl_device *dev, pl_rope_kind kind, pl_view x, uint32_t head_dim, uint32_t n_dims, pl_view freq,
+                      const uint32_t *pos);
+    /* Writes k, v [T, G * D] of a layer to the batch's slots. */
+    pl_status (*kv_write)(struct pl_device *dev, struct pl_kvdev *kv, uint32_t layer, pl_view k, pl_view v,
+                          const struct pl_batch *b);
+    /* out[T, H * D] = causal softmax(q · Kᵀ * scale) · V for each token over its own sequence's pages (positions
+     * 0 .. pos[t]); query head h reads key/value head h / (H / G). Online soft-max, no T × T matrix. */
+    pl_status (*attn)(struct pl_device *dev, pl_view out, pl_view q, const struct pl_kvdev *kv, uint32_t layer, float scale,
+                      const struct pl_batch *b);
+    /* out[T, F] = act(x[T, 0..F)) * x[T, F..2F) */
+    pl_status (*glu)(struct pl_device *dev, pl_act_kind kind, pl_view out, pl_view x);
+    /* x = act(x) in place */
+    pl_status (*act)(struct pl_device *dev, pl_act_kind kind, pl_view x);
+    /* out[R, C] = x[rows[i]] */
+    pl_status (*gather)(struct pl_device *dev, pl_view out, pl_view x, const uint32_t *rows);
+};
+
+struct pl_device {
+    const struct pl_device_ops *ops;
+    /* implementations put this first in their own struct */
+};
+
+static inline pl_view pl_view_none(void)
+{
+    return (pl_view){0};
+}
+
+/* Columns [from, from + n) of v. */
+static inline pl_view pl_view_cols(pl_view v, uint32_t from, uint32_t n)
+{
+    v.offset += from;
+    v.cols = n;
+    return v;
+}
+
+static inline pl_view pl_view_rows(pl_view v, uint32_t from, uint32_t n)
+{
+    v.offset += (size_t)from * v.stride;
+    v.rows = n;
+    return v;
+}
+
+/* The CPU device (core/device/cpu). isa: NULL = the best this processor has; "ref", "avx2" and "avx512" force one
+ * (PL_ENOTSUP when the processor lacks it). pool: borrowed, outlives the device. */
+struct pl_pool;
+pl_status pl_cpu_open(struct pl_device **out, struct pl_pool *pool, const char *isa, struct pl_err *err) PL_MUST_CHECK;
+
+#endif

@@ -1,0 +1,56 @@
+/* kv: hands out fixed-size cache pages to sequences, and finds pages that already hold a prompt's beginning. Host
+ * bookkeeping only, identical on every device.
+ *
+ * A full page whose tokens are known is named by a 128-bit hash chain over (salt, all tokens before it, its own tokens); token ids are compared on a
+ * hit as well. Freed pages that have a name stay in the cache, least recently used first out, until their page is needed.
+ *
+ *   tokens   [0 .. P)[P .. 2P)[2P .. n)       P = page size
+ *   pages     p7       p2       p9            table of the sequence; p7 and p2 may be shared (refcount > 1),
+ *             named    named    private       the last, partial one never is
+ *
+ * Thread: engine only.  Owns: page arrays and its copies of page tokens.  Borrows: token arrays, during the call.
+ * Fails: PL_ENOPAGE when it does not fit; the table is then unchanged.
+ * Invariant: free + cached + held == total after each public call (pl_kv_check proves it).
+ * Source: Kwon et al. 2023, "Efficient Memory Management for LLM Serving with PagedAttention".
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef PL_KV_KV_H
+#define PL_KV_KV_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "core/base/status.h"
+
+#define PL_KV_PAGE 32u /* tokens per page */
+
+struct pl_kv;
+
+/* The block table of one sequence. Zero-initialised = empty. */
+struct pl_kv_table {
+    uint32_t *pages; /* owned by the kv module until pl_kv_release */
+    uint32_t n_pages, cap;
+    uint32_t n_named; /* pages at the front that are full, hashed and known to the cache */
+    uint64_t chain[2]; /* hash of the named front */
+};
+
+pl_status pl_kv_new(struct pl_kv **out, uint32_t n_pages, uint64_t salt, struct pl_err *err) PL_MUST_CHECK;
+void pl_kv_free(struct pl_kv *kv);
+
+/* Fills an empty table with the longest cached beginning of tokens[0..n); never all of it (at least one token is left to
+ * compute). Returns how many tokens are covered (a multiple of PL_KV_PAGE). */
+uint32_t pl_kv_match(struct pl_kv *kv, struct pl_kv_table *t, const int32_t *tokens, uint32_t n);
+/* Grows the table until it can hold n_tokens. */
+pl_status pl_kv_reserve(struct pl_kv *kv, struct pl_kv_table *t, uint32_t n_tokens) PL_MUST_CHECK;
+/* tokens[0..n_done) have been computed: names the pages that became full, so that others can reuse them. */
+void pl_kv_commit(struct pl_kv *kv, struct pl_kv_table *t, const int32_t *tokens, uint32_t n_done);
+/* Gives all pages back (named ones stay in the cache) and empties the table. */
+void pl_kv_release(struct pl_kv *kv, struct pl_kv_table *t);
+
+uint32_t pl_kv_total(const struct pl_kv *kv);
+uint32_t pl_kv_held(const struct pl_kv *kv);      /* in a table */
+uint32_t pl_kv_cached(const struct pl_kv *kv);    /* in no table, but named */
+uint32_t pl_kv_available(const struct pl_kv *kv); /* free + cached */
+/* Proves the invariants by walking everything; PL_ASSERTs. For tests and debug builds. */
+void pl_kv_check(const struct pl_kv *kv);
+
+#endif

@@ -1,0 +1,32 @@
+/* model: a GPT read from a GGUF file and its forward pass, for every architecture and device.
+ * Thread: load on one thread; forward on the engine's thread only.  Owns: weights on the device, its copy of the
+ * hyper-parameters; borrows device and file (the file until pl_model_free).
+ * Fails: PL_ENOTSUP (architecture, tensor type or rope variant, by name), PL_EFORMAT (missing key or tensor, wrong
+ * shape, by name), PL_ENOMEM, PL_EDEVICE.
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef PL_MODEL_MODEL_H
+#define PL_MODEL_MODEL_H
+
+#include "core/device/device.h"
+#include "core/model/spec.h"
+
+struct pl_model;
+struct pl_gguf;
+
+/* max_tokens, max_rows: the largest batch that forward will be given; its work buffers are made now.
+ * n_threads-parallel repacking is the device's business. */
+pl_status pl_model_load(struct pl_model **out, const struct pl_gguf *g, struct pl_device *dev, uint32_t max_tokens,
+                        uint32_t max_rows, struct pl_err *err) PL_MUST_CHECK;
+void pl_model_free(struct pl_model *m);
+const struct pl_spec *pl_model_spec(const struct pl_model *m);
+uint64_t pl_model_n_params(const struct pl_model *m);
+
+/* Shape of this model's cache for pages of page_size tokens. */
+struct pl_kv_shape pl_model_kv_shape(const struct pl_model *m, uint32_t page_size, uint32_t n_pages, pl_dtype dtype);
+
+/* One forward pass over the batch: writes the batch's K and V, and sets *logits to [n_rows, V] (host memory, borrowed
+ * until the next forward; V = spec->n_vocab). NULL when n_rows is 0. Token ids must be below n_vocab and positions below the context:
+ * the caller has checked them. */
+pl_status pl_model_forward(struct pl_model *m, struct pl_kvdev *kv, const struct pl_batch *b, const float **logits) PL_MUST_CHECK;
+
+#endif

@@ -1,0 +1,38 @@
+/* detok: turns tokens into text one at a time, for one sequence. Never lets out half a UTF-8 character (bytes that can
+ * never become one leave as U+FFFD), finds stop strings across token borders and never lets out any part of one.
+ * Thread: the one that owns it.  Owns: its pending bytes; borrows tokenizer and stop strings.
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef PL_TEXT_DETOK_H
+#define PL_TEXT_DETOK_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "core/base/buf.h"
+
+struct pl_tok;
+
+struct pl_stop {
+    const char *s; /* not empty */
+    size_t n;
+};
+
+struct pl_detok {
+    const struct pl_tok *tok;
+    const struct pl_stop *stops;
+    size_t n_stops;
+    bool include_stop;     /* let the matched stop string out too */
+    struct pl_buf pending; /* bytes not yet let out: an unfinished character or a possible stop string */
+    int matched;           /* index of the stop string that was found, -1 = none */
+};
+
+void pl_detok_init(struct pl_detok *d, const struct pl_tok *tok, const struct pl_stop *stops, size_t n_stops);
+void pl_detok_fini(struct pl_detok *d);
+/* Feeds one token; appends what may leave now to *out. Returns true when a stop string is complete (nothing more
+ * is to be fed then). */
+bool pl_detok_push(struct pl_detok *d, int32_t id, struct pl_buf *out);
+/* The end of the sequence: lets out everything that is pending (unfinished bytes as U+FFFD). */
+void pl_detok_flush(struct pl_detok *d, struct pl_buf *out);
+
+#endif

@@ -1,0 +1,33 @@
+/* server: what the request handlers share: configuration, model, tokenizer, template, engine. Read-only after start.
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef PL_SERVER_SERVER_H
+#define PL_SERVER_SERVER_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <time.h>
+
+#include "config/config.h"
+
+struct pl_tok;
+struct pl_chat;
+struct pl_model;
+struct pl_engine;
+struct pl_metrics;
+
+struct pl_server {
+    const struct pl_config *config;
+    atomic_bool ready; /* model loaded and warm: tok, chat, model, engine below are valid (release/acquire) */
+    atomic_bool draining;
+    const char *model_id;    /* what /v1/models shows: --alias, else the file name without .gguf */
+    char fingerprint[32];    /* "fp_" + hash of weights file, build and kernels */
+    time_t created;          /* model file's time */
+    const struct pl_tok *tok;
+    const struct pl_chat *chat; /* NULL = the model has no template: /v1/chat/completions answers 400 */
+    const struct pl_model *model;
+    struct pl_engine *engine;
+    struct pl_metrics *metrics;
+};
+
+#endif
