@@ -13,6 +13,7 @@
 
 #include "core/base/hist.h"
 #include "core/base/status.h"
+#include "core/model/dtype.h"
 #include "core/sample/sample.h"
 #include "core/sched/reply.h"
 #include "core/text/detok.h"
