@@ -25,6 +25,7 @@ struct pl_spec {
     pl_rope_kind rope; /* PL_ROPE_NONE = learned positions */
     uint32_t rope_dims;
     float rope_base;
+    float rope_factor; /* linear scaling: positions are divided by it; 1 = none */
     pl_act_kind act;
     bool gated; /* gate * up instead of one up projection */
     bool tied;  /* the head is the embedding */

@@ -1,0 +1,122 @@
+/* forward: one pass of a batch through the model, for every architecture and device. Enqueues device operations only;
+ * what differs between architectures is data (which weights are there, which kind of norm, rope and activation).
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "core/model/weights.h"
+
+/* Runs the step `op(dev, …)` unless an earlier one failed; the first failure ends the pass. */
+#define STEP(op, ...)                                                                                                  \
+    do {                                                                                                               \
+        const pl_status step_rc = m->dev->ops->op(m->dev, __VA_ARGS__);                                                \
+        if (step_rc != PL_OK)                                                                                          \
+            return step_rc;                                                                                            \
+    } while (0)
+
+static pl_view first_rows(pl_view v, uint32_t n)
+{
+    return pl_view_rows(v, 0, n);
+}
+
+/* x = token embedding, plus the learned position where the architecture has one */
+static pl_status embed(struct pl_model *m, const struct pl_batch *b, pl_view x)
+{
+    _Static_assert(sizeof(int32_t) == sizeof(uint32_t), "token ids are checked to be non-negative by the caller");
+    STEP(embed, x, m->top.embed, (const uint32_t *)b->tokens, false);
+    if (m->top.position != NULL)
+        STEP(embed, x, m->top.position, b->pos, true);
+    return PL_OK;
+}
+
+/* att = attention(norm(x)); the keys and values of this batch are in the cache afterwards */
+static pl_status attention(struct pl_model *m, uint32_t layer, struct pl_kvdev *kv, const struct pl_batch *b, pl_view x,
+                           pl_view att)
+{
+    const struct pl_spec *s = &m->spec;
+    const struct pl_layer *l = &m->layers[layer];
+    const uint32_t T = b->n_tokens, D = s->head_dim, Q = s->n_heads * D, K = s->n_kv_heads * D;
+    const pl_view h = first_rows(m->h, T), qkv = first_rows(m->qkv, T);
+    const pl_view q = pl_view_cols(qkv, 0, Q), k = pl_view_cols(qkv, Q, K), v = pl_view_cols(qkv, Q + K, K);
+
+    STEP(norm, s->norm, h, x, l->attn_norm, l->attn_norm_b, s->norm_eps);
+    STEP(matmul, qkv, h, l->qkv, l->qkv_b, false);
+    if (s->rope != PL_ROPE_NONE) {
+        STEP(rope, s->rope, q, D, s->rope_dims, m->top.rope_freq, b->pos);
+        STEP(rope, s->rope, k, D, s->rope_dims, m->top.rope_freq, b->pos);
+    }
+    STEP(kv_write, kv, layer, k, v, b);
+    if (b->n_rows == 0 && layer + 1 == s->n_layers)
+        return PL_OK; /* nobody reads what follows */
+    STEP(attn, att, q, kv, layer, m->attn_scale, b);
+    return PL_OK;
+}
+
+/* x += feed_forward(norm(x)) */
+static pl_status feed_forward(struct pl_model *m, const struct pl_layer *l, pl_view x)
+{
+    const struct pl_spec *s = &m->spec;
+    const pl_view h = first_rows(m->h, x.rows), ff = first_rows(m->ff, x.rows);
+    pl_view act = ff;
+
+    STEP(norm, s->norm, h, x, l->ff_norm, l->ff_norm_b, s->norm_eps);
+    STEP(matmul, ff, h, l->ff_in, l->ff_in_b, false);
+    if (s->gated) {
+        act = first_rows(m->ff_act, x.rows);
+        STEP(glu, s->act, act, ff);
+    } else {
+        STEP(act, s->act, act);
+    }
+    STEP(matmul, x, act, l->ff_out, l->ff_out_b, true);
+    return PL_OK;
+}
+
+/* Enqueues the whole pass. After the last layer's attention only the rows that want logits go on. */
+static pl_status enqueue(struct pl_model *m, struct pl_kvdev *kv, const struct pl_batch *b)
+{
+    const struct pl_spec *s = &m->spec;
+    const uint32_t T = b->n_tokens, R = b->n_rows;
+    pl_view x = first_rows(m->x, T), att = first_rows(m->att, T);
+
+    pl_status rc = embed(m, b, x);
+    for (uint32_t layer = 0; rc == PL_OK && layer < s->n_layers; layer++) {
+        const struct pl_layer *l = &m->layers[layer];
+        if ((rc = attention(m, layer, kv, b, x, att)) != PL_OK)
+            break;
+        if (layer + 1 == s->n_layers) {
+            if (R == 0)
+                return PL_OK;
+            STEP(gather, first_rows(m->x_rows, R), x, b->rows);
+            STEP(gather, first_rows(m->att_rows, R), att, b->rows);
+            x = first_rows(m->x_rows, R);
+            att = first_rows(m->att_rows, R);
+        }
+        STEP(matmul, x, att, l->attn_out, l->attn_out_b, true);
+        rc = feed_forward(m, l, x);
+    }
+    if (rc != PL_OK)
+        return rc;
+    const pl_view h = first_rows(m->h, R);
+    STEP(norm, s->norm, h, x, m->top.out_norm, m->top.out_norm_b, s->norm_eps);
+    STEP(matmul, first_rows(m->logits, R), h, m->top.head != NULL ? m->top.head : m->top.embed, pl_view_none(), false);
+    return PL_OK;
+}
+
+pl_status pl_model_forward(struct pl_model *m, struct pl_kvdev *kv, const struct pl_batch *b, const float **logits)
+{
+    *logits = NULL;
+    if (b->n_tokens == 0 || b->n_tokens > m->max_tokens || b->n_rows > m->max_rows || b->n_rows > b->n_tokens)
+        return PL_EINVAL;
+    STEP(step_begin, b);
+    const pl_status rc = enqueue(m, kv, b);
+    const pl_status end = m->dev->ops->step_end(m->dev);
+    if (rc != PL_OK)
+        return rc;
+    if (end != PL_OK || b->n_rows == 0)
+        return end;
+    if (m->host_logits == NULL) {
+        *logits = m->dev->ops->host(m->dev, m->logits.buf) + m->logits.offset;
+        return PL_OK;
+    }
+    const size_t n = (size_t)b->n_rows * m->spec.n_vocab;
+    STEP(get, m->logits.buf, m->logits.offset, m->host_logits, n);
+    *logits = m->host_logits;
+    return PL_OK;
+}

@@ -1,0 +1,413 @@
+/* load: makes a model from a GGUF file. First every tensor of the table is found and checked, then the weights go to the
+ * device and the work buffers are made, so that a file that lacks something is refused before the long part.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include <math.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/log.h"
+#include "core/base/mem.h"
+#include "core/model/gguf.h"
+#include "core/model/weights.h"
+
+#define PL_LOG_MODULE "model"
+
+enum { MAX_ROWS = 32, MAX_PARTS = 4, ALIGN_FLOATS = 16 };
+
+/* The weight table for one architecture with its sizes filled in. */
+struct row {
+    enum { MATRIX, VECTOR } kind;
+    enum { MUST, MAY } need;
+    size_t field; /* offset in struct pl_top or struct pl_layer */
+    const char *name;
+    uint32_t n_rows, n_cols;
+};
+
+struct table {
+    struct row top[MAX_ROWS], layer[MAX_ROWS];
+    size_t n_top, n_layer;
+};
+
+struct loader {
+    struct pl_model *m;
+    const struct pl_gguf *g;
+    struct pl_err *err;
+    struct table table;
+    bool checking;  /* first pass: look, count, touch nothing */
+    float *staging; /* second pass: what goes into m->vectors */
+    size_t n_floats;
+};
+
+static void table_fill(struct table *t, const struct pl_spec *s, unsigned arch)
+{
+    const uint32_t V = s->n_vocab, C = s->n_embd, P = s->n_ctx, F = s->n_ff, W = s->rope_dims / 2;
+    const uint32_t Q = s->n_heads * s->head_dim, K = s->n_kv_heads * s->head_dim;
+    *t = (struct table){0};
+#define ADD(where, type, kind, field, archs, name, rows, cols, need)                                                   \
+    if (((archs) & arch) != 0)                                                                                         \
+        t->where[t->n_##where++] = (struct row){kind, need, offsetof(struct type, field), name, rows, cols};
+#define X(...) ADD(top, pl_top, __VA_ARGS__)
+    PL_TOP_WEIGHTS(X)
+#undef X
+#define X(...) ADD(layer, pl_layer, __VA_ARGS__)
+    PL_LAYER_WEIGHTS(X)
+#undef X
+#undef ADD
+}
+
+struct tensor_name {
+    char s[64];
+};
+
+static struct tensor_name tensor_name(const struct row *r, int layer)
+{
+    struct tensor_name n;
+    if (layer < 0)
+        snprintf(n.s, sizeof n.s, "%s", r->name);
+    else
+        snprintf(n.s, sizeof n.s, "blk.%d.%s", layer, r->name);
+    return n;
+}
+
+/* Sets *out to the tensor of a row, NULL when it is absent and may be; refuses a missing or misshapen one. */
+static pl_status find(const struct loader *ld, const struct row *r, int layer, const struct pl_gguf_tensor **out)
+{
+    const struct tensor_name name = tensor_name(r, layer);
+    const struct pl_gguf_tensor *t = pl_gguf_tensor(ld->g, name.s);
+    *out = t;
+    if (t == NULL)
+        return r->need == MAY ? PL_OK : pl_fail(ld->err, PL_EFORMAT, "tensor %s is missing", name.s);
+    if (t->ne[0] != r->n_cols || t->ne[1] != r->n_rows || t->ne[2] != 1 || t->ne[3] != 1)
+        return pl_fail(ld->err, PL_EFORMAT,
+                       "tensor %s has the shape [%llu, %llu, %llu, %llu]; the hyper-parameters ask for [%u, %u]", name.s,
+                       (unsigned long long)t->ne[0], (unsigned long long)t->ne[1], (unsigned long long)t->ne[2],
+                       (unsigned long long)t->ne[3], r->n_cols, r->n_rows);
+    if (t->ne[0] % pl_dtype_block(t->dtype) != 0)
+        return pl_fail(ld->err, PL_EFORMAT, "tensor %s has rows of %llu values, no multiple of %s blocks", name.s,
+                       (unsigned long long)t->ne[0], pl_dtype_name(t->dtype));
+    return PL_OK;
+}
+
+/* A matrix of stacked parts, all of them present. */
+static pl_status load_matrix(struct loader *ld, const struct pl_gguf_tensor *const *parts, size_t n, const char *name,
+                             struct pl_weight **out)
+{
+    struct pl_weight_src src[MAX_PARTS];
+    for (size_t i = 0; i < n; i++) {
+        src[i] = (struct pl_weight_src){parts[i]->dtype, (uint32_t)parts[i]->ne[1], (uint32_t)parts[i]->ne[0],
+                                        parts[i]->data};
+    }
+    struct pl_err cause = {0};
+    const pl_status rc = ld->m->dev->ops->weight_new(ld->m->dev, src, n, out, &cause);
+    if (rc != PL_OK)
+        return pl_fail(ld->err, rc, "tensor %s (%s): %s", name, pl_dtype_name(parts[0]->dtype),
+                       cause.msg[0] != '\0' ? cause.msg : pl_status_text(rc));
+    return PL_OK;
+}
+
+/* The next n floats of the vectors' buffer; in the second pass *values is where the host prepares them. */
+static pl_view take_vector(struct loader *ld, uint32_t n, float **values)
+{
+    const pl_view v = {.buf = ld->m->vectors, .offset = ld->n_floats, .rows = 1, .cols = n, .stride = n};
+    *values = ld->staging != NULL ? ld->staging + ld->n_floats : NULL;
+    ld->n_floats += ((size_t)n + ALIGN_FLOATS - 1) / ALIGN_FLOATS * ALIGN_FLOATS;
+    return v;
+}
+
+/* Loads the rows r[0..n) that share one field; base is the struct pl_top or struct pl_layer. */
+static pl_status load_group(struct loader *ld, const struct row *r, size_t n, int layer, void *base)
+{
+    const struct pl_gguf_tensor *parts[MAX_PARTS];
+    size_t n_found = 0;
+    uint32_t width = 0;
+    PL_ASSERT(n <= MAX_PARTS);
+    for (size_t i = 0; i < n; i++) {
+        const pl_status rc = find(ld, &r[i], layer, &parts[i]);
+        if (rc != PL_OK)
+            return rc;
+        n_found += parts[i] != NULL;
+        width += r[i].n_cols;
+        if (parts[i] != NULL && ld->checking)
+            ld->m->n_params += (uint64_t)r[i].n_rows * r[i].n_cols;
+    }
+    if (n_found == 0)
+        return PL_OK;
+    void *field = (char *)base + r->field;
+    if (r->kind == MATRIX) {
+        PL_ASSERT(n_found == n);
+        return ld->checking ? PL_OK : load_matrix(ld, parts, n, tensor_name(r, layer).s, field);
+    }
+    float *values;
+    *(pl_view *)field = take_vector(ld, width, &values);
+    for (size_t i = 0; i < n && values != NULL; values += r[i++].n_cols) {
+        if (parts[i] != NULL)
+            pl_dequant_row(parts[i]->dtype, parts[i]->data, values, r[i].n_cols);
+    }
+    return PL_OK;
+}
+
+static pl_status load_rows(struct loader *ld, const struct row *r, size_t n, int layer, void *base)
+{
+    for (size_t i = 0, end; i < n; i = end) {
+        for (end = i + 1; end < n && r[end].field == r[i].field;)
+            end++;
+        const pl_status rc = load_group(ld, r + i, end - i, layer, base);
+        if (rc != PL_OK)
+            return rc;
+    }
+    return PL_OK;
+}
+
+/* Rotation per position of each pair of a head: base^(-2i / dims), slowed by linear scaling and the file's factors. */
+static pl_status make_rope_freq(struct loader *ld)
+{
+    struct pl_model *m = ld->m;
+    const struct pl_spec *s = &m->spec;
+    const uint32_t W = s->rope_dims / 2;
+    float *freq;
+    if (s->rope == PL_ROPE_NONE)
+        return PL_OK;
+    const float *factors = NULL;
+    if (m->top.rope_factors.cols == W && ld->staging != NULL)
+        factors = ld->staging + m->top.rope_factors.offset;
+    m->top.rope_freq = take_vector(ld, W, &freq);
+    for (uint32_t i = 0; i < W && freq != NULL; i++) {
+        const double f = factors != NULL ? (double)factors[i] : 1.0;
+        if (!(f > 0) || !isfinite(f))
+            return pl_fail(ld->err, PL_EFORMAT, "tensor rope_freqs.weight holds %g; factors must be above 0", f);
+        freq[i] = (float)(pow((double)s->rope_base, -2.0 * i / s->rope_dims) / (double)s->rope_factor / f);
+    }
+    return PL_OK;
+}
+
+/* One pass over everything in the table, in file-independent order. */
+static pl_status load_all(struct loader *ld)
+{
+    struct pl_model *m = ld->m;
+    pl_status rc = load_rows(ld, ld->table.top, ld->table.n_top, -1, &m->top);
+    for (uint32_t i = 0; rc == PL_OK && i < m->spec.n_layers; i++)
+        rc = load_rows(ld, ld->table.layer, ld->table.n_layer, (int)i, &m->layers[i]);
+    return rc != PL_OK ? rc : make_rope_freq(ld);
+}
+
+static bool has_prefix(struct pl_gguf_str s, const char *prefix)
+{
+    return s.n >= strlen(prefix) && memcmp(s.s, prefix, strlen(prefix)) == 0;
+}
+
+/* "blk.<layer>.rest": the layer, and *rest set; -1 when the name is not of that form. */
+static long block_of(struct pl_gguf_str name, struct pl_gguf_str *rest)
+{
+    if (!has_prefix(name, "blk."))
+        return -1;
+    uint64_t i = 4;
+    long layer = 0;
+    for (; i < name.n && i < 10 && name.s[i] >= '0' && name.s[i] <= '9'; i++)
+        layer = layer * 10 + (name.s[i] - '0');
+    if (i == 4 || i >= name.n || name.s[i] != '.')
+        return -1;
+    *rest = (struct pl_gguf_str){name.s + i + 1, name.n - i - 1};
+    return layer;
+}
+
+static bool in_rows(struct pl_gguf_str name, const struct row *r, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        if (name.n == strlen(r[i].name) && memcmp(name.s, r[i].name, name.n) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* A tensor that the table does not know: refused where a model of another kind would use it in its forward pass (a
+ * part of one of the layers, of the embedding, the head or the positions), else passed over with a warning. */
+static pl_status check_extra(const struct loader *ld, struct pl_gguf_str name)
+{
+    static const char *const in_the_pass[] = {"token_", "position_", "output", "rope_", "per_layer_", "altup_"};
+    struct pl_gguf_str rest;
+    const long layer = block_of(name, &rest);
+    bool matters = false;
+    if (layer >= 0 && layer < (long)ld->m->spec.n_layers) {
+        if (in_rows(rest, ld->table.layer, ld->table.n_layer))
+            return PL_OK;
+        matters = !has_prefix(rest, "attn_rot_embd."); /* the plain frequencies, which are computed here */
+    } else {
+        if (in_rows(name, ld->table.top, ld->table.n_top))
+            return PL_OK;
+        for (size_t i = 0; i < PL_COUNT_OF(in_the_pass); i++)
+            matters |= has_prefix(name, in_the_pass[i]);
+    }
+    const int shown = (int)(name.n < 128 ? name.n : 128);
+    if (matters)
+        return pl_fail(ld->err, PL_ENOTSUP, "tensor %.*s is not part of the %s architecture as supported here", shown,
+                       name.s, ld->m->spec.arch);
+    pl_log_warn("tensor %.*s is not used", shown, name.s);
+    return PL_OK;
+}
+
+static pl_status check_extras(const struct loader *ld)
+{
+    for (size_t i = 0; i < pl_gguf_n_tensors(ld->g); i++) {
+        const pl_status rc = check_extra(ld, pl_gguf_tensor_at(ld->g, i)->name);
+        if (rc != PL_OK)
+            return rc;
+    }
+    return PL_OK;
+}
+
+/* The vocabulary's size is what the embedding has; other places that tell it must agree. */
+static pl_status read_vocab(struct pl_model *m, const struct pl_gguf *g, struct pl_err *err)
+{
+    const struct pl_gguf_tensor *embed = pl_gguf_tensor(g, "token_embd.weight");
+    if (embed == NULL)
+        return pl_fail(err, PL_EFORMAT, "tensor token_embd.weight is missing");
+    if (embed->ne[1] < 1 || embed->ne[1] > 1 << 24)
+        return pl_fail(err, PL_EFORMAT, "tensor token_embd.weight has %llu rows; a vocabulary has 1 to 16777216",
+                       (unsigned long long)embed->ne[1]);
+    m->spec.n_vocab = (uint32_t)embed->ne[1];
+    m->spec.tied = pl_gguf_tensor(g, "output.weight") == NULL;
+
+    uint64_t n_tokens;
+    pl_status rc = pl_gguf_array_len(g, "tokenizer.ggml.tokens", &n_tokens);
+    if (rc != PL_OK)
+        return pl_fail(err, PL_EFORMAT, "key tokenizer.ggml.tokens is %s", rc == PL_ENOENT ? "missing" : "not an array");
+    if (n_tokens != m->spec.n_vocab)
+        return pl_fail(err, PL_EFORMAT, "key tokenizer.ggml.tokens has %llu tokens, tensor token_embd.weight %u rows",
+                       (unsigned long long)n_tokens, m->spec.n_vocab);
+    char key[64];
+    uint32_t told;
+    snprintf(key, sizeof key, "%s.vocab_size", m->spec.arch);
+    rc = pl_gguf_u32(g, key, &told);
+    if (rc != PL_ENOENT && (rc != PL_OK || told != m->spec.n_vocab))
+        return pl_fail(err, PL_EFORMAT, "key %s does not agree with the %u rows of tensor token_embd.weight", key,
+                       m->spec.n_vocab);
+    return PL_OK;
+}
+
+static pl_status load_weights(struct pl_model *m, const struct pl_gguf *g, struct pl_err *err)
+{
+    struct loader ld = {.m = m, .g = g, .err = err, .checking = true};
+    const struct pl_device_ops *ops = m->dev->ops;
+    table_fill(&ld.table, &m->spec, m->arch_bit);
+    pl_status rc = load_all(&ld);
+    if (rc == PL_OK)
+        rc = check_extras(&ld);
+    if (rc != PL_OK)
+        return rc;
+
+    ld.checking = false;
+    ld.staging = calloc(ld.n_floats, sizeof *ld.staging);
+    const size_t total = ld.n_floats;
+    ld.n_floats = 0;
+    if (ld.staging == NULL || (rc = ops->buf_new(m->dev, total, &m->vectors)) != PL_OK) {
+        rc = pl_fail(err, rc != PL_OK ? rc : PL_ENOMEM, "no memory for the model's %zu vector values", total);
+        goto out;
+    }
+    if ((rc = load_all(&ld)) != PL_OK)
+        goto out;
+    PL_ASSERT(ld.n_floats == total);
+    if ((rc = ops->put(m->dev, m->vectors, 0, ld.staging, total)) != PL_OK)
+        rc = pl_fail(err, rc, "copying the model's vectors to the device: %s", pl_status_text(rc));
+out:
+    free(ld.staging);
+    return rc;
+}
+
+/* Carves [rows, cols] off the work buffer; without a buffer it only counts. Sizes cannot overflow: rows < 2^32 and cols
+ * < 2^27 by the hyper-parameters' ranges. */
+static pl_view take_work(struct pl_dbuf *buf, size_t *n_floats, uint32_t rows, uint32_t cols)
+{
+    const pl_view v = {.buf = buf, .offset = *n_floats, .rows = rows, .cols = cols, .stride = cols};
+    const size_t n = (size_t)rows * cols;
+    *n_floats += (n + ALIGN_FLOATS - 1) / ALIGN_FLOATS * ALIGN_FLOATS;
+    return v;
+}
+
+static size_t carve_work(struct pl_model *m)
+{
+    const struct pl_spec *s = &m->spec;
+    const uint32_t T = m->max_tokens, R = m->max_rows, C = s->n_embd, F = s->n_ff, V = s->n_vocab;
+    const uint32_t Q = s->n_heads * s->head_dim, K = s->n_kv_heads * s->head_dim;
+    size_t n = 0;
+    m->x = take_work(m->work, &n, T, C);
+    m->h = take_work(m->work, &n, T, C);
+    m->qkv = take_work(m->work, &n, T, Q + 2 * K);
+    m->att = take_work(m->work, &n, T, Q);
+    m->ff = take_work(m->work, &n, T, s->gated ? 2 * F : F);
+    if (s->gated)
+        m->ff_act = take_work(m->work, &n, T, F);
+    m->x_rows = take_work(m->work, &n, R, C);
+    m->att_rows = take_work(m->work, &n, R, Q);
+    m->logits = take_work(m->work, &n, R, V);
+    return n;
+}
+
+static pl_status make_work(struct pl_model *m, struct pl_err *err)
+{
+    const size_t n = carve_work(m);
+    pl_status rc = n > SIZE_MAX / sizeof(float) ? PL_ENOMEM : m->dev->ops->buf_new(m->dev, n, &m->work);
+    if (rc != PL_OK)
+        return pl_fail(err, rc, "no memory for batches of %u tokens (%zu values)", m->max_tokens, n);
+    carve_work(m);
+    if (m->dev->ops->host(m->dev, m->work) != NULL)
+        return PL_OK;
+    m->host_logits = malloc((size_t)m->max_rows * m->spec.n_vocab * sizeof *m->host_logits);
+    return m->host_logits != NULL ? PL_OK : pl_fail(err, PL_ENOMEM, "no memory for the logits of %u rows", m->max_rows);
+}
+
+pl_status pl_model_load(struct pl_model **out, const struct pl_gguf *g, struct pl_device *dev, uint32_t max_tokens,
+                        uint32_t max_rows, struct pl_err *err)
+{
+    *out = NULL;
+    if (max_tokens == 0 || max_rows == 0 || max_rows > max_tokens)
+        return pl_fail(err, PL_EINVAL, "a batch of %u tokens cannot have %u rows", max_tokens, max_rows);
+    struct pl_model *m = pl_xcalloc(1, sizeof *m);
+    m->dev = dev;
+    m->max_tokens = max_tokens;
+    m->max_rows = max_rows;
+    pl_status rc = pl_spec_read(&m->spec, &m->arch_bit, g, err);
+    if (rc != PL_OK || (rc = read_vocab(m, g, err)) != PL_OK)
+        goto out;
+    m->attn_scale = 1.0f / sqrtf((float)m->spec.head_dim);
+    m->layers = pl_xcalloc(m->spec.n_layers, sizeof *m->layers);
+    if ((rc = load_weights(m, g, err)) != PL_OK || (rc = make_work(m, err)) != PL_OK)
+        goto out;
+    *out = m;
+    m = NULL;
+out:
+    pl_model_free(m);
+    return rc;
+}
+
+/* Several rows may name one matrix (stacked parts): the field is NULL after the first. */
+static void free_matrices(struct pl_device *dev, const struct row *r, size_t n, void *base)
+{
+    for (size_t i = 0; i < n; i++) {
+        if (r[i].kind != MATRIX)
+            continue;
+        struct pl_weight **w = (struct pl_weight **)((char *)base + r[i].field);
+        if (*w != NULL)
+            dev->ops->weight_free(dev, *w);
+        *w = NULL;
+    }
+}
+
+void pl_model_free(struct pl_model *m)
+{
+    if (m == NULL)
+        return;
+    struct table t;
+    table_fill(&t, &m->spec, m->arch_bit);
+    free_matrices(m->dev, t.top, t.n_top, &m->top);
+    for (uint32_t i = 0; m->layers != NULL && i < m->spec.n_layers; i++)
+        free_matrices(m->dev, t.layer, t.n_layer, &m->layers[i]);
+    if (m->vectors != NULL)
+        m->dev->ops->buf_free(m->dev, m->vectors);
+    if (m->work != NULL)
+        m->dev->ops->buf_free(m->dev, m->work);
+    free(m->host_logits);
+    free(m->layers);
+    free(m);
+}

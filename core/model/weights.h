@@ -1,0 +1,105 @@
+/* weights: which tensors each architecture has, under which name and in which shape, and the struct that a loaded model
+ * keeps them in. The one table below yields the loader's checks, the fused products, the list of known names and what
+ * must be freed. A further architecture of the same kind is a bit in PL_ARCH_LIST and rows here.
+ * Thread: load on one thread, then read-only but for the work buffers, which are the engine's.
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef PL_MODEL_WEIGHTS_H
+#define PL_MODEL_WEIGHTS_H
+
+#include "core/model/model.h"
+
+/* name in general.architecture, bit, norm, rope, activation, gated */
+#define PL_ARCH_LIST(X)                                                                                                \
+    X("llama", LLAMA, PL_NORM_RMS, PL_ROPE_INTERLEAVED, PL_ACT_SILU, true)                                             \
+    X("gpt2", GPT2, PL_NORM_LAYER, PL_ROPE_NONE, PL_ACT_GELU_TANH, false)
+
+enum pl_arch_index {
+#define X(name, id, norm, rope, act, gated) PL_ARCH_INDEX_##id,
+    PL_ARCH_LIST(X)
+#undef X
+    PL_ARCH_COUNT
+};
+enum {
+#define X(name, id, norm, rope, act, gated) PL_ARCH_##id = 1 << PL_ARCH_INDEX_##id,
+    PL_ARCH_LIST(X)
+#undef X
+    PL_ARCH_ANY = (1 << PL_ARCH_COUNT) - 1
+};
+
+/* kind:  MATRIX = a product's weight on the device; VECTOR = float32 values in one shared buffer.
+ * field: where it goes. Consecutive rows with the same field are stacked, first row's rows first (fused QKV, gate + up).
+ * need:  MUST, or MAY be absent (a missing part of a vector of which another part is there counts as zeros).
+ * Sizes: see device.h; Q = H * D, K = G * D, P = trained context, W = rope_dims / 2. */
+#define PL_TOP_WEIGHTS(X) /* kind, field, architectures, tensor, rows, cols, need */                                   \
+    X(MATRIX, embed, PL_ARCH_ANY, "token_embd.weight", V, C, MUST)                                                     \
+    X(MATRIX, position, PL_ARCH_GPT2, "position_embd.weight", P, C, MUST)                                              \
+    X(MATRIX, head, PL_ARCH_ANY, "output.weight", V, C, MAY)                                                           \
+    X(VECTOR, out_norm, PL_ARCH_ANY, "output_norm.weight", 1, C, MUST)                                                 \
+    X(VECTOR, out_norm_b, PL_ARCH_GPT2, "output_norm.bias", 1, C, MUST)                                                \
+    X(VECTOR, rope_factors, PL_ARCH_LLAMA, "rope_freqs.weight", 1, W, MAY)
+
+#define PL_LAYER_WEIGHTS(X) /* the same, each name behind "blk.<layer>." */                                            \
+    X(VECTOR, attn_norm, PL_ARCH_ANY, "attn_norm.weight", 1, C, MUST)                                                  \
+    X(VECTOR, attn_norm_b, PL_ARCH_GPT2, "attn_norm.bias", 1, C, MUST)                                                 \
+    X(MATRIX, qkv, PL_ARCH_LLAMA, "attn_q.weight", Q, C, MUST)                                                         \
+    X(MATRIX, qkv, PL_ARCH_LLAMA, "attn_k.weight", K, C, MUST)                                                         \
+    X(MATRIX, qkv, PL_ARCH_LLAMA, "attn_v.weight", K, C, MUST)                                                         \
+    X(MATRIX, qkv, PL_ARCH_GPT2, "attn_qkv.weight", Q + 2 * K, C, MUST)                                                \
+    X(VECTOR, qkv_b, PL_ARCH_LLAMA, "attn_q.bias", 1, Q, MAY)                                                          \
+    X(VECTOR, qkv_b, PL_ARCH_LLAMA, "attn_k.bias", 1, K, MAY)                                                          \
+    X(VECTOR, qkv_b, PL_ARCH_LLAMA, "attn_v.bias", 1, K, MAY)                                                          \
+    X(VECTOR, qkv_b, PL_ARCH_GPT2, "attn_qkv.bias", 1, Q + 2 * K, MUST)                                                \
+    X(MATRIX, attn_out, PL_ARCH_ANY, "attn_output.weight", C, Q, MUST)                                                 \
+    X(VECTOR, attn_out_b, PL_ARCH_LLAMA, "attn_output.bias", 1, C, MAY)                                                \
+    X(VECTOR, attn_out_b, PL_ARCH_GPT2, "attn_output.bias", 1, C, MUST)                                                \
+    X(VECTOR, ff_norm, PL_ARCH_ANY, "ffn_norm.weight", 1, C, MUST)                                                     \
+    X(VECTOR, ff_norm_b, PL_ARCH_GPT2, "ffn_norm.bias", 1, C, MUST)                                                    \
+    X(MATRIX, ff_in, PL_ARCH_LLAMA, "ffn_gate.weight", F, C, MUST)                                                     \
+    X(MATRIX, ff_in, PL_ARCH_ANY, "ffn_up.weight", F, C, MUST)                                                         \
+    X(VECTOR, ff_in_b, PL_ARCH_LLAMA, "ffn_gate.bias", 1, F, MAY)                                                      \
+    X(VECTOR, ff_in_b, PL_ARCH_LLAMA, "ffn_up.bias", 1, F, MAY)                                                        \
+    X(VECTOR, ff_in_b, PL_ARCH_GPT2, "ffn_up.bias", 1, F, MUST)                                                        \
+    X(MATRIX, ff_out, PL_ARCH_ANY, "ffn_down.weight", C, F, MUST)                                                      \
+    X(VECTOR, ff_out_b, PL_ARCH_LLAMA, "ffn_down.bias", 1, C, MAY)                                                     \
+    X(VECTOR, ff_out_b, PL_ARCH_GPT2, "ffn_down.bias", 1, C, MUST)
+
+/* Absent: NULL, and a view without buffer. */
+struct pl_top {
+    struct pl_weight *embed, *position, *head;
+    pl_view out_norm, out_norm_b, rope_factors;
+    pl_view rope_freq; /* [1, W], base, linear scaling and factors in it */
+};
+
+struct pl_layer {
+    struct pl_weight *qkv, *attn_out, *ff_in, *ff_out;
+    pl_view attn_norm, attn_norm_b, qkv_b, attn_out_b, ff_norm, ff_norm_b, ff_in_b, ff_out_b;
+};
+
+struct pl_model {
+    struct pl_spec spec;
+    unsigned arch_bit;
+    struct pl_device *dev; /* borrowed */
+    uint64_t n_params;
+    float attn_scale; /* of q · k */
+
+    struct pl_top top;
+    struct pl_layer *layers;   /* [L] */
+    struct pl_dbuf *vectors;   /* what all vector views look into */
+
+    uint32_t max_tokens, max_rows;
+    struct pl_dbuf *work;      /* all activations, carved by pl_model_load */
+    pl_view x;                 /* [T, C] residual stream */
+    pl_view h;                 /* [T, C] normed */
+    pl_view qkv;               /* [T, Q + 2K] */
+    pl_view att;               /* [T, Q] */
+    pl_view ff;                /* [T, F or 2F] */
+    pl_view ff_act;            /* [T, F], gated only */
+    pl_view x_rows, att_rows;  /* [R, C], [R, Q] */
+    pl_view logits;            /* [R, V] */
+    float *host_logits;        /* where the device's memory cannot be read in place, else NULL */
+};
+
+/* Reads and checks the hyper-parameters (all but n_vocab and tied, which the tensors tell). */
+pl_status pl_spec_read(struct pl_spec *s, unsigned *arch_bit, const struct pl_gguf *g, struct pl_err *err) PL_MUST_CHECK;
+
+#endif
