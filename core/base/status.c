@@ -24,34 +24,16 @@ const char *pl_status_text(pl_status code)
     return code <= 0 && code > -PL_STATUS_COUNT ? status_texts[-code] : "unknown status";
 }
 
-static void fill(struct pl_err *e, pl_status code, const char *param, const char *fmt, va_list ap)
-    __attribute__((format(printf, 4, 0)));
-
-static void fill(struct pl_err *e, pl_status code, const char *param, const char *fmt, va_list ap)
+void pl_err_set(struct pl_err *e, pl_status code, const char *param, const char *fmt, ...)
 {
     if (e == NULL)
         return;
     e->code = code;
     snprintf(e->param, sizeof e->param, "%s", param);
+    va_list ap;
+    va_start(ap, fmt);
     vsnprintf(e->msg, sizeof e->msg, fmt, ap);
-}
-
-pl_status pl_fail(struct pl_err *e, pl_status code, const char *fmt, ...)
-{
-    va_list ap;
-    va_start(ap, fmt);
-    fill(e, code, "", fmt, ap);
     va_end(ap);
-    return code;
-}
-
-pl_status pl_fail_param(struct pl_err *e, pl_status code, const char *param, const char *fmt, ...)
-{
-    va_list ap;
-    va_start(ap, fmt);
-    fill(e, code, param, fmt, ap);
-    va_end(ap);
-    return code;
 }
 
 void pl_assert_failed(const char *cond, const char *file, int line)

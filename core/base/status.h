@@ -47,10 +47,11 @@ struct pl_err {
 /* "out of memory" and so on; "ok" for 0, "unknown status" for anything else. */
 const char *pl_status_text(pl_status code);
 
-/* Fills *e (if not NULL) and returns code, so that `return pl_fail(e, PL_EINVAL, …)` reads as one step. */
-pl_status pl_fail(struct pl_err *e, pl_status code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
-/* The same, naming the parameter at fault. */
-pl_status pl_fail_param(struct pl_err *e, pl_status code, const char *param, const char *fmt, ...)
+/* Fills *e (if not NULL) and yields code, so that `return pl_fail(e, PL_EINVAL, …)` reads as one step and the compiler
+ * sees which status comes back. pl_fail_param also names the parameter at fault. */
+#define pl_fail(e, code, ...) (pl_err_set((e), (code), "", __VA_ARGS__), (code))
+#define pl_fail_param(e, code, param, ...) (pl_err_set((e), (code), (param), __VA_ARGS__), (code))
+void pl_err_set(struct pl_err *e, pl_status code, const char *param, const char *fmt, ...)
     __attribute__((format(printf, 4, 5)));
 
 /* For broken programs only, never for bad input. Stays on in release builds. */
