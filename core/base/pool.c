@@ -1,0 +1,188 @@
+/* pool: a team of threads that run one function together.
+ *
+ * A region is published by advancing `region`; workers wait for it by spinning briefly and then on a futex. Items are
+ * handed out from one counter, so a worker that was delayed takes fewer, and the caller alone could finish a region.
+ * The counter carries the region's number in its upper half: a late worker of an old region takes nothing.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "core/base/pool.h"
+
+#include <limits.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+enum { SPIN_TURNS = 2000, POOL_MAX = 256 };
+
+struct worker {
+    struct pl_pool *pool;
+    unsigned index;
+    pthread_t thread;
+};
+
+struct pl_pool {
+    unsigned n_workers;
+    struct worker *workers; /* [n_workers]; 0 is the caller */
+    void (*fn)(void *arg, size_t item, unsigned worker);
+    void *arg;
+    size_t n_items;
+    _Alignas(64) atomic_uint region;   /* futex: the newest region; bit 31 = stop */
+    _Alignas(64) atomic_uint_fast64_t next; /* region << 32 | next item */
+    _Alignas(64) atomic_uint busy;     /* workers that have not finished the region */
+    atomic_uint sleeping;
+};
+
+static void futex_wait(atomic_uint *word, unsigned value)
+{
+    syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, NULL, NULL, 0);
+}
+
+static void futex_wake_all(atomic_uint *word)
+{
+    syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+}
+
+static inline void relax(void)
+{
+    __builtin_ia32_pause();
+}
+
+static void take_items(struct pl_pool *p, unsigned region, unsigned worker)
+{
+    for (;;) {
+        uint64_t at = atomic_fetch_add_explicit(&p->next, 1, memory_order_acq_rel);
+        if ((uint32_t)(at >> 32) != region || (uint32_t)at >= p->n_items)
+            return;
+        p->fn(p->arg, (uint32_t)at, worker);
+    }
+}
+
+/* Returns the number of the region after `seen`. */
+static unsigned await_region(struct pl_pool *p, unsigned seen)
+{
+    unsigned now;
+    for (int i = 0; i < SPIN_TURNS; i++) {
+        if ((now = atomic_load_explicit(&p->region, memory_order_acquire)) != seen)
+            return now;
+        relax();
+    }
+    atomic_fetch_add(&p->sleeping, 1);
+    while ((now = atomic_load(&p->region)) == seen)
+        futex_wait(&p->region, seen);
+    atomic_fetch_sub(&p->sleeping, 1);
+    return now;
+}
+
+#define STOP 0x80000000u
+
+static void *work(void *arg)
+{
+    struct worker *w = arg;
+    struct pl_pool *p = w->pool;
+    unsigned seen = 0;
+    for (;;) {
+        seen = await_region(p, seen);
+        if (seen & STOP)
+            return NULL;
+        take_items(p, seen, w->index);
+        if (atomic_fetch_sub_explicit(&p->busy, 1, memory_order_acq_rel) == 1)
+            futex_wake_all(&p->busy);
+    }
+}
+
+static unsigned quota_cpus(void)
+{
+    FILE *f = fopen("/sys/fs/cgroup/cpu.max", "re");
+    unsigned long long quota, period;
+    unsigned cpus = UINT_MAX;
+    if (f == NULL)
+        return cpus;
+    if (fscanf(f, "%llu %llu", &quota, &period) == 2 && period > 0)
+        cpus = (unsigned)((quota + period - 1) / period);
+    fclose(f);
+    return cpus;
+}
+
+unsigned pl_pool_cpus(void)
+{
+    cpu_set_t set;
+    unsigned n = sched_getaffinity(0, sizeof set, &set) == 0 ? (unsigned)CPU_COUNT(&set) : 1;
+    unsigned quota = quota_cpus();
+    n = quota < n ? quota : n;
+    return n < 1 ? 1 : n > POOL_MAX ? POOL_MAX : n;
+}
+
+pl_status pl_pool_new(struct pl_pool **out, unsigned n_threads, struct pl_err *err)
+{
+    if (n_threads == 0)
+        n_threads = pl_pool_cpus();
+    if (n_threads > POOL_MAX)
+        return pl_fail(err, PL_EINVAL, "%u threads are more than the %d that are possible", n_threads, POOL_MAX);
+    struct pl_pool *p = aligned_alloc(64, (sizeof *p + 63) / 64 * 64);
+    if (p == NULL)
+        return pl_fail(err, PL_ENOMEM, "no memory for the thread pool");
+    *p = (struct pl_pool){.n_workers = 1, .workers = calloc(n_threads, sizeof *p->workers)};
+    if (p->workers == NULL) {
+        free(p);
+        return pl_fail(err, PL_ENOMEM, "no memory for the thread pool");
+    }
+    for (unsigned i = 1; i < n_threads; i++) {
+        p->workers[i] = (struct worker){.pool = p, .index = i};
+        if (pthread_create(&p->workers[i].thread, NULL, work, &p->workers[i]) != 0) {
+            pl_pool_free(p);
+            return pl_fail(err, PL_ENOMEM, "cannot start thread %u of %u", i, n_threads);
+        }
+        p->n_workers = i + 1;
+    }
+    *out = p;
+    return PL_OK;
+}
+
+void pl_pool_free(struct pl_pool *p)
+{
+    if (p == NULL)
+        return;
+    atomic_fetch_or(&p->region, STOP);
+    futex_wake_all(&p->region);
+    for (unsigned i = 1; i < p->n_workers; i++)
+        pthread_join(p->workers[i].thread, NULL);
+    free(p->workers);
+    free(p);
+}
+
+unsigned pl_pool_size(const struct pl_pool *p)
+{
+    return p->n_workers;
+}
+
+void pl_pool_run(struct pl_pool *p, void (*fn)(void *arg, size_t item, unsigned worker), void *arg, size_t n)
+{
+    if (p->n_workers == 1 || n < 2) {
+        for (size_t i = 0; i < n; i++)
+            fn(arg, i, 0);
+        return;
+    }
+    PL_ASSERT(n < UINT32_MAX / 2);
+    unsigned region = (atomic_load_explicit(&p->region, memory_order_relaxed) + 1) & ~STOP;
+    p->fn = fn;
+    p->arg = arg;
+    p->n_items = n;
+    atomic_store_explicit(&p->busy, p->n_workers - 1, memory_order_relaxed);
+    atomic_store_explicit(&p->next, (uint64_t)region << 32, memory_order_relaxed);
+    atomic_store(&p->region, region);
+    if (atomic_load(&p->sleeping) != 0)
+        futex_wake_all(&p->region);
+    take_items(p, region, 0);
+    unsigned left;
+    for (int i = 0; (left = atomic_load_explicit(&p->busy, memory_order_acquire)) != 0;) {
+        if (i++ < SPIN_TURNS)
+            relax();
+        else
+            futex_wait(&p->busy, left);
+    }
+}
