@@ -1,8 +1,9 @@
 /* pool: a team of threads that run one function together.
  *
- * A region is published by advancing `region`; workers wait for it by spinning briefly and then on a futex. Items are
- * handed out from one counter, so a worker that was delayed takes fewer, and the caller alone could finish a region.
- * The counter carries the region's number in its upper half: a late worker of an old region takes nothing.
+ * A region is published by opening `gate` and advancing `region`; workers wait for it by spinning briefly and then on a
+ * futex. Items are handed out from one counter, so a worker that was delayed takes fewer. A worker takes part only after
+ * it has passed the gate; the caller closes the gate when no item is left and waits for those inside, never for one
+ * that the kernel did not run: with a busy neighbour the caller goes on at its own pace.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "core/base/pool.h"
 
@@ -32,8 +33,8 @@ struct pl_pool {
     void *arg;
     size_t n_items;
     _Alignas(64) atomic_uint region;   /* futex: the newest region; bit 31 = stop */
-    _Alignas(64) atomic_uint_fast64_t next; /* region << 32 | next item */
-    _Alignas(64) atomic_uint busy;     /* workers that have not finished the region */
+    _Alignas(64) atomic_size_t next;   /* next item */
+    _Alignas(64) atomic_uint gate;     /* futex: CLOSED, and how many workers are inside */
     atomic_uint sleeping;
 };
 
@@ -52,14 +53,29 @@ static inline void relax(void)
     __builtin_ia32_pause();
 }
 
-static void take_items(struct pl_pool *p, unsigned region, unsigned worker)
+#define STOP 0x80000000u
+#define CLOSED 0x80000000u
+
+static void take_items(struct pl_pool *p, unsigned worker)
 {
-    for (;;) {
-        uint64_t at = atomic_fetch_add_explicit(&p->next, 1, memory_order_acq_rel);
-        if ((uint32_t)(at >> 32) != region || (uint32_t)at >= p->n_items)
-            return;
-        p->fn(p->arg, (uint32_t)at, worker);
-    }
+    for (size_t i; (i = atomic_fetch_add_explicit(&p->next, 1, memory_order_relaxed)) < p->n_items;)
+        p->fn(p->arg, i, worker);
+}
+
+/* True when the region is still open; the caller is inside then. */
+static bool enter(struct pl_pool *p)
+{
+    unsigned gate = atomic_load_explicit(&p->gate, memory_order_relaxed);
+    while (!(gate & CLOSED))
+        if (atomic_compare_exchange_weak_explicit(&p->gate, &gate, gate + 1, memory_order_acquire, memory_order_relaxed))
+            return true;
+    return false;
+}
+
+static void leave(struct pl_pool *p)
+{
+    if (atomic_fetch_sub_explicit(&p->gate, 1, memory_order_release) == (CLOSED | 1))
+        futex_wake_all(&p->gate);
 }
 
 /* Returns the number of the region after `seen`. */
@@ -78,20 +94,18 @@ static unsigned await_region(struct pl_pool *p, unsigned seen)
     return now;
 }
 
-#define STOP 0x80000000u
-
 static void *work(void *arg)
 {
     struct worker *w = arg;
     struct pl_pool *p = w->pool;
-    unsigned seen = 0;
-    for (;;) {
+    for (unsigned seen = 0;;) {
         seen = await_region(p, seen);
         if (seen & STOP)
             return NULL;
-        take_items(p, seen, w->index);
-        if (atomic_fetch_sub_explicit(&p->busy, 1, memory_order_acq_rel) == 1)
-            futex_wake_all(&p->busy);
+        if (enter(p)) {
+            take_items(p, w->index);
+            leave(p);
+        }
     }
 }
 
@@ -126,7 +140,7 @@ pl_status pl_pool_new(struct pl_pool **out, unsigned n_threads, struct pl_err *e
     struct pl_pool *p = aligned_alloc(64, (sizeof *p + 63) / 64 * 64);
     if (p == NULL)
         return pl_fail(err, PL_ENOMEM, "no memory for the thread pool");
-    *p = (struct pl_pool){.n_workers = 1, .workers = calloc(n_threads, sizeof *p->workers)};
+    *p = (struct pl_pool){.n_workers = 1, .gate = CLOSED, .workers = calloc(n_threads, sizeof *p->workers)};
     if (p->workers == NULL) {
         free(p);
         return pl_fail(err, PL_ENOMEM, "no memory for the thread pool");
@@ -167,22 +181,20 @@ void pl_pool_run(struct pl_pool *p, void (*fn)(void *arg, size_t item, unsigned 
             fn(arg, i, 0);
         return;
     }
-    PL_ASSERT(n < UINT32_MAX / 2);
-    unsigned region = (atomic_load_explicit(&p->region, memory_order_relaxed) + 1) & ~STOP;
     p->fn = fn;
     p->arg = arg;
     p->n_items = n;
-    atomic_store_explicit(&p->busy, p->n_workers - 1, memory_order_relaxed);
-    atomic_store_explicit(&p->next, (uint64_t)region << 32, memory_order_relaxed);
-    atomic_store(&p->region, region);
+    atomic_store_explicit(&p->next, 0, memory_order_relaxed);
+    atomic_store_explicit(&p->gate, 0, memory_order_release);
+    atomic_store(&p->region, (atomic_load_explicit(&p->region, memory_order_relaxed) + 1) & ~STOP);
     if (atomic_load(&p->sleeping) != 0)
         futex_wake_all(&p->region);
-    take_items(p, region, 0);
-    unsigned left;
-    for (int i = 0; (left = atomic_load_explicit(&p->busy, memory_order_acquire)) != 0;) {
+    take_items(p, 0);
+    unsigned inside = atomic_fetch_or(&p->gate, CLOSED) | CLOSED;
+    for (int i = 0; inside != CLOSED; inside = atomic_load_explicit(&p->gate, memory_order_acquire)) {
         if (i++ < SPIN_TURNS)
             relax();
         else
-            futex_wait(&p->busy, left);
+            futex_wait(&p->gate, inside);
     }
 }
