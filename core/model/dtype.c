@@ -6,6 +6,8 @@
 #include <stdbool.h>
 #include <string.h>
 
+#include "core/base/status.h"
+
 static const struct {
     const char *name;
     uint16_t block, bytes;
@@ -99,151 +101,166 @@ static void store_f16(uint8_t *p, float f)
     p[1] = (uint8_t)(h >> 8);
 }
 
-/* ---- reading blocks: b is one block, y its elements ---------------------------------------------------------------- */
+/* ---- reading blocks: b is one block, q its unsigned quants, d and m scale and minimum of each sub-block ------------ */
 
-static void read_q4_0(const uint8_t *b, float *y)
-{
-    float d = load_f16(b);
-    for (int i = 0; i < 16; i++) {
-        y[i] = d * (float)((b[2 + i] & 15) - 8);
-        y[i + 16] = d * (float)((b[2 + i] >> 4) - 8);
-    }
-}
-
-static void read_q4_1(const uint8_t *b, float *y)
-{
-    float d = load_f16(b), m = load_f16(b + 2);
-    for (int i = 0; i < 16; i++) {
-        y[i] = d * (float)(b[4 + i] & 15) + m;
-        y[i + 16] = d * (float)(b[4 + i] >> 4) + m;
-    }
-}
-
-/* The fifth bits of 32 elements are a little-endian word: bit i belongs to element i. */
-static uint32_t high_bits(const uint8_t *p)
-{
-    return (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
-}
-
-static void read_q5(const uint8_t *qs, uint32_t high, float d, float m, float *y)
+/* The fifth bits of 32 elements are a little-endian word: bit i belongs to element i. NULL = none. */
+static void unpack_nibbles(const uint8_t *qs, const uint8_t *high, uint8_t *q)
 {
     for (int i = 0; i < 16; i++) {
-        y[i] = d * (float)((qs[i] & 15) | (high >> i & 1) << 4) + m;
-        y[i + 16] = d * (float)(qs[i] >> 4 | (high >> (i + 16) & 1) << 4) + m;
+        q[i] = qs[i] & 15;
+        q[i + 16] = qs[i] >> 4;
     }
+    for (int i = 0; high != NULL && i < 32; i++)
+        q[i] |= (uint8_t)((high[i / 8] >> (i % 8) & 1) << 4);
 }
 
-static void read_q5_0(const uint8_t *b, float *y)
+static void unpack_q8_0(const uint8_t *b, uint8_t *q)
 {
-    float d = load_f16(b);
-    read_q5(b + 6, high_bits(b + 2), d, -16 * d, y);
-}
-
-static void read_q5_1(const uint8_t *b, float *y)
-{
-    read_q5(b + 8, high_bits(b + 4), load_f16(b), load_f16(b + 2), y);
-}
-
-static void read_q8_0(const uint8_t *b, float *y)
-{
-    float d = load_f16(b);
     for (int i = 0; i < 32; i++)
-        y[i] = d * (float)(int8_t)b[2 + i];
+        q[i] = (uint8_t)(b[2 + i] ^ 0x80);
 }
 
 /* Q2_K: 16 scales (low nibble scale, high nibble minimum), 64 bytes of 2-bit quants, d, dmin */
-static void read_q2_k(const uint8_t *b, float *y)
+static void unpack_q2_k(const uint8_t *b, uint8_t *q, float *d, float *m)
 {
-    float d = load_f16(b + 80), dmin = load_f16(b + 82);
-    for (int e = 0; e < 256; e++) {
-        int sc = b[e / 16], q = b[16 + e / 128 * 32 + e % 32] >> (e % 128 / 32 * 2) & 3;
-        y[e] = d * (float)(sc & 15) * (float)q - dmin * (float)(sc >> 4);
+    float scale = load_f16(b + 80), min = load_f16(b + 82);
+    for (int j = 0; j < 16; j++) {
+        d[j] = scale * (float)(b[j] & 15);
+        m[j] = -(min * (float)(b[j] >> 4));
     }
+    for (int e = 0; e < 256; e++)
+        q[e] = b[16 + e / 128 * 32 + e % 32] >> (e % 128 / 32 * 2) & 3;
 }
 
 /* Q3_K: 32 bytes of high bits, 64 bytes of low 2 bits, 12 bytes of sixteen 6-bit scales (minus 32), d */
-static void read_q3_k(const uint8_t *b, float *y)
+static void unpack_q3_k(const uint8_t *b, uint8_t *q, float *d)
 {
     const uint8_t *hmask = b, *qs = b + 32, *s = b + 96;
-    float d = load_f16(b + 108);
-    for (int e = 0; e < 256; e++) {
-        int j = e / 16;
+    float scale = load_f16(b + 108);
+    for (int j = 0; j < 16; j++) {
         int low = j < 8 ? s[j] & 15 : s[j - 8] >> 4, high = s[8 + j % 4] >> (j / 4 * 2) & 3;
-        int q = qs[e / 128 * 32 + e % 32] >> (e % 128 / 32 * 2) & 3;
-        q -= hmask[e % 32] >> (e / 32) & 1 ? 0 : 4;
-        y[e] = d * (float)((low | high << 4) - 32) * (float)q;
+        d[j] = scale * (float)((low | high << 4) - 32);
     }
+    for (int e = 0; e < 256; e++)
+        q[e] = (uint8_t)((qs[e / 128 * 32 + e % 32] >> (e % 128 / 32 * 2) & 3) | (hmask[e % 32] >> (e / 32) & 1) << 2);
 }
 
 /* The eight 6-bit scales and minima of Q4_K and Q5_K, packed in 12 bytes. */
-static void k_scale(const uint8_t *s, int j, int *scale, int *min)
+static void unpack_k_scales(const uint8_t *b, float *d, float *m)
 {
-    if (j < 4) {
-        *scale = s[j] & 63;
-        *min = s[j + 4] & 63;
-    } else {
-        *scale = (s[j + 4] & 15) | s[j - 4] >> 6 << 4;
-        *min = s[j + 4] >> 4 | s[j] >> 6 << 4;
+    const uint8_t *s = b + 4;
+    float scale = load_f16(b), min = load_f16(b + 2);
+    for (int j = 0; j < 8; j++) {
+        int sc = j < 4 ? s[j] & 63 : (s[j + 4] & 15) | s[j - 4] >> 6 << 4;
+        int mn = j < 4 ? s[j + 4] & 63 : s[j + 4] >> 4 | s[j] >> 6 << 4;
+        d[j] = scale * (float)sc;
+        m[j] = -(min * (float)mn);
     }
 }
 
-static void read_q4_k(const uint8_t *b, float *y)
+static void unpack_q45_k(const uint8_t *qs, const uint8_t *high, uint8_t *q)
 {
-    float d = load_f16(b), dmin = load_f16(b + 2);
-    for (int j = 0; j < 8; j++) {
-        int scale, min;
-        k_scale(b + 4, j, &scale, &min);
-        float ds = d * (float)scale, dm = dmin * (float)min;
-        for (int i = 0; i < 32; i++)
-            y[32 * j + i] = ds * (float)(b[16 + j / 2 * 32 + i] >> (j % 2 * 4) & 15) - dm;
-    }
-}
-
-static void read_q5_k(const uint8_t *b, float *y)
-{
-    float d = load_f16(b), dmin = load_f16(b + 2);
-    for (int j = 0; j < 8; j++) {
-        int scale, min;
-        k_scale(b + 4, j, &scale, &min);
-        float ds = d * (float)scale, dm = dmin * (float)min;
-        for (int i = 0; i < 32; i++) {
-            int q = (b[48 + j / 2 * 32 + i] >> (j % 2 * 4) & 15) | (b[16 + i] >> j & 1) << 4;
-            y[32 * j + i] = ds * (float)q - dm;
-        }
+    for (int e = 0; e < 256; e++) {
+        int j = e / 32, i = e % 32;
+        q[e] = qs[j / 2 * 32 + i] >> (j % 2 * 4) & 15;
+        if (high != NULL)
+            q[e] |= (uint8_t)((high[i] >> j & 1) << 4);
     }
 }
 
 /* Q6_K: 128 bytes of low nibbles, 64 bytes of high 2 bits, 16 signed scales, d */
-static void read_q6_k(const uint8_t *b, float *y)
+static void unpack_q6_k(const uint8_t *b, uint8_t *q, float *d)
 {
-    float d = load_f16(b + 208);
+    float scale = load_f16(b + 208);
+    for (int j = 0; j < 16; j++)
+        d[j] = scale * (float)(int8_t)b[192 + j];
     for (int e = 0; e < 256; e++) {
-        int half = e / 128, r = e % 128, low = b[half * 64 + r % 64] >> (r / 64 * 4) & 15;
-        int high = b[128 + half * 32 + r % 32] >> (r / 32 * 2) & 3;
-        y[e] = d * (float)(int8_t)b[192 + e / 16] * (float)((low | high << 4) - 32);
+        int half = e / 128, r = e % 128;
+        q[e] = (uint8_t)((b[half * 64 + r % 64] >> (r / 64 * 4) & 15) | (b[128 + half * 32 + r % 32] >> (r / 32 * 2) & 3) << 4);
     }
+}
+
+uint32_t pl_dtype_sub(uint32_t dtype)
+{
+    switch (dtype) {
+    case PL_Q2_K:
+    case PL_Q3_K:
+    case PL_Q6_K: return 16;
+    default: return pl_dtype_block(dtype) > 1 ? 32 : 0;
+    }
+}
+
+uint32_t pl_dtype_offset(uint32_t dtype)
+{
+    switch (dtype) {
+    case PL_Q4_0: return 8;
+    case PL_Q5_0: return 16;
+    case PL_Q8_0: return 128;
+    case PL_Q3_K: return 4;
+    case PL_Q6_K: return 32;
+    default: return 0;
+    }
+}
+
+void pl_dtype_unpack(pl_dtype t, const void *block, uint8_t *q, float *scale, float *min)
+{
+    const uint8_t *b = block;
+    bool k_quant = pl_dtype_block(t) == 256, has_min = pl_dtype_offset(t) == 0;
+    if (!k_quant) {
+        scale[0] = load_f16(b);
+        min[0] = has_min ? load_f16(b + 2) : 0;
+    }
+    for (uint32_t j = 0; k_quant && !has_min && j < 256 / pl_dtype_sub(t); j++)
+        min[j] = 0;
+    switch (t) {
+    case PL_Q4_0: unpack_nibbles(b + 2, NULL, q); break;
+    case PL_Q4_1: unpack_nibbles(b + 4, NULL, q); break;
+    case PL_Q5_0: unpack_nibbles(b + 6, b + 2, q); break;
+    case PL_Q5_1: unpack_nibbles(b + 8, b + 4, q); break;
+    case PL_Q8_0: unpack_q8_0(b, q); break;
+    case PL_Q2_K: unpack_q2_k(b, q, scale, min); break;
+    case PL_Q3_K: unpack_q3_k(b, q, scale); break;
+    case PL_Q4_K:
+        unpack_k_scales(b, scale, min);
+        unpack_q45_k(b + 16, NULL, q);
+        break;
+    case PL_Q5_K:
+        unpack_k_scales(b, scale, min);
+        unpack_q45_k(b + 48, b + 16, q);
+        break;
+    case PL_Q6_K: unpack_q6_k(b, q, scale); break;
+    case PL_F32:
+    case PL_F16:
+    case PL_BF16: PL_ASSERT(!"only block types are unpacked");
+    }
+}
+
+static void dequant_block(pl_dtype t, const uint8_t *b, float *out)
+{
+    uint8_t q[256];
+    float scale[16], min[16];
+    pl_dtype_unpack(t, b, q, scale, min);
+    uint32_t n = pl_dtype_block(t), sub = pl_dtype_sub(t);
+    int offset = (int)pl_dtype_offset(t);
+    for (uint32_t e = 0; e < n; e++)
+        out[e] = scale[e / sub] * (float)(q[e] - offset) + min[e / sub];
 }
 
 void pl_dequant_row(pl_dtype t, const void *row, float *out, size_t n)
 {
     const uint8_t *b = row;
     size_t block = pl_dtype_block(t), bytes = pl_dtype_block_bytes(t);
+    if (t == PL_F32) {
+        memcpy(out, row, 4 * n);
+        return;
+    }
     for (size_t i = 0; i < n; i += block, b += bytes, out += block) {
-        switch (t) {
-        case PL_F32: memcpy(out, b, 4); break;
-        case PL_F16: *out = load_f16(b); break;
-        case PL_BF16: *out = bf16_to_f32((uint16_t)(b[0] | b[1] << 8)); break;
-        case PL_Q4_0: read_q4_0(b, out); break;
-        case PL_Q4_1: read_q4_1(b, out); break;
-        case PL_Q5_0: read_q5_0(b, out); break;
-        case PL_Q5_1: read_q5_1(b, out); break;
-        case PL_Q8_0: read_q8_0(b, out); break;
-        case PL_Q2_K: read_q2_k(b, out); break;
-        case PL_Q3_K: read_q3_k(b, out); break;
-        case PL_Q4_K: read_q4_k(b, out); break;
-        case PL_Q5_K: read_q5_k(b, out); break;
-        case PL_Q6_K: read_q6_k(b, out); break;
-        }
+        if (t == PL_F16)
+            *out = load_f16(b);
+        else if (t == PL_BF16)
+            *out = bf16_to_f32((uint16_t)(b[0] | b[1] << 8));
+        else
+            dequant_block(t, b, out);
     }
 }
 

@@ -40,6 +40,12 @@ static inline size_t pl_dtype_row_bytes(pl_dtype t, size_t n)
     return n / pl_dtype_block(t) * pl_dtype_block_bytes(t);
 }
 
+/* Block types only (F32, F16 and BF16 have sub 0): a block is made of sub-blocks of pl_dtype_sub elements, and element e
+ * of sub-block j is worth scale[j] * (q[e] - pl_dtype_offset) + min[j]. Types with an offset have no minima (min[j] = 0). */
+uint32_t pl_dtype_sub(uint32_t dtype);
+uint32_t pl_dtype_offset(uint32_t dtype);
+void pl_dtype_unpack(pl_dtype t, const void *block, uint8_t *q, float *scale, float *min);
+
 /* out[n] = the values of one row; n is a multiple of the block. */
 void pl_dequant_row(pl_dtype t, const void *row, float *out, size_t n);
 /* Nearest representation (round to nearest even for F16/BF16; the usual per-block min/max fit for Q4_0, Q4_1, Q5_0,
