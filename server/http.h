@@ -17,6 +17,13 @@ struct pl_arena;
 struct pl_server; /* what handlers need: server/server.h */
 struct pl_http_conn;
 
+/* What the request's log line says; the handler and its producer fill it in until producer->free. */
+struct pl_http_usage {
+    uint32_t prompt_tokens, cached_tokens, completion_tokens;
+    double queue_ms, ttft_ms, tok_s; /* tok_s: completion tokens by decode time; 0 = not known */
+    const char *error;               /* the error's code or type, a literal; NULL = none */
+};
+
 struct pl_http_req {
     struct pl_server *server; /* borrowed */
     struct pl_http_conn *conn;
@@ -27,6 +34,7 @@ struct pl_http_req {
     size_t n_body;
     uint64_t start_ns;
     struct pl_arena *arena; /* freed after the reply's last byte */
+    struct pl_http_usage *usage; /* valid until producer->free, or the handler's return without a producer */
 };
 
 typedef enum { PL_PRODUCE_WAIT, PL_PRODUCE_MORE, PL_PRODUCE_END } pl_produced;
@@ -41,7 +49,7 @@ typedef enum { PL_PRODUCE_WAIT, PL_PRODUCE_MORE, PL_PRODUCE_END } pl_produced;
 struct pl_producer {
     pl_produced (*produce)(struct pl_producer *self, struct pl_buf *out);
     void (*free)(struct pl_producer *self);
-    bool stream; /* text/event-stream without length, else application/json with length */
+    bool stream; /* text/event-stream without length, else application/json with length; set at birth to what the client asked for */
     int status;  /* valid once produce() returned something else than WAIT */
     int retry_after; /* seconds; 0 = no header */
 };
@@ -54,10 +62,15 @@ struct pl_http_resp {
     struct pl_producer *producer; /* not NULL: status and body come from it */
 };
 
+/* A stream that waits for its first token longer than PL_HTTP_HEARTBEAT_S is answered 200 by then, so that proxies keep it;
+ * an error that the producer reports later as a whole body (END, stream = false) goes out as an SSE event and [DONE]. */
+enum { PL_HTTP_HEARTBEAT_S = 15 };
+
 /* Fills *resp. Whatever goes wrong is an answer, so there is nothing to return. */
 typedef void pl_http_handler(struct pl_http_req *req, struct pl_http_resp *resp);
 
-/* There is something new for this connection's producer. Safe at any time between the handler's start and producer->free. */
+/* There is something new for this connection's producer. Safe at any time from the handler's start on, even after
+ * producer->free (connections are recycled, never freed: a late wake is a spurious one for whoever has it now). */
 void pl_http_wake(struct pl_http_conn *conn);
 
 /* A route. scope: who may call it. Patterns: "/v1/models", "/v1/models/{id}" ({} at the end matches slashes too). */
@@ -68,5 +81,30 @@ struct pl_route {
     pl_http_handler *handler;
 };
 extern const struct pl_route pl_routes[]; /* route.c; ends with a NULL method */
+
+/* Where and how to listen. Strings are borrowed until pl_http_stop; NULL or "" = not set. */
+struct pl_http_opts {
+    struct pl_server *server;
+    const char *host;
+    unsigned port; /* 0 = any free one; pl_http_url tells */
+    const char *unix_socket; /* instead of host and port */
+    const char *tls_cert, *tls_key;
+    const char *api_key, *admin_key; /* auth.h */
+    unsigned n_threads;              /* 0 = chosen by the number of processors */
+    unsigned max_connections;        /* one more is answered 503 */
+    size_t max_body;                 /* bytes; more is answered 413 */
+    unsigned header_timeout_s;       /* for a whole head; a body must keep up 1 kB/s after as long */
+    unsigned idle_timeout_s;         /* keep-alive, and a reader that takes nothing */
+};
+
+struct pl_http;
+/* Listens and serves from its return on. Fails: PL_EINVAL with the remedy (address, socket file, certificate), PL_ENOTSUP
+ * (TLS that the library lacks), PL_EIO. */
+pl_status pl_http_start(struct pl_http **out, const struct pl_http_opts *opts, struct pl_err *err) PL_MUST_CHECK;
+const char *pl_http_url(const struct pl_http *h); /* "http://127.0.0.1:8000", "unix:/run/parley.sock" */
+unsigned pl_http_active(const struct pl_http *h); /* requests that have been read and not yet answered to the end */
+unsigned pl_http_connections(const struct pl_http *h);
+/* Ends every connection (parked ones are resumed first), then the workers. */
+void pl_http_stop(struct pl_http *h);
 
 #endif
