@@ -1,0 +1,311 @@
+/* cpu: opens the CPU device, its memory, and the operations that work row by row.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "core/device/cpu/cpu.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+/* ---- memory -------------------------------------------------------------------------------------------------------- */
+
+#define HUGE_PAGE ((size_t)2 << 20)
+
+static size_t rounded(size_t n)
+{
+    size_t unit = n >= HUGE_PAGE ? HUGE_PAGE : 64;
+    return (n + unit - 1) / unit * unit;
+}
+
+void *pl_cpu_alloc(size_t n)
+{
+    if (n == 0 || n > SIZE_MAX / 4)
+        return NULL;
+    size_t size = rounded(n);
+    if (size < HUGE_PAGE) {
+        void *p = aligned_alloc(64, size);
+        return p != NULL ? memset(p, 0, size) : NULL;
+    }
+    /* a larger mapping whose ends are cut off, so that the rest is aligned */
+    uint8_t *p = mmap(NULL, size + HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED)
+        return NULL;
+    size_t head = (HUGE_PAGE - (uintptr_t)p % HUGE_PAGE) % HUGE_PAGE;
+    if (head > 0)
+        munmap(p, head);
+    if (head < HUGE_PAGE)
+        munmap(p + head + size, HUGE_PAGE - head);
+    madvise(p + head, size, MADV_HUGEPAGE);
+    return p + head;
+}
+
+void pl_cpu_release(void *p, size_t n)
+{
+    if (p == NULL)
+        return;
+    if (rounded(n) < HUGE_PAGE)
+        free(p);
+    else
+        munmap(p, rounded(n));
+}
+
+pl_status pl_cpu_grow(float **p, size_t *cap, size_t n)
+{
+    if (n <= *cap)
+        return PL_OK;
+    float *q = pl_cpu_alloc(n * sizeof *q);
+    if (q == NULL)
+        return PL_ENOMEM;
+    pl_cpu_release(*p, *cap * sizeof *q);
+    *p = q;
+    *cap = n;
+    return PL_OK;
+}
+
+static pl_status buf_new(struct pl_device *dev, size_t n_floats, struct pl_dbuf **out)
+{
+    (void)dev;
+    struct pl_dbuf *b = calloc(1, sizeof *b);
+    if (b == NULL)
+        return PL_ENOMEM;
+    b->n = n_floats ? n_floats : 1;
+    b->data = b->n <= SIZE_MAX / 8 ? pl_cpu_alloc(b->n * sizeof(float)) : NULL;
+    if (b->data == NULL) {
+        free(b);
+        return PL_ENOMEM;
+    }
+    *out = b;
+    return PL_OK;
+}
+
+static void buf_free(struct pl_device *dev, struct pl_dbuf *buf)
+{
+    (void)dev;
+    if (buf == NULL)
+        return;
+    pl_cpu_release(buf->data, buf->n * sizeof(float));
+    free(buf);
+}
+
+static pl_status put(struct pl_device *dev, struct pl_dbuf *buf, size_t offset, const float *src, size_t n)
+{
+    (void)dev;
+    if (offset > buf->n || n > buf->n - offset)
+        return PL_EINVAL;
+    memcpy(buf->data + offset, src, n * sizeof *src);
+    return PL_OK;
+}
+
+static pl_status get(struct pl_device *dev, const struct pl_dbuf *buf, size_t offset, float *dst, size_t n)
+{
+    (void)dev;
+    if (offset > buf->n || n > buf->n - offset)
+        return PL_EINVAL;
+    memcpy(dst, buf->data + offset, n * sizeof *dst);
+    return PL_OK;
+}
+
+static const float *host(struct pl_device *dev, const struct pl_dbuf *buf)
+{
+    (void)dev;
+    return buf->data;
+}
+
+/* ---- operations row by row ----------------------------------------------------------------------------------------- */
+
+struct row_job {
+    struct pl_cpu *cpu;
+    pl_view out, x, gain, bias;
+    pl_norm_kind norm;
+    pl_act_kind act;
+    pl_rope_kind rope;
+    float eps;
+    uint32_t n, head_dim, n_dims, rows_per_item;
+    const uint32_t *idx;
+    void (*row)(const struct row_job *j, uint32_t row);
+};
+
+static void run_item(void *arg, size_t item, unsigned worker)
+{
+    (void)worker;
+    const struct row_job *j = arg;
+    uint32_t from = (uint32_t)item * j->rows_per_item, to = from + j->rows_per_item;
+    for (uint32_t r = from; r < to && r < j->x.rows; r++)
+        j->row(j, r);
+}
+
+/* Few rows are done by the caller: waking the team costs more. */
+static pl_status run_rows(struct row_job *j)
+{
+    j->rows_per_item = j->x.rows < 16 ? j->x.rows : 8;
+    if (j->x.rows > 0)
+        pl_pool_run(j->cpu->pool, run_item, j, (j->x.rows + j->rows_per_item - 1) / j->rows_per_item);
+    return PL_OK;
+}
+
+static void norm_row(const struct row_job *j, uint32_t r)
+{
+    j->cpu->k->norm(j->norm, pl_cpu_row(j->out, r), pl_cpu_row(j->x, r), pl_cpu_row(j->gain, 0),
+                    j->bias.buf != NULL ? pl_cpu_row(j->bias, 0) : NULL, j->x.cols, j->eps);
+}
+
+static pl_status norm(struct pl_device *dev, pl_norm_kind kind, pl_view out, pl_view x, pl_view gain, pl_view bias, float eps)
+{
+    struct row_job j = {pl_cpu_of(dev), out, x, gain, bias, .norm = kind, .eps = eps, .row = norm_row};
+    return run_rows(&j);
+}
+
+static void rope_row(const struct row_job *j, uint32_t r)
+{
+    const float *cos = j->cpu->rope_cos + (size_t)r * (j->n_dims / 2), *sin = j->cpu->rope_sin + (size_t)r * (j->n_dims / 2);
+    j->cpu->k->rope(j->rope, pl_cpu_row(j->x, r), j->x.cols / j->head_dim, j->head_dim, j->n_dims, cos, sin);
+}
+
+static void angle_row(const struct row_job *j, uint32_t r)
+{
+    uint32_t n = j->n_dims / 2;
+    const float *freq = pl_cpu_row(j->gain, 0);
+    for (uint32_t i = 0; i < n; i++) {
+        float angle = (float)j->idx[r] * freq[i];
+        sincosf(angle, &j->cpu->rope_sin[(size_t)r * n + i], &j->cpu->rope_cos[(size_t)r * n + i]);
+    }
+}
+
+static pl_status rope(struct pl_device *dev, pl_rope_kind kind, pl_view x, uint32_t head_dim, uint32_t n_dims, pl_view freq,
+                      const uint32_t *pos)
+{
+    struct pl_cpu *cpu = pl_cpu_of(dev);
+    struct row_job j = {.cpu = cpu, .x = x, .gain = freq, .rope = kind, .head_dim = head_dim, .n_dims = n_dims, .idx = pos};
+    size_t n = (size_t)x.rows * (n_dims / 2), cap = cpu->rope_cap;
+    if (pl_cpu_grow(&cpu->rope_cos, &cap, n) != PL_OK || pl_cpu_grow(&cpu->rope_sin, &cpu->rope_cap, n) != PL_OK)
+        return PL_ENOMEM;
+    if (cpu->rope_freq != pl_cpu_row(freq, 0) || cpu->rope_pos != pos) {
+        j.row = angle_row;
+        run_rows(&j);
+        cpu->rope_freq = pl_cpu_row(freq, 0);
+        cpu->rope_pos = pos;
+    }
+    j.row = rope_row;
+    return run_rows(&j);
+}
+
+static void glu_row(const struct row_job *j, uint32_t r)
+{
+    const float *x = pl_cpu_row(j->x, r);
+    j->cpu->k->glu(j->act, pl_cpu_row(j->out, r), x, x + j->out.cols, j->out.cols);
+}
+
+static pl_status glu(struct pl_device *dev, pl_act_kind kind, pl_view out, pl_view x)
+{
+    struct row_job j = {.cpu = pl_cpu_of(dev), .out = out, .x = x, .act = kind, .row = glu_row};
+    return run_rows(&j);
+}
+
+static void act_row(const struct row_job *j, uint32_t r)
+{
+    j->cpu->k->act(j->act, pl_cpu_row(j->x, r), j->x.cols);
+}
+
+static pl_status act(struct pl_device *dev, pl_act_kind kind, pl_view x)
+{
+    struct row_job j = {.cpu = pl_cpu_of(dev), .x = x, .act = kind, .row = act_row};
+    return run_rows(&j);
+}
+
+static pl_status gather(struct pl_device *dev, pl_view out, pl_view x, const uint32_t *rows)
+{
+    (void)dev;
+    for (uint32_t r = 0; r < out.rows; r++)
+        memcpy(pl_cpu_row(out, r), pl_cpu_row(x, rows[r]), out.cols * sizeof(float));
+    return PL_OK;
+}
+
+static pl_status step_begin(struct pl_device *dev, const struct pl_batch *b)
+{
+    struct pl_cpu *cpu = pl_cpu_of(dev);
+    cpu->batch = b;
+    cpu->rope_freq = NULL;
+    return PL_OK;
+}
+
+static pl_status step_end(struct pl_device *dev)
+{
+    pl_cpu_of(dev)->batch = NULL;
+    return PL_OK;
+}
+
+/* ---- open ---------------------------------------------------------------------------------------------------------- */
+
+static void close_device(struct pl_device *dev)
+{
+    struct pl_cpu *cpu = pl_cpu_of(dev);
+    if (cpu == NULL)
+        return;
+    free(cpu->act.q);
+    free(cpu->act.d);
+    free(cpu->act.sum16);
+    free(cpu->act.sum32);
+    pl_cpu_release(cpu->rope_cos, cpu->rope_cap * sizeof(float));
+    pl_cpu_release(cpu->rope_sin, cpu->rope_cap * sizeof(float));
+    pl_cpu_release(cpu->attn_work, cpu->attn_cap * sizeof(float));
+    free(cpu);
+}
+
+#define CPU_OPS(isa)                                                                                                   \
+    {                                                                                                                  \
+        .name = "cpu-" isa, .close = close_device, .buf_new = buf_new, .buf_free = buf_free, .put = put, .get = get,   \
+        .host = host, .weight_new = pl_cpu_weight_new, .weight_free = pl_cpu_weight_free,                              \
+        .kv_bytes = pl_cpu_kv_bytes, .kv_new = pl_cpu_kv_new, .kv_free = pl_cpu_kv_free, .step_begin = step_begin,     \
+        .step_end = step_end, .embed = pl_cpu_embed, .norm = norm, .matmul = pl_cpu_matmul, .rope = rope,              \
+        .kv_write = pl_cpu_kv_write, .attn = pl_cpu_attn_op, .glu = glu, .act = act, .gather = gather                  \
+    }
+
+static bool has_avx512(void)
+{
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
+}
+
+static bool has_avx2(void)
+{
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+
+static bool has_ref(void)
+{
+    return true;
+}
+
+/* Best first. */
+static const struct {
+    const char *name;
+    bool (*supported)(void);
+    const struct pl_cpu_kernels *kernels;
+    struct pl_device_ops ops;
+} isas[] = {
+    {"avx512", has_avx512, &pl_cpu_kernels_avx512, CPU_OPS("avx512")},
+    {"avx2", has_avx2, &pl_cpu_kernels_avx2, CPU_OPS("avx2")},
+    {"ref", has_ref, &pl_cpu_kernels_ref, CPU_OPS("ref")},
+};
+
+pl_status pl_cpu_open(struct pl_device **out, struct pl_pool *pool, const char *isa, struct pl_err *err)
+{
+    for (size_t i = 0; i < sizeof isas / sizeof isas[0]; i++) {
+        if (isa != NULL && strcmp(isa, isas[i].name) != 0)
+            continue;
+        if (!isas[i].supported()) {
+            if (isa != NULL)
+                return pl_fail(err, PL_ENOTSUP, "this processor lacks what the %s kernels need", isa);
+            continue;
+        }
+        struct pl_cpu *cpu = calloc(1, sizeof *cpu);
+        if (cpu == NULL)
+            return pl_fail(err, PL_ENOMEM, "no memory for the CPU device");
+        cpu->base.ops = &isas[i].ops;
+        cpu->pool = pool;
+        cpu->k = isas[i].kernels;
+        *out = &cpu->base;
+        return PL_OK;
+    }
+    return pl_fail(err, PL_EINVAL, "no instruction set named \"%s\" (avx512, avx2 and ref are)", isa);
+}

@@ -1,0 +1,149 @@
+/* cpu: the CPU device's own data: buffers, packed weights, cache pages, quantized activations, and the table of kernels
+ * that one instruction set provides.
+ * Thread: the engine's, and the pool's workers inside an operation.  Owns: see each struct.
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef PL_DEVICE_CPU_CPU_H
+#define PL_DEVICE_CPU_CPU_H
+
+#include "core/base/pool.h"
+#include "core/device/device.h"
+
+enum {
+    PL_CPU_GROUP = 16,   /* output rows that are interleaved */
+    PL_CPU_TILE = 8,     /* tokens that a kernel takes at once */
+    PL_CPU_PAGE = 32,    /* positions of a cache page that attention takes at once */
+    PL_CPU_SEGMENT = 8,  /* pages whose soft-max is one piece; pieces are merged in order */
+    PL_CPU_MAX_DIM = 256 /* head width */
+};
+
+struct pl_dbuf {
+    float *data;
+    size_t n;
+};
+
+/* One part of a weight, packed in groups of 16 rows; rows that fill up the last group are zero.
+ *
+ * Block types, per group and sub-block of `sub` inputs (16 or 32), so that one 64-byte load feeds 16 rows:
+ *   quants   step k: row 0 inputs 4k..4k+3, row 1 inputs 4k..4k+3, … row 15        64 bytes a step, 8-bit quants
+ *            4-bit quants: a vector's low nibbles are step k, its high nibbles step k + sub/8
+ *   scales   16 × f16 (types whose scales are f16) or f32 (K-quants)
+ *   minima   the same, only for types that have them; else the minimum is -offset * scale
+ * Float types, per group: [cols][16] in the file's own type. */
+struct pl_cpu_part {
+    pl_dtype dtype;
+    uint32_t rows, cols;
+    const uint8_t *src; /* borrowed: the file's rows, for the embedding and the reference kernels */
+    uint8_t *packed;    /* NULL in the reference device */
+    size_t group_bytes;
+    uint32_t bits; /* 4 or 8; 0 = float type */
+    uint32_t sub;
+    bool has_min, half_scales;
+    float offset;
+};
+
+struct pl_weight {
+    uint32_t rows, cols, n_parts;
+    struct pl_cpu_part *parts;
+};
+
+/* Pages of one layer lie one after another; a page holds, for each key/value head, its keys transposed and then its
+ * values: K [D][32], V [32][D]. */
+struct pl_kvdev {
+    struct pl_kv_shape shape;
+    uint8_t *data;
+    size_t bytes, layer_bytes, page_bytes, head_bytes, element;
+};
+
+/* Activations quantized for block types: int8 per 32 inputs with scale d = max|x| / 127; sum16 and sum32 are d times the
+ * sum of 16 or 32 quants, for the minimum term. */
+struct pl_cpu_act {
+    int8_t *q;            /* [T][K] */
+    float *d;             /* [T][K / 32] */
+    float *sum16, *sum32; /* [T][K / 16], [T][K / 32] */
+    uint32_t cols;
+    size_t cap; /* elements of q */
+};
+
+/* One segment of attention for n_q query vectors that read the same key/value head. */
+struct pl_cpu_attn {
+    pl_dtype dtype;
+    uint32_t head_dim, n_pages;
+    const uint8_t *pages[PL_CPU_SEGMENT]; /* this head's K of each page; V follows */
+    uint32_t n_q;
+    const float *q[PL_CPU_TILE * 2];
+    uint32_t n_pos[PL_CPU_TILE * 2]; /* positions of the segment that query i sees, at least 1 */
+    float scale;
+    /* results: maximum, sum of exponentials, and the weighted values [n_q][head_dim], not yet divided by the sum */
+    float max[PL_CPU_TILE * 2], sum[PL_CPU_TILE * 2];
+    float *acc[PL_CPU_TILE * 2];
+};
+
+/* What one instruction set provides. Rows are independent of each other: no kernel's result for one token depends on
+ * how many tokens it was given. */
+struct pl_cpu_kernels {
+    const char *name;
+    bool packed; /* reads pl_cpu_part.packed, else .src */
+    void (*quant_row)(const float *x, uint32_t n, int8_t *q, float *d, float *sum16, float *sum32);
+    /* out[i][r] = sum over the inputs of row group * 16 + r for tokens t0 + i, i < n_t <= PL_CPU_TILE */
+    void (*tile_block)(const struct pl_cpu_part *w, uint32_t group, const struct pl_cpu_act *x, uint32_t t0, uint32_t n_t,
+                       float out[][PL_CPU_GROUP]);
+    void (*tile_float)(const struct pl_cpu_part *w, uint32_t group, const float *x, size_t stride, uint32_t n_t,
+                       float out[][PL_CPU_GROUP]);
+    void (*norm)(pl_norm_kind kind, float *out, const float *x, const float *gain, const float *bias, uint32_t n, float eps);
+    /* cos and sin are [n_dims / 2] */
+    void (*rope)(pl_rope_kind kind, float *x, uint32_t n_heads, uint32_t head_dim, uint32_t n_dims, const float *cos,
+                 const float *sin);
+    void (*glu)(pl_act_kind kind, float *out, const float *gate, const float *up, uint32_t n);
+    void (*act)(pl_act_kind kind, float *x, uint32_t n);
+    /* in[n] as the cache's element type */
+    void (*narrow)(pl_dtype t, const float *in, uint32_t n, void *out);
+    void (*attn)(struct pl_cpu_attn *a);
+};
+
+extern const struct pl_cpu_kernels pl_cpu_kernels_ref, pl_cpu_kernels_avx2, pl_cpu_kernels_avx512;
+
+struct pl_cpu {
+    struct pl_device base;
+    struct pl_pool *pool; /* borrowed */
+    const struct pl_cpu_kernels *k;
+    const struct pl_batch *batch; /* of the step that runs, else NULL */
+    struct pl_cpu_act act;
+    float *rope_cos, *rope_sin; /* [T][n_dims / 2] of rope_freq and rope_pos, made once a step */
+    size_t rope_cap;
+    const float *rope_freq;
+    const uint32_t *rope_pos;
+    float *attn_work; /* partial results of attention's segments */
+    size_t attn_cap;
+};
+
+static inline struct pl_cpu *pl_cpu_of(struct pl_device *dev)
+{
+    return (struct pl_cpu *)dev;
+}
+
+static inline float *pl_cpu_row(pl_view v, uint32_t row)
+{
+    return v.buf->data + v.offset + (size_t)row * v.stride;
+}
+
+/* 64-byte aligned, zeroed; in 2 MiB pages where it is large. NULL when memory is out. */
+void *pl_cpu_alloc(size_t n);
+void pl_cpu_release(void *p, size_t n);
+/* Grows *p (contents lost) to n floats; PL_ENOMEM leaves it as it was. */
+pl_status pl_cpu_grow(float **p, size_t *cap, size_t n);
+
+/* The operations of device.h, one family per file. */
+pl_status pl_cpu_weight_new(struct pl_device *dev, const struct pl_weight_src *parts, size_t n_parts, struct pl_weight **out,
+                            struct pl_err *err);
+void pl_cpu_weight_free(struct pl_device *dev, struct pl_weight *w);
+pl_status pl_cpu_embed(struct pl_device *dev, pl_view out, const struct pl_weight *w, const uint32_t *idx, bool add);
+pl_status pl_cpu_matmul(struct pl_device *dev, pl_view out, pl_view x, const struct pl_weight *w, pl_view bias, bool add);
+size_t pl_cpu_kv_bytes(struct pl_device *dev, const struct pl_kv_shape *shape);
+pl_status pl_cpu_kv_new(struct pl_device *dev, const struct pl_kv_shape *shape, struct pl_kvdev **out);
+void pl_cpu_kv_free(struct pl_device *dev, struct pl_kvdev *kv);
+pl_status pl_cpu_kv_write(struct pl_device *dev, struct pl_kvdev *kv, uint32_t layer, pl_view k, pl_view v,
+                          const struct pl_batch *b);
+pl_status pl_cpu_attn_op(struct pl_device *dev, pl_view out, pl_view q, const struct pl_kvdev *kv, uint32_t layer, float scale,
+                         const struct pl_batch *b);
+
+#endif

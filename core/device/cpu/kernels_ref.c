@@ -1,0 +1,169 @@
+/* kernels_ref: the scalar kernels, plain C and double accumulation. They are the oracle for the vector ones, so they read
+ * the file's own blocks, not the packed ones.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include <math.h>
+#include <string.h>
+
+#include "core/device/cpu/cpu.h"
+
+static void quant_row(const float *x, uint32_t n, int8_t *q, float *d, float *sum16, float *sum32)
+{
+    for (uint32_t b = 0; b < n / 32; b++, x += 32, q += 32) {
+        float max = 0;
+        for (int i = 0; i < 32; i++)
+            max = fmaxf(max, fabsf(x[i]));
+        d[b] = max / 127;
+        float inverse = max > 0 ? 127 / max : 0;
+        int sum[2] = {0, 0};
+        for (int i = 0; i < 32; i++) {
+            float r = nearbyintf(x[i] * inverse);
+            q[i] = (int8_t)(r > 127 ? 127 : r < -127 ? -127 : r);
+            sum[i / 16] += q[i];
+        }
+        bool finite = max < INFINITY;
+        for (int i = 0; i < 32; i++)
+            finite &= x[i] == x[i];
+        if (!finite)
+            d[b] = NAN; /* what is not a number stays so, in its own row */
+        sum16[2 * b] = d[b] * (float)sum[0];
+        sum16[2 * b + 1] = d[b] * (float)sum[1];
+        sum32[b] = d[b] * (float)(sum[0] + sum[1]);
+    }
+}
+
+static float dot_blocks(const struct pl_cpu_part *w, const uint8_t *row, const int8_t *xq, const float *xd)
+{
+    uint8_t q[256];
+    float scale[16], min[16];
+    uint32_t block = pl_dtype_block(w->dtype);
+    double total = 0;
+    for (uint32_t b = 0; b < w->cols / block; b++, row += pl_dtype_block_bytes(w->dtype)) {
+        pl_dtype_unpack(w->dtype, row, q, scale, min);
+        for (uint32_t j = 0; j < block / w->sub; j++) {
+            uint32_t at = b * block + j * w->sub;
+            int dot = 0, sum = 0;
+            for (uint32_t e = 0; e < w->sub; e++) {
+                dot += xq[at + e] * (q[j * w->sub + e] - (int)w->offset);
+                sum += xq[at + e];
+            }
+            total += (double)xd[at / 32] * ((double)scale[j] * dot + (double)min[j] * sum);
+        }
+    }
+    return (float)total;
+}
+
+static void tile_block(const struct pl_cpu_part *w, uint32_t group, const struct pl_cpu_act *x, uint32_t t0, uint32_t n_t,
+                       float out[][PL_CPU_GROUP])
+{
+    size_t row_bytes = pl_dtype_row_bytes(w->dtype, w->cols);
+    for (uint32_t i = 0; i < n_t; i++)
+        for (uint32_t r = 0; r < PL_CPU_GROUP; r++) {
+            uint32_t row = group * PL_CPU_GROUP + r;
+            size_t t = t0 + i;
+            out[i][r] = row >= w->rows ? 0
+                                       : dot_blocks(w, w->src + row * row_bytes, x->q + t * w->cols, x->d + t * (w->cols / 32));
+        }
+}
+
+static void tile_float(const struct pl_cpu_part *w, uint32_t group, const float *x, size_t stride, uint32_t n_t,
+                       float out[][PL_CPU_GROUP])
+{
+    size_t element = pl_dtype_block_bytes(w->dtype);
+    for (uint32_t i = 0; i < n_t; i++)
+        for (uint32_t r = 0; r < PL_CPU_GROUP; r++) {
+            uint32_t row = group * PL_CPU_GROUP + r;
+            double sum = 0;
+            for (uint32_t k = 0; row < w->rows && k < w->cols; k++) {
+                float v;
+                pl_dequant_row(w->dtype, w->src + ((size_t)row * w->cols + k) * element, &v, 1);
+                sum += (double)v * x[i * stride + k];
+            }
+            out[i][r] = (float)sum;
+        }
+}
+
+static void norm(pl_norm_kind kind, float *out, const float *x, const float *gain, const float *bias, uint32_t n, float eps)
+{
+    double mean = 0, square = 0;
+    for (uint32_t i = 0; kind == PL_NORM_LAYER && i < n; i++)
+        mean += x[i];
+    mean /= n;
+    for (uint32_t i = 0; i < n; i++)
+        square += (x[i] - mean) * (x[i] - mean);
+    double scale = 1 / sqrt(square / n + eps);
+    for (uint32_t i = 0; i < n; i++)
+        out[i] = (float)((x[i] - mean) * scale * gain[i] + (bias != NULL ? bias[i] : 0));
+}
+
+static void rope(pl_rope_kind kind, float *x, uint32_t n_heads, uint32_t head_dim, uint32_t n_dims, const float *cos,
+                 const float *sin)
+{
+    for (uint32_t h = 0; h < n_heads; h++, x += head_dim)
+        for (uint32_t i = 0; i < n_dims / 2; i++) {
+            float *a = kind == PL_ROPE_INTERLEAVED ? x + 2 * i : x + i, *b = kind == PL_ROPE_INTERLEAVED ? a + 1 : a + n_dims / 2;
+            float va = *a, vb = *b;
+            *a = va * cos[i] - vb * sin[i];
+            *b = va * sin[i] + vb * cos[i];
+        }
+}
+
+static float activate(pl_act_kind kind, float x)
+{
+    if (kind == PL_ACT_SILU)
+        return (float)(x / (1 + exp(-(double)x)));
+    return (float)(0.5 * x * (1 + tanh(0.7978845608028654 * (x + 0.044715 * (double)x * x * x))));
+}
+
+static void glu(pl_act_kind kind, float *out, const float *gate, const float *up, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        out[i] = activate(kind, gate[i]) * up[i];
+}
+
+static void act(pl_act_kind kind, float *x, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        x[i] = activate(kind, x[i]);
+}
+
+static void narrow(pl_dtype t, const float *in, uint32_t n, void *out)
+{
+    pl_quant_row(t, in, out, n);
+}
+
+/* The soft-max of one query over a segment, in two passes. */
+static void attn(struct pl_cpu_attn *a)
+{
+    size_t element = pl_dtype_block_bytes(a->dtype), D = a->head_dim;
+    for (uint32_t i = 0; i < a->n_q; i++) {
+        float scores[PL_CPU_SEGMENT * PL_CPU_PAGE], v;
+        a->max[i] = -INFINITY;
+        for (uint32_t p = 0; p < a->n_pos[i]; p++) {
+            const uint8_t *k = a->pages[p / PL_CPU_PAGE] + p % PL_CPU_PAGE * element;
+            double dot = 0;
+            for (size_t d = 0; d < D; d++) {
+                pl_dequant_row(a->dtype, k + d * PL_CPU_PAGE * element, &v, 1);
+                dot += (double)v * a->q[i][d];
+            }
+            scores[p] = (float)dot * a->scale;
+            if (!(scores[p] <= a->max[i]))
+                a->max[i] = scores[p];
+        }
+        a->sum[i] = 0;
+        memset(a->acc[i], 0, D * sizeof(float));
+        for (uint32_t p = 0; p < a->n_pos[i]; p++) {
+            const uint8_t *values = a->pages[p / PL_CPU_PAGE] + (D * PL_CPU_PAGE + p % PL_CPU_PAGE * D) * element;
+            float weight = expf(scores[p] - a->max[i]);
+            a->sum[i] += weight;
+            for (size_t d = 0; d < D; d++) {
+                pl_dequant_row(a->dtype, values + d * element, &v, 1);
+                a->acc[i][d] += weight * v;
+            }
+        }
+    }
+}
+
+const struct pl_cpu_kernels pl_cpu_kernels_ref = {
+    .name = "ref", .packed = false, .quant_row = quant_row, .tile_block = tile_block, .tile_float = tile_float, .norm = norm,
+    .rope = rope, .glu = glu, .act = act, .narrow = narrow, .attn = attn,
+};

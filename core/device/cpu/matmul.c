@@ -1,0 +1,118 @@
+/* matmul: quantizes the activations once, then hands out tiles of (row groups × tokens) to the pool.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/device/cpu/cpu.h"
+
+enum { ITEMS_PER_WORKER = 4, MIN_PANEL_TOKENS = 64 };
+
+struct matmul_job {
+    struct pl_cpu *cpu;
+    pl_view out, x, bias;
+    bool add;
+    const struct pl_cpu_part *part;
+    uint32_t first_row; /* of the part in the whole weight */
+    uint32_t groups_per_item, group_items, tokens_per_item;
+};
+
+static void quant_item(void *arg, size_t item, unsigned worker)
+{
+    (void)worker;
+    const struct matmul_job *j = arg;
+    const struct pl_cpu_act *a = &j->cpu->act;
+    size_t n = a->cols;
+    for (uint32_t t = (uint32_t)item * PL_CPU_TILE; t < (item + 1) * PL_CPU_TILE && t < j->x.rows; t++)
+        j->cpu->k->quant_row(pl_cpu_row(j->x, t), a->cols, a->q + t * n, a->d + t * (n / 32), a->sum16 + t * (n / 16),
+                             a->sum32 + t * (n / 32));
+}
+
+/* The step's allocations: only while a larger product than ever before comes by. */
+static pl_status reserve(struct pl_cpu_act *a, uint32_t rows, uint32_t cols)
+{
+    size_t n = (size_t)rows * cols;
+    a->cols = cols;
+    if (n <= a->cap)
+        return PL_OK;
+    free(a->q);
+    free(a->d);
+    free(a->sum16);
+    free(a->sum32);
+    a->q = aligned_alloc(64, (n + 63) / 64 * 64);
+    a->d = malloc(n / 32 * sizeof(float));
+    a->sum16 = malloc(n / 16 * sizeof(float));
+    a->sum32 = malloc(n / 32 * sizeof(float));
+    a->cap = a->q != NULL && a->d != NULL && a->sum16 != NULL && a->sum32 != NULL ? n : 0;
+    return a->cap != 0 ? PL_OK : PL_ENOMEM;
+}
+
+static void store(const struct matmul_job *j, uint32_t group, uint32_t t0, uint32_t n_t, float tile[][PL_CPU_GROUP])
+{
+    uint32_t row = group * PL_CPU_GROUP, n = j->part->rows - row < PL_CPU_GROUP ? j->part->rows - row : PL_CPU_GROUP;
+    const float *bias = j->bias.buf != NULL ? pl_cpu_row(j->bias, 0) + j->first_row + row : NULL;
+    for (uint32_t i = 0; i < n_t; i++) {
+        float *out = pl_cpu_row(j->out, t0 + i) + j->first_row + row;
+        for (uint32_t r = 0; bias != NULL && r < n; r++)
+            tile[i][r] += bias[r];
+        if (j->add)
+            for (uint32_t r = 0; r < n; r++)
+                out[r] += tile[i][r];
+        else
+            memcpy(out, tile[i], n * sizeof *out);
+    }
+}
+
+static void tile_item(void *arg, size_t item, unsigned worker)
+{
+    (void)worker;
+    const struct matmul_job *j = arg;
+    const struct pl_cpu_kernels *k = j->cpu->k;
+    uint32_t n_groups = (j->part->rows + PL_CPU_GROUP - 1) / PL_CPU_GROUP;
+    uint32_t from = (uint32_t)(item % j->group_items) * j->groups_per_item;
+    uint32_t to = from + j->groups_per_item < n_groups ? from + j->groups_per_item : n_groups;
+    uint32_t first = (uint32_t)(item / j->group_items) * j->tokens_per_item;
+    uint32_t last = first + j->tokens_per_item < j->x.rows ? first + j->tokens_per_item : j->x.rows;
+    _Alignas(64) float tile[PL_CPU_TILE][PL_CPU_GROUP];
+    for (uint32_t g = from; g < to; g++)
+        for (uint32_t t = first; t < last; t += PL_CPU_TILE) {
+            uint32_t n_t = last - t < PL_CPU_TILE ? last - t : PL_CPU_TILE;
+            if (j->part->bits != 0)
+                k->tile_block(j->part, g, &j->cpu->act, t, n_t, tile);
+            else
+                k->tile_float(j->part, g, pl_cpu_row(j->x, t), j->x.stride, n_t, tile);
+            store(j, g, t, n_t, tile);
+        }
+}
+
+static void run_part(struct matmul_job *j)
+{
+    uint32_t n_groups = (j->part->rows + PL_CPU_GROUP - 1) / PL_CPU_GROUP, wanted = pl_pool_size(j->cpu->pool) * ITEMS_PER_WORKER;
+    j->groups_per_item = n_groups < wanted ? 1 : n_groups / wanted;
+    j->group_items = (n_groups + j->groups_per_item - 1) / j->groups_per_item;
+    j->tokens_per_item = j->x.rows < 2 * MIN_PANEL_TOKENS ? j->x.rows : 2 * MIN_PANEL_TOKENS;
+    size_t token_items = (j->x.rows + j->tokens_per_item - 1) / j->tokens_per_item;
+    pl_pool_run(j->cpu->pool, tile_item, j, j->group_items * token_items);
+}
+
+pl_status pl_cpu_matmul(struct pl_device *dev, pl_view out, pl_view x, const struct pl_weight *w, pl_view bias, bool add)
+{
+    struct matmul_job j = {.cpu = pl_cpu_of(dev), .out = out, .x = x, .bias = bias, .add = add};
+    if (x.cols != w->cols || out.cols != w->rows || out.rows != x.rows)
+        return PL_EINVAL;
+    if (x.rows == 0)
+        return PL_OK;
+    bool quantized = false;
+    for (uint32_t i = 0; i < w->n_parts; i++)
+        quantized |= w->parts[i].bits != 0;
+    if (quantized) {
+        if (reserve(&j.cpu->act, x.rows, x.cols) != PL_OK)
+            return PL_ENOMEM;
+        pl_pool_run(j.cpu->pool, quant_item, &j, (x.rows + PL_CPU_TILE - 1) / PL_CPU_TILE);
+    }
+    for (uint32_t i = 0; i < w->n_parts; i++) {
+        j.part = &w->parts[i];
+        run_part(&j);
+        j.first_row += w->parts[i].rows;
+    }
+    return PL_OK;
+}

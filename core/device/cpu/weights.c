@@ -1,0 +1,164 @@
+/* weights: packs a weight's rows for the kernels (cpu.h draws the layout), and reads rows of it as embeddings.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/device/cpu/cpu.h"
+
+static uint32_t n_groups(const struct pl_cpu_part *p)
+{
+    return (p->rows + PL_CPU_GROUP - 1) / PL_CPU_GROUP;
+}
+
+static size_t unit_bytes(const struct pl_cpu_part *p)
+{
+    size_t scales = PL_CPU_GROUP * (p->half_scales ? sizeof(uint16_t) : sizeof(float));
+    return (size_t)PL_CPU_GROUP * p->sub * p->bits / 8 + scales * (p->has_min ? 2 : 1);
+}
+
+static bool describe(struct pl_cpu_part *p, const struct pl_weight_src *src)
+{
+    *p = (struct pl_cpu_part){.dtype = src->dtype, .rows = src->rows, .cols = src->cols, .src = src->data};
+    p->sub = pl_dtype_sub(src->dtype);
+    switch (src->dtype) {
+    case PL_F32:
+    case PL_F16:
+    case PL_BF16:
+        p->group_bytes = (size_t)PL_CPU_GROUP * p->cols * pl_dtype_block_bytes(src->dtype);
+        return true;
+    case PL_Q4_0:
+    case PL_Q4_1:
+    case PL_Q2_K:
+    case PL_Q3_K:
+    case PL_Q4_K: p->bits = 4; break;
+    case PL_Q5_0:
+    case PL_Q5_1:
+    case PL_Q8_0:
+    case PL_Q5_K:
+    case PL_Q6_K: p->bits = 8; break;
+    default: return false;
+    }
+    p->offset = (float)pl_dtype_offset(src->dtype);
+    p->has_min = p->offset == 0;
+    p->half_scales = pl_dtype_block(src->dtype) == 32;
+    p->group_bytes = p->cols / p->sub * unit_bytes(p);
+    return true;
+}
+
+static void put_scale(uint8_t *at, uint32_t row, bool half, float v)
+{
+    if (half) {
+        uint16_t h = pl_f32_to_f16(v);
+        memcpy(at + 2 * row, &h, sizeof h);
+    } else {
+        memcpy(at + 4 * row, &v, sizeof v);
+    }
+}
+
+/* One sub-block of one row into its place in the group. */
+static void pack_sub(const struct pl_cpu_part *p, uint8_t *unit, uint32_t row, const uint8_t *q, float scale, float min)
+{
+    uint32_t steps = p->sub / 4;
+    for (uint32_t e = 0; e < p->sub; e++) {
+        uint32_t step = e / 4, lane = 4 * row + e % 4;
+        if (p->bits == 8)
+            unit[64 * step + lane] = q[e];
+        else
+            unit[64 * (step % (steps / 2)) + lane] |= (uint8_t)(q[e] << (step / (steps / 2) * 4));
+    }
+    uint8_t *scales = unit + (size_t)PL_CPU_GROUP * p->sub * p->bits / 8;
+    put_scale(scales, row, p->half_scales, scale);
+    if (p->has_min)
+        put_scale(scales + PL_CPU_GROUP * (p->half_scales ? 2 : 4), row, p->half_scales, min);
+}
+
+static void pack_block_row(const struct pl_cpu_part *p, uint8_t *group, uint32_t row, const uint8_t *src)
+{
+    uint8_t q[256];
+    float scale[16], min[16];
+    uint32_t block = pl_dtype_block(p->dtype), per_block = block / p->sub;
+    size_t unit = unit_bytes(p);
+    for (uint32_t b = 0; b < p->cols / block; b++) {
+        pl_dtype_unpack(p->dtype, src + (size_t)b * pl_dtype_block_bytes(p->dtype), q, scale, min);
+        for (uint32_t j = 0; j < per_block; j++)
+            pack_sub(p, group + ((size_t)b * per_block + j) * unit, row, q + j * p->sub, scale[j], min[j]);
+    }
+}
+
+static void pack_group(void *arg, size_t g, unsigned worker)
+{
+    (void)worker;
+    const struct pl_cpu_part *p = arg;
+    size_t row_bytes = pl_dtype_row_bytes(p->dtype, p->cols), element = pl_dtype_block_bytes(p->dtype);
+    uint8_t *group = p->packed + g * p->group_bytes;
+    for (uint32_t r = 0; r < PL_CPU_GROUP && g * PL_CPU_GROUP + r < p->rows; r++) {
+        const uint8_t *src = p->src + (g * PL_CPU_GROUP + r) * row_bytes;
+        if (p->bits != 0)
+            pack_block_row(p, group, r, src);
+        else
+            for (uint32_t k = 0; k < p->cols; k++)
+                memcpy(group + ((size_t)k * PL_CPU_GROUP + r) * element, src + k * element, element);
+    }
+}
+
+pl_status pl_cpu_weight_new(struct pl_device *dev, const struct pl_weight_src *parts, size_t n_parts, struct pl_weight **out,
+                            struct pl_err *err)
+{
+    struct pl_cpu *cpu = pl_cpu_of(dev);
+    struct pl_weight *w = calloc(1, sizeof *w);
+    if (w == NULL || (w->parts = calloc(n_parts, sizeof *w->parts)) == NULL) {
+        free(w);
+        return pl_fail(err, PL_ENOMEM, "no memory for a weight");
+    }
+    pl_status st = PL_OK;
+    w->cols = parts[0].cols;
+    for (size_t i = 0; i < n_parts && st == PL_OK; i++) {
+        struct pl_cpu_part *p = &w->parts[i];
+        if (parts[i].cols != w->cols || parts[i].rows == 0 || w->cols == 0)
+            st = pl_fail(err, PL_EINVAL, "parts of a weight do not fit together");
+        else if (!describe(p, &parts[i]))
+            st = pl_fail(err, PL_ENOTSUP, "tensor type %s is not supported by the CPU device", pl_dtype_name(parts[i].dtype));
+        else if (cpu->k->packed && (p->packed = pl_cpu_alloc(n_groups(p) * p->group_bytes)) == NULL)
+            st = pl_fail(err, PL_ENOMEM, "no memory for a weight of %u × %u", parts[i].rows, parts[i].cols);
+        if (st != PL_OK)
+            break;
+        w->n_parts++;
+        w->rows += p->rows;
+        if (cpu->k->packed)
+            pl_pool_run(cpu->pool, pack_group, p, n_groups(p));
+    }
+    if (st == PL_OK)
+        *out = w;
+    else
+        pl_cpu_weight_free(dev, w);
+    return st;
+}
+
+void pl_cpu_weight_free(struct pl_device *dev, struct pl_weight *w)
+{
+    (void)dev;
+    if (w == NULL)
+        return;
+    for (uint32_t i = 0; i < w->n_parts; i++)
+        pl_cpu_release(w->parts[i].packed, n_groups(&w->parts[i]) * w->parts[i].group_bytes);
+    free(w->parts);
+    free(w);
+}
+
+pl_status pl_cpu_embed(struct pl_device *dev, pl_view out, const struct pl_weight *w, const uint32_t *idx, bool add)
+{
+    struct pl_cpu *cpu = pl_cpu_of(dev);
+    if (pl_cpu_grow(&cpu->attn_work, &cpu->attn_cap, w->cols) != PL_OK)
+        return PL_ENOMEM;
+    for (uint32_t t = 0; t < out.rows; t++) {
+        uint32_t row = idx[t], i = 0;
+        while (i + 1 < w->n_parts && row >= w->parts[i].rows)
+            row -= w->parts[i++].rows;
+        const struct pl_cpu_part *p = &w->parts[i];
+        float *to = pl_cpu_row(out, t), *values = add ? cpu->attn_work : to;
+        pl_dequant_row(p->dtype, p->src + row * pl_dtype_row_bytes(p->dtype, p->cols), values, p->cols);
+        for (uint32_t c = 0; add && c < p->cols; c++)
+            to[c] += values[c];
+    }
+    return PL_OK;
+}
