@@ -79,6 +79,7 @@ struct pl_route {
     const char *method, *pattern;
     pl_scope scope;
     pl_http_handler *handler;
+    bool needs_model; /* answered 503 while loading and while draining */
 };
 extern const struct pl_route pl_routes[]; /* route.c; ends with a NULL method */
 
@@ -106,5 +107,7 @@ unsigned pl_http_active(const struct pl_http *h); /* requests that have been rea
 unsigned pl_http_connections(const struct pl_http *h);
 /* Ends every connection (parked ones are resumed first), then the workers. */
 void pl_http_stop(struct pl_http *h);
+/* After pl_http_stop and after whatever may still wake a connection (the engine) has ended. */
+void pl_http_free(struct pl_http *h);
 
 #endif

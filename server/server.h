@@ -15,6 +15,7 @@ struct pl_chat;
 struct pl_model;
 struct pl_engine;
 struct pl_metrics;
+struct pl_http;
 
 struct pl_server {
     const struct pl_config *config;
@@ -28,6 +29,7 @@ struct pl_server {
     const struct pl_model *model;
     struct pl_engine *engine;
     struct pl_metrics *metrics;
+    const struct pl_http *http;
 };
 
 #endif

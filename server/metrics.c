@@ -1,0 +1,256 @@
+/* metrics: HTTP counters of the daemon, and the Prometheus text of everything.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "server/metrics.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "core/base/hist.h"
+#include "core/base/log.h"
+#include "core/base/mem.h"
+#include "core/base/version.h"
+#include "core/sched/engine.h"
+#include "server/http.h"
+#include "server/route.h"
+#include "server/server.h"
+
+
+static const char *const methods[] = {"GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH", "other"};
+enum { N_METHODS = PL_COUNT_OF(methods), STATUS_FROM = 200, STATUS_TO = 600 };
+
+static const double seconds_bounds[] = {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300};
+
+struct series { /* one path pattern; the last one is for paths that no route has */
+    uint64_t requests[N_METHODS][STATUS_TO - STATUS_FROM];
+    struct pl_hist duration;
+};
+
+struct pl_metrics {
+    pthread_mutex_t lock;
+    double start_time;
+    size_t n_series;
+    struct series *series;
+};
+
+struct pl_metrics *pl_metrics_new(void)
+{
+    struct pl_metrics *m = pl_xcalloc(1, sizeof *m);
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    m->start_time = (double)now.tv_sec + (double)now.tv_nsec / 1e9;
+    pthread_mutex_init(&m->lock, NULL);
+    m->n_series = pl_route_patterns() + 1;
+    m->series = pl_xcalloc(m->n_series, sizeof *m->series);
+    for (size_t i = 0; i < m->n_series; i++) {
+        m->series[i].duration.bounds = seconds_bounds;
+        m->series[i].duration.n_bounds = PL_COUNT_OF(seconds_bounds);
+    }
+    return m;
+}
+
+void pl_metrics_free(struct pl_metrics *m)
+{
+    if (m == NULL)
+        return;
+    pthread_mutex_destroy(&m->lock);
+    free(m->series);
+    free(m);
+}
+
+static size_t method_index(const char *method)
+{
+    size_t i = 0;
+    while (i + 1 < N_METHODS && (method == NULL || strcmp(methods[i], method) != 0))
+        i++;
+    return i;
+}
+
+const char *pl_metrics_method(const char *method)
+{
+    return methods[method_index(method)];
+}
+
+void pl_metrics_request(struct pl_metrics *m, const char *pattern, const char *method, int status, double seconds)
+{
+    size_t i = 0;
+    while (i + 1 < m->n_series && (pattern == NULL || strcmp(pl_route_pattern(i), pattern) != 0))
+        i++;
+    if (status < STATUS_FROM || status >= STATUS_TO)
+        status = 500;
+    pthread_mutex_lock(&m->lock);
+    m->series[i].requests[method_index(method)][status - STATUS_FROM]++;
+    pl_hist_add(&m->series[i].duration, seconds);
+    pthread_mutex_unlock(&m->lock);
+}
+
+/* rendering */
+
+static void head(struct pl_buf *b, const char *name, const char *type, const char *help)
+{
+    pl_buf_addf(b, "# HELP parley_%s %s\n# TYPE parley_%s %s\n", name, help, name, type);
+}
+
+/* A label's value: backslash, quote and line feed are escaped. */
+static void label(struct pl_buf *b, const char *name, const char *value)
+{
+    pl_buf_addf(b, "%s=\"", name);
+    for (; *value != '\0'; value++) {
+        if (*value == '\\' || *value == '"')
+            pl_buf_addc(b, '\\');
+        if (*value == '\n')
+            pl_buf_adds(b, "\\n");
+        else
+            pl_buf_addc(b, *value);
+    }
+    pl_buf_addc(b, '"');
+}
+
+static void model_label(struct pl_buf *b, const struct pl_server *s)
+{
+    label(b, "model_name", s->model_id);
+}
+
+static void counter(struct pl_buf *b, const struct pl_server *s, const char *name, const char *help, uint64_t v)
+{
+    head(b, name, "counter", help);
+    pl_buf_addf(b, "parley_%s{", name);
+    model_label(b, s);
+    pl_buf_addf(b, "} %llu\n", (unsigned long long)v);
+}
+
+static void gauge(struct pl_buf *b, const struct pl_server *s, const char *name, const char *help, double v)
+{
+    head(b, name, "gauge", help);
+    pl_buf_addf(b, "parley_%s{", name);
+    model_label(b, s);
+    pl_buf_addf(b, "} %.17g\n", v);
+}
+
+/* name_label and value name the one label of the series. */
+static void hist(struct pl_buf *b, const struct pl_hist *h, const char *name, const char *name_label, const char *value)
+{
+    uint64_t n = 0;
+    for (size_t i = 0; i <= h->n_bounds; i++) {
+        n += h->counts[i];
+        pl_buf_addf(b, "parley_%s_bucket{", name);
+        label(b, name_label, value);
+        if (i < h->n_bounds)
+            pl_buf_addf(b, ",le=\"%g\"} %llu\n", h->bounds[i], (unsigned long long)n);
+        else
+            pl_buf_addf(b, ",le=\"+Inf\"} %llu\n", (unsigned long long)n);
+    }
+    pl_buf_addf(b, "parley_%s_sum{", name);
+    label(b, name_label, value);
+    pl_buf_addf(b, "} %.17g\nparley_%s_count{", h->sum, name);
+    label(b, name_label, value);
+    pl_buf_addf(b, "} %llu\n", (unsigned long long)n);
+}
+
+static void model_hist(struct pl_buf *b, const struct pl_server *s, const struct pl_hist *h, const char *name, const char *help)
+{
+    head(b, name, "histogram", help);
+    hist(b, h, name, "model_name", s->model_id);
+}
+
+static void finished(struct pl_buf *b, const struct pl_server *s, const char *reason, uint64_t v)
+{
+    pl_buf_adds(b, "parley_request_success_total{");
+    model_label(b, s);
+    pl_buf_addf(b, ",finished_reason=\"%s\"} %llu\n", reason, (unsigned long long)v);
+}
+
+static void render_engine(struct pl_buf *b, const struct pl_server *s)
+{
+    struct pl_engine_stats st;
+    pl_engine_stats(s->engine, &st);
+    gauge(b, s, "num_requests_running", "Choices being computed.", st.running);
+    gauge(b, s, "num_requests_waiting", "Requests in the queue.", st.waiting);
+    gauge(b, s, "kv_cache_usage_perc", "Share of the cache pages held by running requests, 0 to 1.",
+          st.pages_total > 0 ? (double)st.pages_held / st.pages_total : 0);
+    gauge(b, s, "kv_cache_pages", "Pages of the cache.", st.pages_total);
+    gauge(b, s, "kv_cache_pages_held", "Pages held by running requests.", st.pages_held);
+    gauge(b, s, "kv_cache_pages_cached", "Pages kept for reuse by later requests with the same beginning.", st.pages_cached);
+    counter(b, s, "prefix_cache_queries_total", "Prompt tokens looked up in the prefix cache.", st.prefix_queries);
+    counter(b, s, "prefix_cache_hits_total", "Prompt tokens found in the prefix cache.", st.prefix_hits);
+    counter(b, s, "num_preemptions_total", "Requests put back into the queue for lack of pages.", st.n_preempted);
+    counter(b, s, "prompt_tokens_total", "Prompt tokens of admitted requests.", st.prompt_tokens);
+    counter(b, s, "prompt_tokens_cached_total", "Prompt tokens that came from the prefix cache.", st.cached_tokens);
+    counter(b, s, "generation_tokens_total", "Tokens generated.", st.generated_tokens);
+    counter(b, s, "requests_submitted_total", "Choices accepted by the engine.", st.n_submitted);
+    counter(b, s, "requests_refused_total", "Choices refused because the queue was full.", st.n_refused);
+    counter(b, s, "requests_failed_total", "Choices that ended in an error.", st.n_failed);
+    counter(b, s, "engine_steps_total", "Iterations of the engine.", st.n_steps);
+    head(b, "request_success_total", "counter", "Choices finished, by reason.");
+    finished(b, s, "stop", st.n_finished_stop);
+    finished(b, s, "length", st.n_finished_length);
+    finished(b, s, "abort", st.n_cancelled);
+    model_hist(b, s, &st.ttft, "time_to_first_token_seconds", "From submission to the first token.");
+    model_hist(b, s, &st.itl, "inter_token_latency_seconds", "Between tokens of one choice.");
+    model_hist(b, s, &st.e2e, "e2e_request_latency_seconds", "From submission to the end.");
+    model_hist(b, s, &st.queue_time, "request_queue_time_seconds", "In the queue before the first iteration.");
+    model_hist(b, s, &st.prefill_time, "request_prefill_time_seconds", "From the first iteration to the first token.");
+    model_hist(b, s, &st.decode_time, "request_decode_time_seconds", "From the first token to the last.");
+    model_hist(b, s, &st.prompt_len, "request_prompt_tokens", "Prompt tokens of a request.");
+    model_hist(b, s, &st.output_len, "request_generation_tokens", "Tokens generated for a choice.");
+    model_hist(b, s, &st.step_tokens, "iteration_tokens_total", "Tokens computed in an iteration.");
+}
+
+static void render_http(struct pl_buf *b, struct pl_metrics *m)
+{
+    struct series *copy = pl_xmalloc(m->n_series * sizeof *copy);
+    pthread_mutex_lock(&m->lock);
+    memcpy(copy, m->series, m->n_series * sizeof *copy);
+    pthread_mutex_unlock(&m->lock);
+    head(b, "http_requests_total", "counter", "Finished HTTP requests; status 499 = the client left before an answer.");
+    for (size_t i = 0; i < m->n_series; i++)
+        for (size_t k = 0; k < N_METHODS; k++)
+            for (size_t c = 0; c < STATUS_TO - STATUS_FROM; c++)
+                if (copy[i].requests[k][c] > 0)
+                    pl_buf_addf(b, "parley_http_requests_total{method=\"%s\",path=\"%s\",status=\"%zu\"} %llu\n", methods[k],
+                                i + 1 < m->n_series ? pl_route_pattern(i) : "other", c + STATUS_FROM,
+                                (unsigned long long)copy[i].requests[k][c]);
+    head(b, "http_request_duration_seconds", "histogram", "From the request's head to the end of the answer.");
+    for (size_t i = 0; i < m->n_series; i++)
+        hist(b, &copy[i].duration, "http_request_duration_seconds", "path", i + 1 < m->n_series ? pl_route_pattern(i) : "other");
+    free(copy);
+}
+
+static void render_process(struct pl_buf *b, const struct pl_metrics *m)
+{
+    unsigned long long pages = 0;
+    FILE *f = fopen("/proc/self/statm", "re");
+    if (f != NULL) {
+        if (fscanf(f, "%*u %llu", &pages) != 1)
+            pages = 0;
+        fclose(f);
+    }
+    pl_buf_addf(b,
+                "# HELP process_start_time_seconds Start time of the process since the Unix epoch.\n"
+                "# TYPE process_start_time_seconds gauge\nprocess_start_time_seconds %.3f\n"
+                "# HELP process_resident_memory_bytes Resident memory, the mapped model included.\n"
+                "# TYPE process_resident_memory_bytes gauge\nprocess_resident_memory_bytes %llu\n",
+                m->start_time, pages * (unsigned long long)sysconf(_SC_PAGESIZE));
+}
+
+void pl_metrics_render(struct pl_metrics *m, const struct pl_server *s, struct pl_buf *out)
+{
+    const bool ready = atomic_load_explicit(&s->ready, memory_order_acquire);
+    head(out, "build_info", "gauge", "Version of the running daemon.");
+    pl_buf_addf(out, "parley_build_info{version=\"%s\"} 1\n", PL_VERSION);
+    head(out, "ready", "gauge", "1 when the model is loaded and requests are taken.");
+    pl_buf_addf(out, "parley_ready %d\n", ready && !atomic_load(&s->draining));
+    if (ready)
+        render_engine(out, s);
+    render_http(out, m);
+    head(out, "http_connections", "gauge", "Open client connections.");
+    pl_buf_addf(out, "parley_http_connections %u\n", pl_http_connections(s->http));
+    head(out, "http_requests_active", "gauge", "HTTP requests being answered.");
+    pl_buf_addf(out, "parley_http_requests_active %u\n", pl_http_active(s->http));
+    head(out, "log_lines_dropped_total", "counter", "Log lines that could not be written at once.");
+    pl_buf_addf(out, "parley_log_lines_dropped_total %llu\n", (unsigned long long)pl_log_dropped());
+    render_process(out, m);
+}
