@@ -475,7 +475,7 @@ static enum MHD_Result take_head(struct pl_http_conn *c, const char *url, const 
     MHD_get_connection_values_n(c->mhd, MHD_HEADER_KIND, add_header, &head);
     if (!pl_head_check(&head, version, method, h->opts.max_body, &fault))
         return refuse(c, &fault, 0, NULL);
-    if (!pl_route_decode(c->path)) {
+    if (strpbrk(url, " \t") != NULL || !pl_route_decode(c->path)) {
         fault = (struct pl_http_fault){400, NULL, "The path is not a valid URL path.", true};
         return refuse(c, &fault, 0, NULL);
     }
@@ -702,7 +702,7 @@ static pl_status start_daemon(struct pl_http *h, struct pl_err *err)
         flags, 0, NULL, NULL, on_request, h, MHD_OPTION_EXTERNAL_LOGGER, on_mhd_log, NULL, MHD_OPTION_LISTEN_SOCKET, h->listen.fd,
         MHD_OPTION_THREAD_POOL_SIZE, threads, MHD_OPTION_CONNECTION_LIMIT, h->opts.max_connections + SPARE_CONNECTIONS,
         MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)CONN_MEMORY, MHD_OPTION_CONNECTION_TIMEOUT, h->opts.idle_timeout_s,
-        MHD_OPTION_STRICT_FOR_CLIENT, 1, MHD_OPTION_NOTIFY_COMPLETED, on_done, h, MHD_OPTION_NOTIFY_CONNECTION, on_connection, h,
+        MHD_OPTION_NOTIFY_COMPLETED, on_done, h, MHD_OPTION_NOTIFY_CONNECTION, on_connection, h,
         MHD_OPTION_URI_LOG_CALLBACK, on_line, h, MHD_OPTION_UNESCAPE_CALLBACK, keep_escapes, h, MHD_OPTION_ARRAY, tls, MHD_OPTION_END);
     if (h->daemon == NULL)
         return pl_fail(err, PL_EIO, "%s", h->cert != NULL ? "the HTTPS server did not start: is tls-key the key of tls-cert?"
