@@ -761,6 +761,11 @@ const char *pl_http_url(const struct pl_http *h)
     return h->listen.url;
 }
 
+bool pl_http_is_public(const struct pl_http *h)
+{
+    return !h->listen.loopback;
+}
+
 unsigned pl_http_active(const struct pl_http *h)
 {
     return atomic_load(&h->n_active);

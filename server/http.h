@@ -103,6 +103,7 @@ struct pl_http;
  * (TLS that the library lacks), PL_EIO. */
 pl_status pl_http_start(struct pl_http **out, const struct pl_http_opts *opts, struct pl_err *err) PL_MUST_CHECK;
 const char *pl_http_url(const struct pl_http *h); /* "http://127.0.0.1:8000", "unix:/run/parley.sock" */
+bool pl_http_is_public(const struct pl_http *h); /* other machines may reach it */
 unsigned pl_http_active(const struct pl_http *h); /* requests that have been read and not yet answered to the end */
 unsigned pl_http_connections(const struct pl_http *h);
 /* Ends every connection (parked ones are resumed first), then the workers. */

@@ -1,0 +1,305 @@
+/* load: everything between a model file and an engine that runs.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "server/load.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "core/base/buf.h"
+#include "core/base/log.h"
+#include "core/base/mem.h"
+#include "core/base/pool.h"
+#include "core/base/utf8.h"
+#include "core/base/version.h"
+#include "core/device/device.h"
+#include "core/kv/kv.h"
+#include "core/model/gguf.h"
+#include "core/model/model.h"
+#include "core/sched/engine.h"
+#include "core/text/chat.h"
+#include "core/text/tok.h"
+#include "server/server.h"
+
+#define PL_LOG_MODULE "load"
+
+struct pl_load {
+    struct pl_gguf *gguf;
+    struct pl_tok *tok;
+    struct pl_chat *chat;
+    struct pl_pool *pool;
+    struct pl_device *device;
+    struct pl_model *model;
+    struct pl_engine *engine;
+};
+
+/* choosing the file */
+
+static int is_gguf(const struct dirent *d)
+{
+    const size_t n = strlen(d->d_name);
+    return n > 5 && d->d_name[0] != '.' && strcmp(d->d_name + n - 5, ".gguf") == 0;
+}
+
+static pl_status choose_in_dir(const char *dir, char **path, struct pl_err *err)
+{
+    struct dirent **found = NULL;
+    const int n = scandir(dir, &found, is_gguf, alphasort);
+    pl_status rc = PL_OK;
+    if (n < 0) {
+        rc = pl_fail_param(err, PL_EINVAL, "model-dir", "cannot read the model directory %s: %s", dir, strerror(errno));
+    } else if (n == 0) {
+        rc = pl_fail_param(err, PL_EINVAL, "model-dir", "%s holds no .gguf file: put one there, or name one with --model FILE", dir);
+    } else if (n > 1) {
+        struct pl_buf names;
+        pl_buf_init(&names, 300);
+        for (int i = 0; i < n; i++)
+            pl_buf_addf(&names, "%s%s", i > 0 ? ", " : "", found[i]->d_name);
+        rc = pl_fail_param(err, PL_EINVAL, "model-dir", "%s holds %d models, choose one with --model: %s%s", dir, n,
+                           pl_buf_str(&names), names.failed ? " …" : "");
+        pl_buf_fini(&names);
+    } else if (asprintf(path, "%s/%s", dir, found[0]->d_name) < 0) {
+        rc = pl_fail(err, PL_ENOMEM, "out of memory");
+    }
+    for (int i = 0; i < n; i++)
+        free(found[i]);
+    free(found);
+    return rc;
+}
+
+pl_status pl_load_choose(const struct pl_server *s, char **path, char **id, struct pl_err *err)
+{
+    const struct pl_config *c = s->config;
+    *path = *id = NULL;
+    if (c->model[0] != '\0') {
+        *path = pl_xstrdup(c->model);
+    } else if (c->model_dir[0] != '\0') {
+        const pl_status rc = choose_in_dir(c->model_dir, path, err);
+        if (rc != PL_OK)
+            return rc;
+    } else {
+        return pl_fail_param(err, PL_EINVAL, "model", "no model: name a GGUF file with --model FILE");
+    }
+    if (c->alias[0] != '\0') {
+        *id = pl_xstrdup(c->alias);
+        return PL_OK;
+    }
+    const char *slash = strrchr(*path, '/');
+    *id = pl_xstrdup(slash != NULL ? slash + 1 : *path);
+    const size_t n = strlen(*id);
+    if (n > 5 && strcmp(*id + n - 5, ".gguf") == 0)
+        (*id)[n - 5] = '\0';
+    if (!pl_utf8_valid(*id, strlen(*id))) {
+        free(*id);
+        free(*path);
+        *path = *id = NULL;
+        return pl_fail_param(err, PL_EINVAL, "alias", "the model file's name is not UTF-8: give it a name with --alias NAME");
+    }
+    return PL_OK;
+}
+
+/* what the fingerprint hashes */
+
+static uint64_t fnv1a(uint64_t h, const void *bytes, size_t n)
+{
+    const unsigned char *p = bytes;
+    for (size_t i = 0; i < n; i++)
+        h = (h ^ p[i]) * UINT64_C(0x100000001b3);
+    return h;
+}
+
+/* fp_ + hash of the file (size, time, first 64 KiB: header and tensor table), build and kernels. */
+static pl_status identify(struct pl_server *s, const char *path, const char *kernels, struct pl_err *err)
+{
+    enum { HEAD = 64 * 1024 };
+    struct stat st;
+    pl_status rc = PL_OK;
+    char *head = pl_xmalloc(HEAD);
+    const int fd = open(path, O_RDONLY | O_CLOEXEC);
+    const ssize_t n = fd >= 0 ? read(fd, head, HEAD) : -1;
+    if (n < 0 || fstat(fd, &st) != 0) {
+        rc = pl_fail(err, PL_EIO, "cannot read %s: %s", path, strerror(errno));
+        goto out;
+    }
+    uint64_t h = UINT64_C(0xcbf29ce484222325);
+    h = fnv1a(h, &st.st_size, sizeof st.st_size);
+    h = fnv1a(h, &st.st_mtim.tv_sec, sizeof st.st_mtim.tv_sec);
+    h = fnv1a(h, head, (size_t)n);
+    h = fnv1a(h, PL_VERSION, strlen(PL_VERSION));
+    h = fnv1a(h, kernels, strlen(kernels));
+    snprintf(s->fingerprint, sizeof s->fingerprint, "fp_%016llx", (unsigned long long)h);
+    s->created = st.st_mtim.tv_sec;
+out:
+    if (fd >= 0)
+        close(fd);
+    free(head);
+    return rc;
+}
+
+/* the parts */
+
+static pl_status read_template(const char *path, struct pl_buf *text, struct pl_err *err)
+{
+    FILE *f = fopen(path, "re");
+    if (f == NULL)
+        return pl_fail_param(err, PL_EINVAL, "chat-template", "cannot read %s: %s", path, strerror(errno));
+    char block[4096];
+    size_t n;
+    while ((n = fread(block, 1, sizeof block, f)) > 0)
+        pl_buf_add(text, block, n);
+    const bool bad = ferror(f) != 0;
+    fclose(f);
+    if (bad || text->failed)
+        return pl_fail_param(err, PL_EINVAL, "chat-template", "%s cannot be read, or is larger than 1 MiB", path);
+    return PL_OK;
+}
+
+static pl_status open_chat(struct pl_load *l, const struct pl_config *c, struct pl_err *err)
+{
+    struct pl_gguf_str own;
+    if (c->chat_template[0] != '\0') {
+        struct pl_buf text;
+        pl_buf_init(&text, 1 << 20);
+        pl_status rc = read_template(c->chat_template, &text, err);
+        if (rc == PL_OK)
+            rc = pl_chat_new(&l->chat, pl_buf_str(&text), text.len, l->tok, err);
+        pl_buf_fini(&text);
+        pl_log_info("chat template: %s", c->chat_template);
+        return rc;
+    }
+    if (pl_gguf_string(l->gguf, "tokenizer.chat_template", &own) != PL_OK) {
+        pl_log_warn("the model has no chat template: /v1/chat/completions will answer 400 (give one with --chat-template FILE)");
+        return PL_OK;
+    }
+    struct pl_err why = {0};
+    const pl_status rc = pl_chat_new(&l->chat, own.s, own.n, l->tok, &why);
+    if (rc != PL_OK)
+        return pl_fail(err, rc, "the model's chat template cannot be used: %s (give another one with --chat-template FILE)", why.msg);
+    pl_log_info("chat template: the model's own, %llu bytes", (unsigned long long)own.n);
+    return PL_OK;
+}
+
+static pl_status open_device(struct pl_load *l, const struct pl_config *c, struct pl_err *err)
+{
+    pl_status rc = pl_pool_new(&l->pool, (unsigned)c->threads, err);
+    if (rc != PL_OK)
+        return rc;
+    const char *isa = strcmp(c->device, "auto") == 0 || strcmp(c->device, "cpu") == 0 ? NULL : c->device;
+    return pl_cpu_open(&l->device, l->pool, isa != NULL && strncmp(isa, "cpu-", 4) == 0 ? isa + 4 : isa, err);
+}
+
+static pl_status choose_context(const struct pl_config *c, const struct pl_spec *spec, uint32_t *n, struct pl_err *err)
+{
+    *n = c->context > 0 ? (uint32_t)c->context : spec->n_ctx;
+    if (*n > spec->n_ctx)
+        return pl_fail_param(err, PL_EINVAL, "context", "context %u is more than the %u the model was trained for: lower --context or leave it out",
+                             *n, spec->n_ctx);
+    return PL_OK;
+}
+
+static pl_status open_engine(struct pl_load *l, const struct pl_config *c, struct pl_err *err)
+{
+    const struct pl_spec *spec = pl_model_spec(l->model);
+    struct pl_engine_opts o = {
+        .max_sequences = (uint32_t)c->max_sequences,
+        .batch_tokens = (uint32_t)c->batch_tokens,
+        .kv_dtype = PL_F16,
+        .queue_limit = (uint32_t)c->queue_limit,
+    };
+    if (strcmp(c->kv_type, "f32") == 0)
+        o.kv_dtype = PL_F32;
+    else if (strcmp(c->kv_type, "bf16") == 0)
+        o.kv_dtype = PL_BF16;
+    pl_status rc = choose_context(c, spec, &o.max_context, err);
+    if (rc != PL_OK)
+        return rc;
+    const struct pl_kv_shape page = pl_model_kv_shape(l->model, PL_KV_PAGE, 1, o.kv_dtype);
+    const size_t page_bytes = l->device->ops->kv_bytes(l->device, &page);
+    if (c->kv_cache_mb > 0) {
+        const uint64_t n = (uint64_t)c->kv_cache_mb * 1024 * 1024 / page_bytes;
+        if (n == 0)
+            return pl_fail_param(err, PL_EINVAL, "kv-cache-mb", "one cache page takes %zu bytes: raise --kv-cache-mb", page_bytes);
+        o.n_pages = n > UINT32_MAX ? UINT32_MAX : (uint32_t)n;
+    }
+    rc = pl_engine_new(&l->engine, &o, l->device, l->model, l->tok, err);
+    if (rc == PL_OK)
+        rc = pl_engine_start(l->engine, err);
+    if (rc != PL_OK)
+        return rc;
+    struct pl_engine_stats st;
+    pl_engine_stats(l->engine, &st);
+    pl_log_info("engine: %u sequences, %u tokens per iteration, context %u, cache %u pages of %u tokens in %s (%.0f MiB), queue %u",
+                o.max_sequences, o.batch_tokens, pl_engine_max_context(l->engine), st.pages_total, PL_KV_PAGE, c->kv_type,
+                (double)st.pages_total * (double)page_bytes / 1048576, o.queue_limit);
+    return PL_OK;
+}
+
+pl_status pl_load_open(struct pl_load **out, struct pl_server *s, const char *path, struct pl_err *err)
+{
+    const struct pl_config *c = s->config;
+    struct pl_load *l = pl_xcalloc(1, sizeof *l);
+    pl_status rc = pl_gguf_open(&l->gguf, path, err);
+    if (rc == PL_OK)
+        rc = pl_tok_load(&l->tok, l->gguf, err);
+    if (rc == PL_OK)
+        rc = open_chat(l, c, err);
+    if (rc == PL_OK)
+        rc = open_device(l, c, err);
+    if (rc == PL_OK)
+        rc = identify(s, path, l->device->ops->name, err);
+    if (rc == PL_OK)
+        rc = pl_model_load(&l->model, l->gguf, l->device, (uint32_t)c->batch_tokens, (uint32_t)c->batch_tokens, err);
+    if (rc != PL_OK)
+        goto out;
+    const struct pl_spec *spec = pl_model_spec(l->model);
+    pl_log_info("model: %s (%s, %s), %.1f M parameters, %u layers, vocabulary %u, trained context %u, %s", path, spec->arch,
+                spec->name[0] != '\0' ? spec->name : "no name", (double)pl_model_n_params(l->model) / 1e6, spec->n_layers,
+                spec->n_vocab, spec->n_ctx, s->fingerprint);
+    pl_log_info("device: %s, %u threads", l->device->ops->name, pl_pool_size(l->pool));
+    if (pl_tok_count(l->tok) > (int64_t)spec->n_vocab) {
+        rc = pl_fail(err, PL_EFORMAT, "the tokenizer has %d tokens but the model only %u rows for them: the file is inconsistent",
+                     pl_tok_count(l->tok), spec->n_vocab);
+        goto out;
+    }
+    rc = open_engine(l, c, err);
+out:
+    if (rc != PL_OK) {
+        pl_load_close(l);
+        return rc;
+    }
+    s->tok = l->tok;
+    s->chat = l->chat;
+    s->model = l->model;
+    s->engine = l->engine;
+    *out = l;
+    return PL_OK;
+}
+
+void pl_load_stop_engine(struct pl_load *l, struct pl_server *s)
+{
+    if (l == NULL)
+        return;
+    pl_engine_free(l->engine);
+    s->engine = NULL;
+    l->engine = NULL;
+}
+
+void pl_load_close(struct pl_load *l)
+{
+    if (l == NULL)
+        return;
+    pl_engine_free(l->engine);
+    pl_model_free(l->model);
+    if (l->device != NULL)
+        l->device->ops->close(l->device);
+    pl_pool_free(l->pool);
+    pl_chat_free(l->chat);
+    pl_tok_free(l->tok);
+    pl_gguf_close(l->gguf);
+    free(l);
+}

@@ -1,0 +1,203 @@
+/* parleyd: the daemon's story. Configuration, log, listen at once (health says "loading"), load the model beside it, serve,
+ * wait for a signal, finish what runs, leave.
+ * Thread: main owns start and stop; a loader thread lives from listening to ready.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "config/config.h"
+#include "core/base/clock.h"
+#include "core/base/log.h"
+#include "core/base/version.h"
+#include "core/sched/engine.h"
+#include "server/http.h"
+#include "server/load.h"
+#include "server/metrics.h"
+#include "server/server.h"
+
+#define PL_LOG_MODULE "main"
+
+enum { EXIT_CONFIG = 2, FLUSH_MS = 2000 };
+
+struct daemon {
+    struct pl_config config;
+    struct pl_server server;
+    struct pl_http *http;
+    struct pl_load *load;
+    char *path, *id;
+    uint64_t start_ns;
+    sigset_t signals;
+
+    pthread_t loader;
+    atomic_bool loaded; /* the loader is done; load_rc and load_err are valid */
+    pl_status load_rc;
+    struct pl_err load_err;
+};
+
+/* One line that says what to do; a configuration's fault is told apart by the exit status. */
+static int complain(pl_status rc, const struct pl_err *err)
+{
+    const bool config = rc == PL_EINVAL && err->param[0] != '\0';
+    pl_log_error("%s", err->msg[0] != '\0' ? err->msg : pl_status_text(rc));
+    return config ? EXIT_CONFIG : EXIT_FAILURE;
+}
+
+/* The next signal, 0 after ms milliseconds without one (-1 = wait for ever). */
+static int next_signal(const struct daemon *d, int ms)
+{
+    const struct timespec t = {.tv_sec = ms / 1000, .tv_nsec = (long)(ms % 1000) * 1000000};
+    for (;;) {
+        const int sig = ms < 0 ? sigwaitinfo(&d->signals, NULL) : sigtimedwait(&d->signals, NULL, &t);
+        if (sig > 0)
+            return sig;
+        if (errno == EAGAIN)
+            return 0;
+    }
+}
+
+static void set_signals(struct daemon *d)
+{
+    signal(SIGPIPE, SIG_IGN);
+    sigemptyset(&d->signals);
+    sigaddset(&d->signals, SIGTERM);
+    sigaddset(&d->signals, SIGINT);
+    sigaddset(&d->signals, SIGHUP);
+    pthread_sigmask(SIG_BLOCK, &d->signals, NULL); /* inherited by every thread: only main takes them */
+}
+
+static pl_status listen_now(struct daemon *d, struct pl_err *err)
+{
+    const struct pl_config *c = &d->config;
+    const struct pl_http_opts o = {
+        .server = &d->server,
+        .host = c->host,
+        .port = (unsigned)c->port,
+        .unix_socket = c->unix_socket,
+        .tls_cert = c->tls_cert,
+        .tls_key = c->tls_key,
+        .api_key = c->api_key,
+        .admin_key = c->admin_key,
+        .max_connections = (unsigned)c->max_connections,
+        .max_body = (size_t)c->max_body_mb << 20,
+        .header_timeout_s = (unsigned)c->header_timeout,
+        .idle_timeout_s = (unsigned)c->idle_timeout,
+    };
+    const pl_status rc = pl_http_start(&d->http, &o, err);
+    if (rc != PL_OK)
+        return rc;
+    pl_log_info("listening on %s", pl_http_url(d->http));
+    if (c->api_key[0] == '\0' && pl_http_is_public(d->http))
+        pl_log_warn("anybody who reaches this address can use the model: set --api-key, or listen on 127.0.0.1");
+    return PL_OK;
+}
+
+static void *load_main(void *arg)
+{
+    struct daemon *d = arg;
+    d->load_rc = pl_load_open(&d->load, &d->server, d->path, &d->load_err);
+    if (d->load_rc == PL_OK) {
+        atomic_store_explicit(&d->server.ready, true, memory_order_release);
+        pl_log_info("ready: model %s at %s after %.0f ms", d->id, pl_http_url(d->http), (double)(pl_now_ns() - d->start_ns) / 1e6);
+    }
+    atomic_store(&d->loaded, true);
+    return NULL;
+}
+
+/* 0 = loaded; a signal's number when one came first: loading cannot be interrupted, so the process has to go. */
+static int wait_for_load(struct daemon *d)
+{
+    while (!atomic_load(&d->loaded)) {
+        const int sig = next_signal(d, 50);
+        if (sig != 0)
+            return sig;
+    }
+    pthread_join(d->loader, NULL);
+    return 0;
+}
+
+/* New requests are refused from here on; running ones may finish until the drain timeout or a second signal. */
+static void drain(struct daemon *d)
+{
+    atomic_store(&d->server.draining, true);
+    const uint64_t until = pl_now_ns() + (uint64_t)d->config.drain_timeout * 1000000000u;
+    pl_log_info("draining: %u requests, at most %d s", pl_http_active(d->http), (int)d->config.drain_timeout);
+    bool now = false;
+    while (!now && pl_http_active(d->http) > 0 && pl_now_ns() < until)
+        now = next_signal(d, 20) != 0;
+    if (pl_http_active(d->http) > 0)
+        pl_log_warn("ending %u requests: %s", pl_http_active(d->http), now ? "second signal" : "drain timeout");
+    if (!pl_engine_drain(d->server.engine, 0))
+        pl_log_info("what still ran was ended");
+    const uint64_t flush = pl_now_ns() + FLUSH_MS * UINT64_C(1000000); /* for the streams' last words */
+    while (!now && pl_http_active(d->http) > 0 && pl_now_ns() < flush)
+        now = next_signal(d, 5) != 0;
+}
+
+static int serve(struct daemon *d)
+{
+    struct pl_err err = {0};
+    pl_status rc = pl_load_choose(&d->server, &d->path, &d->id, &err);
+    if (rc != PL_OK)
+        return complain(rc, &err);
+    d->server.model_id = d->id;
+    rc = listen_now(d, &err);
+    if (rc != PL_OK)
+        return complain(rc, &err);
+    const int why = pthread_create(&d->loader, NULL, load_main, d);
+    if (why != 0) {
+        pl_log_error("cannot start a thread: %s", strerror(why));
+        return EXIT_FAILURE;
+    }
+    int sig = wait_for_load(d);
+    if (sig != 0) {
+        pl_log_info("signal %s while loading: leaving", sigabbrev_np(sig));
+        pl_http_stop(d->http);
+        _exit(EXIT_SUCCESS); /* the loader is in the middle of things that exit() would take down under it */
+    }
+    if (d->load_rc != PL_OK)
+        return complain(d->load_rc, &d->load_err);
+    sig = next_signal(d, -1);
+    pl_log_info("signal %s", sigabbrev_np(sig));
+    drain(d);
+    return EXIT_SUCCESS;
+}
+
+static void leave(struct daemon *d)
+{
+    pl_http_stop(d->http);
+    pl_load_stop_engine(d->load, &d->server);
+    pl_http_free(d->http); /* after the engine, which may have woken connections until now */
+    pl_load_close(d->load);
+    pl_metrics_free(d->server.metrics);
+    free(d->path);
+    free(d->id);
+}
+
+int main(int argc, char **argv)
+{
+    static struct daemon d;
+    d.start_ns = pl_now_ns();
+    const struct rlimit no_core = {0, 0}; /* it would hold prompts and keys */
+    setrlimit(RLIMIT_CORE, &no_core);
+    struct pl_err err = {0};
+    const char *text = NULL;
+    if (pl_config_load(&d.config, argc, argv, &text, &err) != PL_OK) {
+        fprintf(stderr, "parleyd: %s\n", err.msg);
+        return EXIT_CONFIG;
+    }
+    d.server.config = &d.config;
+    d.server.metrics = pl_metrics_new();
+    set_signals(&d);
+    const int status = serve(&d);
+    leave(&d);
+    pl_log_info("stopped");
+    pl_config_fini(&d.config);
+    return status;
+}
