@@ -1,0 +1,444 @@
+/* config: the daemon's settings, from flags over environment over file over defaults.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "config/config.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/buf.h"
+#include "core/base/log.h"
+#include "core/base/mem.h"
+#include "core/base/version.h"
+
+#define PL_LOG_MODULE "config"
+
+enum kind { STR_KEY, SECRET_KEY, CHOICE_KEY, INT_KEY };
+
+struct key {
+    enum kind kind;
+    const char *section; /* printed before the key; NULL = the same as before */
+    const char *name;
+    size_t offset;
+    const char *def, *words, *help;
+    int def_int, min, max;
+};
+
+static const struct key keys[] = {
+#define AT(field) offsetof(struct pl_config, field)
+#define SECTION(title) {.section = title},
+#define STR(f, n, d, h) {.kind = STR_KEY, .name = n, .offset = AT(f), .def = d, .help = h},
+#define SECRET(f, n, h) {.kind = SECRET_KEY, .name = n, .offset = AT(f), .def = "", .help = h},
+#define CHOICE(f, n, d, w, h) {.kind = CHOICE_KEY, .name = n, .offset = AT(f), .def = d, .words = w, .help = h},
+#define INT(f, n, d, lo, hi, h) {.kind = INT_KEY, .name = n, .offset = AT(f), .def_int = d, .min = lo, .max = hi, .help = h},
+#include "config/keys.def"
+};
+#define N_KEYS PL_COUNT_OF(keys)
+
+static const char **text_of(struct pl_config *c, const struct key *k)
+{
+    return (const char **)((char *)c + k->offset);
+}
+
+static int *int_of(struct pl_config *c, const struct key *k)
+{
+    return (int *)((char *)c + k->offset);
+}
+
+/* ---- setting one value --------------------------------------------------------------------------------------------- */
+
+struct loader {
+    struct pl_config *c;
+    struct pl_buf mistakes;
+};
+
+/* where: "--port", "PARLEY_PORT" or "parley.conf:7" */
+static void mistake(struct loader *l, const char *where, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+
+static void mistake(struct loader *l, const char *where, const char *fmt, ...)
+{
+    char msg[512];
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(msg, sizeof msg, fmt, ap);
+    va_end(ap);
+    pl_buf_addf(&l->mistakes, "%s%s: %s", l->mistakes.len > 0 ? "\n" : "", where, msg);
+}
+
+static bool is_word(const char *words, const char *value)
+{
+    size_t n = strlen(value);
+    for (const char *w = words; w != NULL; w = strchr(w, '|') != NULL ? strchr(w, '|') + 1 : NULL)
+        if (n > 0 && strncmp(w, value, n) == 0 && (w[n] == '|' || w[n] == '\0'))
+            return true;
+    return false;
+}
+
+static void set_text(struct pl_config *c, const struct key *k, const char *value)
+{
+    free((void *)(uintptr_t)*text_of(c, k));
+    *text_of(c, k) = pl_xstrdup(value);
+}
+
+static void set(struct loader *l, const struct key *k, const char *value, const char *where)
+{
+    if (k->kind == INT_KEY) {
+        char *end;
+        errno = 0;
+        long v = strtol(value, &end, 10);
+        if (end == value || *end != '\0' || errno != 0 || v < k->min || v > k->max)
+            mistake(l, where, "%s must be a whole number from %d to %d, not \"%.60s\"", k->name, k->min, k->max, value);
+        else
+            *int_of(l->c, k) = (int)v;
+        return;
+    }
+    if (k->kind == CHOICE_KEY && !is_word(k->words, value))
+        mistake(l, where, "%s must be one of %s, not \"%.60s\"", k->name, k->words, value);
+    else if (k->kind == SECRET_KEY && value[0] != '\0' && strlen(value) < 8)
+        mistake(l, where, "%s is too short to be safe: use at least 8 characters", k->name);
+    else
+        set_text(l->c, k, value);
+}
+
+/* Edit distance, for "did you mean". */
+static size_t distance(const char *a, const char *b)
+{
+    size_t row[64], n = strlen(b);
+    if (n >= PL_COUNT_OF(row))
+        return SIZE_MAX;
+    for (size_t j = 0; j <= n; j++)
+        row[j] = j;
+    for (size_t i = 1; *a != '\0'; a++, i++) {
+        size_t diagonal = row[0];
+        row[0] = i;
+        for (size_t j = 1; j <= n; j++) {
+            size_t best = diagonal + (*a != b[j - 1]);
+            diagonal = row[j];
+            best = best < row[j] + 1 ? best : row[j] + 1;
+            row[j] = best < row[j - 1] + 1 ? best : row[j - 1] + 1;
+        }
+    }
+    return row[n];
+}
+
+static const struct key *find(const char *name)
+{
+    for (size_t i = 0; i < N_KEYS; i++)
+        if (keys[i].name != NULL && strcmp(keys[i].name, name) == 0)
+            return &keys[i];
+    return NULL;
+}
+
+static const struct key *find_or_complain(struct loader *l, const char *name, const char *where)
+{
+    const struct key *k = find(name), *near = NULL;
+    size_t best = 4;
+    for (size_t i = 0; k == NULL && i < N_KEYS; i++)
+        if (keys[i].name != NULL && distance(name, keys[i].name) < best) {
+            best = distance(name, keys[i].name);
+            near = &keys[i];
+        }
+    if (k == NULL && near != NULL)
+        mistake(l, where, "there is no setting \"%.60s\"; did you mean \"%s\"?", name, near->name);
+    else if (k == NULL)
+        mistake(l, where, "there is no setting \"%.60s\"; --help lists them all", name);
+    return k;
+}
+
+/* ---- sources ------------------------------------------------------------------------------------------------------- */
+
+static char *trim(char *s)
+{
+    s += strspn(s, " \t\r\n");
+    size_t n = strlen(s);
+    while (n > 0 && strchr(" \t\r\n", s[n - 1]) != NULL)
+        s[--n] = '\0';
+    return s;
+}
+
+static void read_line(struct loader *l, char *line, const char *where, bool *seen)
+{
+    char *text = trim(line);
+    if (text[0] == '#' || text[0] == '\0')
+        return;
+    char *equals = strchr(text, '=');
+    if (equals == NULL) {
+        mistake(l, where, "expected \"key = value\"");
+        return;
+    }
+    *equals = '\0';
+    const struct key *k = find_or_complain(l, trim(text), where);
+    if (k == NULL)
+        return;
+    if (seen[k - keys])
+        mistake(l, where, "%s is set a second time; remove one of the lines", k->name);
+    else
+        set(l, k, trim(equals + 1), where);
+    seen[k - keys] = true;
+}
+
+static void read_file(struct loader *l, const char *path)
+{
+    FILE *f = fopen(path, "re");
+    char *line = NULL, where[320];
+    size_t cap = 0;
+    bool seen[N_KEYS] = {false};
+    if (f == NULL) {
+        mistake(l, "--config", "cannot read %s: %s", path, strerror(errno));
+        return;
+    }
+    ssize_t n;
+    for (unsigned number = 1; (n = getline(&line, &cap, f)) >= 0; number++) {
+        snprintf(where, sizeof where, "%.280s:%u", path, number);
+        if (strlen(line) != (size_t)n || n > 65536)
+            mistake(l, where, "the line has a NUL byte or is too long");
+        else
+            read_line(l, line, where, seen);
+    }
+    if (ferror(f))
+        mistake(l, "--config", "cannot read %s: %s", path, strerror(errno));
+    free(line);
+    fclose(f);
+}
+
+static void variable_name(const char *key, char *out, size_t n)
+{
+    snprintf(out, n, "PARLEY_%s", key);
+    for (char *p = out; *p != '\0'; p++)
+        *p = *p == '-' ? '_' : *p >= 'a' && *p <= 'z' ? (char)(*p - 32) : *p;
+}
+
+static void read_environment(struct loader *l)
+{
+    for (size_t i = 0; i < N_KEYS; i++) {
+        char variable[80];
+        if (keys[i].name == NULL)
+            continue;
+        variable_name(keys[i].name, variable, sizeof variable);
+        const char *value = getenv(variable);
+        if (value != NULL)
+            set(l, &keys[i], value, variable);
+    }
+}
+
+struct verbs {
+    const char *config;
+    bool help, version, dump, check;
+};
+
+/* Takes argv[*i] (and its value). verbs != NULL: only notes the verbs and the file; else only sets keys. */
+static void read_flag(struct loader *l, int argc, char **argv, int *i, struct verbs *v)
+{
+    const char *arg = argv[*i];
+    if (strcmp(arg, "-h") == 0)
+        arg = "--help";
+    if (strncmp(arg, "--", 2) != 0) {
+        if (v != NULL)
+            mistake(l, arg, "arguments start with \"--\"; a model is named with --model FILE");
+        return;
+    }
+    char name[64];
+    const char *equals = strchr(arg, '=');
+    snprintf(name, sizeof name, "%.*s", equals != NULL ? (int)(equals - arg - 2) : (int)strlen(arg + 2), arg + 2);
+    struct verbs ignored, *w = v != NULL ? v : &ignored;
+    bool *verb = strcmp(name, "help") == 0           ? &w->help
+                 : strcmp(name, "version") == 0      ? &w->version
+                 : strcmp(name, "dump-config") == 0  ? &w->dump
+                 : strcmp(name, "check-config") == 0 ? &w->check
+                                                     : NULL;
+    if (verb != NULL) {
+        *verb = true;
+        return;
+    }
+    char where[72];
+    snprintf(where, sizeof where, "--%s", name);
+    bool is_config = strcmp(name, "config") == 0;
+    const struct key *k = is_config ? NULL : v != NULL ? find_or_complain(l, name, where) : find(name);
+    if (k == NULL && !is_config)
+        return;
+    const char *value = equals != NULL ? equals + 1 : *i + 1 < argc ? argv[++*i] : NULL;
+    if (value == NULL) {
+        if (v != NULL)
+            mistake(l, where, "needs a value");
+    } else if (is_config) {
+        w->config = value;
+    } else if (v == NULL) {
+        set(l, k, value, where);
+    }
+}
+
+/* ---- texts --------------------------------------------------------------------------------------------------------- */
+
+/* Words of text, wrapped at 80 columns, each line behind prefix. */
+static void add_wrapped(struct pl_buf *b, const char *prefix, const char *text)
+{
+    size_t column = 80;
+    while (*text != '\0') {
+        size_t n = strcspn(text, " ");
+        if (column + n + 1 > 79) {
+            pl_buf_addf(b, "%s%s", b->len > 0 && b->data[b->len - 1] != '\n' ? "\n" : "", prefix);
+            column = strlen(prefix);
+        } else {
+            pl_buf_addc(b, ' ');
+            column++;
+        }
+        pl_buf_add(b, text, n);
+        column += n;
+        text += n + strspn(text + n, " ");
+    }
+    pl_buf_addc(b, '\n');
+}
+
+static void add_range(struct pl_buf *b, const struct key *k)
+{
+    if (k->kind == INT_KEY)
+        pl_buf_addf(b, "%d to %d, default %d", k->min, k->max, k->def_int);
+    else if (k->kind == CHOICE_KEY)
+        pl_buf_addf(b, "%s, default %s", k->words, k->def);
+    else
+        pl_buf_addf(b, "%s", k->def[0] != '\0' ? "default " : "not set by default");
+    if (k->kind == STR_KEY)
+        pl_buf_adds(b, k->def);
+}
+
+static char *help_text(void)
+{
+    struct pl_buf b;
+    pl_buf_init(&b, 0);
+    pl_buf_adds(&b, "NAME\n    parleyd - serves a language model over OpenAI's HTTP API\n\n"
+                    "SYNOPSIS\n    parleyd --model FILE [--KEY VALUE | --KEY=VALUE]...\n    parleyd --config FILE\n\n"
+                    "DESCRIPTION\n");
+    add_wrapped(&b, "    ",
+                "parleyd loads one GGUF model and answers chat completions, completions and tokenizer requests until it "
+                "gets SIGTERM or SIGINT; running requests are finished then. Each setting below is a flag (--port 8001), "
+                "a line of the configuration file (port = 8001) and an environment variable (PARLEY_PORT=8001); a flag "
+                "beats the environment, that beats the file, and that the default.");
+    pl_buf_adds(&b, "\nVERBS\n    --config FILE    read settings from FILE\n    --check-config   say whether the settings are valid, and exit\n"
+                    "    --dump-config    print them as a configuration file, and exit\n    --version, --help\n");
+    for (size_t i = 0; i < N_KEYS; i++) {
+        if (keys[i].section != NULL) {
+            pl_buf_addf(&b, "\n%s\n", keys[i].section);
+            continue;
+        }
+        static const char *const values[] = {[STR_KEY] = "TEXT", [SECRET_KEY] = "KEY", [CHOICE_KEY] = "WORD", [INT_KEY] = "N"};
+        pl_buf_addf(&b, "    --%s %s   (", keys[i].name, values[keys[i].kind]);
+        add_range(&b, &keys[i]);
+        pl_buf_adds(&b, ")\n");
+        add_wrapped(&b, "        ", keys[i].help);
+    }
+    pl_buf_adds(&b, "\nSIGNALS\n    SIGTERM, SIGINT   finish running requests within drain-timeout, then exit 0;\n"
+                    "                      a second one ends them at once\n\n"
+                    "EXIT STATUS\n    0  stopped by a signal     1  failed at run time     2  wrong settings\n\n"
+                    "EXAMPLES\n    parleyd --model SmolLM2-135M-Instruct.Q4_1.gguf --port 8000\n"
+                    "    PARLEY_API_KEY=... parleyd --config /etc/parley/parley.conf\n");
+    return pl_buf_take(&b);
+}
+
+static char *dump_text(struct pl_config *c)
+{
+    struct pl_buf b;
+    pl_buf_init(&b, 0);
+    pl_buf_adds(&b, "# Settings of parleyd. A line that is commented out shows the default.\n");
+    for (size_t i = 0; i < N_KEYS; i++) {
+        const struct key *k = &keys[i];
+        if (k->section != NULL) {
+            pl_buf_addf(&b, "\n# ---- %s ----\n", k->section);
+            continue;
+        }
+        pl_buf_addc(&b, '\n');
+        add_wrapped(&b, "# ", k->help);
+        pl_buf_adds(&b, "# (");
+        add_range(&b, k);
+        pl_buf_adds(&b, ")\n");
+        if (k->kind == INT_KEY)
+            pl_buf_addf(&b, "%s%s = %d\n", *int_of(c, k) == k->def_int ? "#" : "", k->name, *int_of(c, k));
+        else if (k->kind == SECRET_KEY)
+            pl_buf_addf(&b, "#%s =%s\n", k->name, (*text_of(c, k))[0] != '\0' ? " (set, not shown)" : "");
+        else
+            pl_buf_addf(&b, "%s%s = %s\n", strcmp(*text_of(c, k), k->def) == 0 ? "#" : "", k->name, *text_of(c, k));
+    }
+    return pl_buf_take(&b);
+}
+
+/* ---- all of it ----------------------------------------------------------------------------------------------------- */
+
+static void check_together(struct loader *l)
+{
+    const struct pl_config *c = l->c;
+    if ((c->tls_cert[0] == '\0') != (c->tls_key[0] == '\0'))
+        mistake(l, "tls-cert", "tls-cert and tls-key are set together or not at all");
+    if (c->batch_tokens < c->max_sequences)
+        mistake(l, "batch-tokens", "batch-tokens (%d) must be at least max-sequences (%d): every running sequence takes a token of each iteration",
+                c->batch_tokens, c->max_sequences);
+    if (c->api_key[0] != '\0' && strcmp(c->api_key, c->admin_key) == 0)
+        mistake(l, "admin-key", "admin-key must differ from api-key");
+}
+
+pl_status pl_config_load(struct pl_config *c, int argc, char **argv, char **text, struct pl_err *err)
+{
+    struct loader l = {.c = c};
+    struct verbs v = {.config = getenv("PARLEY_CONFIG")};
+    *text = NULL;
+    pl_buf_init(&l.mistakes, 0);
+    for (size_t i = 0; i < N_KEYS; i++) {
+        if (keys[i].name == NULL)
+            continue;
+        if (keys[i].kind == INT_KEY)
+            *int_of(c, &keys[i]) = keys[i].def_int;
+        else
+            *text_of(c, &keys[i]) = pl_xstrdup(keys[i].def);
+    }
+    for (int i = 1; i < argc; i++)
+        read_flag(&l, argc, argv, &i, &v);
+    if (v.help || v.version) {
+        pl_buf_fini(&l.mistakes);
+        *text = v.help ? help_text() : pl_xstrdup("parleyd " PL_VERSION "\n");
+        return PL_OK;
+    }
+    if (v.config != NULL)
+        read_file(&l, v.config);
+    read_environment(&l);
+    for (int i = 1; i < argc; i++)
+        read_flag(&l, argc, argv, &i, NULL);
+    if (l.mistakes.len == 0)
+        check_together(&l);
+    if (l.mistakes.len > 0) {
+        *text = pl_buf_take(&l.mistakes);
+        return pl_fail_param(err, PL_EINVAL, "config", "%s", *text);
+    }
+    if (v.dump || v.check)
+        *text = v.dump ? dump_text(c) : pl_xstrdup("the configuration is valid\n");
+    return PL_OK;
+}
+
+void pl_config_fini(struct pl_config *c)
+{
+    for (size_t i = 0; i < N_KEYS; i++)
+        if (keys[i].name != NULL && keys[i].kind != INT_KEY) {
+            if (*text_of(c, &keys[i]) != NULL && keys[i].kind == SECRET_KEY)
+                explicit_bzero((void *)(uintptr_t)*text_of(c, &keys[i]), strlen(*text_of(c, &keys[i])));
+            free((void *)(uintptr_t)*text_of(c, &keys[i]));
+            *text_of(c, &keys[i]) = NULL;
+        }
+}
+
+void pl_config_log(const struct pl_config *config)
+{
+    struct pl_config *c = (struct pl_config *)(uintptr_t)config; /* only read */
+    for (size_t i = 0; i < N_KEYS; i++) {
+        const struct key *k = &keys[i];
+        if (k->name == NULL)
+            continue;
+        if (k->kind == INT_KEY && *int_of(c, k) != k->def_int)
+            pl_log_info("%s = %d", k->name, *int_of(c, k));
+        else if (k->kind == SECRET_KEY && (*text_of(c, k))[0] != '\0')
+            pl_log_info("%s = (set)", k->name);
+        else if (k->kind != INT_KEY && k->kind != SECRET_KEY && strcmp(*text_of(c, k), k->def) != 0)
+            pl_log_info("%s = %s", k->name, *text_of(c, k));
+    }
+}
