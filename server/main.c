@@ -15,6 +15,7 @@
 #include "config/config.h"
 #include "core/base/clock.h"
 #include "core/base/log.h"
+#include "core/base/mem.h"
 #include "core/base/version.h"
 #include "core/sched/engine.h"
 #include "server/http.h"
@@ -180,22 +181,51 @@ static void leave(struct daemon *d)
     free(d->id);
 }
 
+static pl_log_level log_level(const char *word)
+{
+    static const char *const words[] = {"error", "warn", "info", "debug"};
+    for (size_t i = 0; i < PL_COUNT_OF(words); i++)
+        if (strcmp(words[i], word) == 0)
+            return (pl_log_level)i;
+    return PL_LOG_INFO;
+}
+
+/* -1 = go on, else the exit status. */
+static int configure(struct daemon *d, int argc, char **argv)
+{
+    struct pl_err err = {0};
+    char *text = NULL;
+    const pl_status rc = pl_config_load(&d->config, argc, argv, &text, &err);
+    int status = -1;
+    if (rc != PL_OK) {
+        fputs(text != NULL ? text : err.msg, stderr);
+        status = EXIT_CONFIG;
+    } else if (text != NULL) {
+        status = fputs(text, stdout) >= 0 && fflush(stdout) == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    }
+    free(text);
+    if (status >= 0) {
+        pl_config_fini(&d->config);
+        return status;
+    }
+    pl_log_setup(log_level(d->config.log_level), strcmp(d->config.log_format, "json") == 0, STDERR_FILENO);
+    d->server.config = &d->config;
+    return -1;
+}
+
 int main(int argc, char **argv)
 {
     static struct daemon d;
     d.start_ns = pl_now_ns();
     const struct rlimit no_core = {0, 0}; /* it would hold prompts and keys */
     setrlimit(RLIMIT_CORE, &no_core);
-    struct pl_err err = {0};
-    const char *text = NULL;
-    if (pl_config_load(&d.config, argc, argv, &text, &err) != PL_OK) {
-        fprintf(stderr, "parleyd: %s\n", err.msg);
-        return EXIT_CONFIG;
-    }
-    d.server.config = &d.config;
+    int status = configure(&d, argc, argv);
+    if (status >= 0)
+        return status;
+    pl_config_log(&d.config);
     d.server.metrics = pl_metrics_new();
     set_signals(&d);
-    const int status = serve(&d);
+    status = serve(&d);
     leave(&d);
     pl_log_info("stopped");
     pl_config_fini(&d.config);
