@@ -587,8 +587,8 @@ static void log_request(const struct pl_http_conn *c, int status, double total_m
     f[n++] = (struct pl_log_field){.key = "total_ms", .kind = PL_LOG_REAL, .r = total_ms};
     if (u->error != NULL)
         f[n++] = (struct pl_log_field){.key = "error", .kind = PL_LOG_STR, .s = u->error};
-    /* probes and scrapes come every few seconds for ever: below info unless something is wrong */
-    const bool quiet = c->route != NULL && !c->route->needs_model && status < 400;
+    /* probes and scrapes come every few seconds for ever: below info unless refused */
+    const bool quiet = c->route != NULL && !c->route->needs_model && (status < 400 || status == 503);
     pl_log_event(quiet ? PL_LOG_DEBUG : PL_LOG_INFO, PL_LOG_MODULE, "request", f, n);
 }
 

@@ -111,16 +111,19 @@ static void *load_main(void *arg)
     return NULL;
 }
 
-/* 0 = loaded; a signal's number when one came first: loading cannot be interrupted, so the process has to go. */
+/* Returns a signal that came meanwhile, else 0. Loading cannot be interrupted: when it is not over, the process goes. */
 static int wait_for_load(struct daemon *d)
 {
-    while (!atomic_load(&d->loaded)) {
-        const int sig = next_signal(d, 50);
-        if (sig != 0)
-            return sig;
+    int sig = 0;
+    while (sig == 0 && !atomic_load(&d->loaded))
+        sig = next_signal(d, 50);
+    if (!atomic_load(&d->loaded)) {
+        pl_log_info("signal %s while loading: leaving", sigabbrev_np(sig));
+        pl_http_stop(d->http);
+        _exit(EXIT_SUCCESS); /* the loader is in the middle of things that exit() would take down under it */
     }
     pthread_join(d->loader, NULL);
-    return 0;
+    return sig;
 }
 
 /* New requests are refused from here on; running ones may finish until the drain timeout or a second signal. */
@@ -157,14 +160,10 @@ static int serve(struct daemon *d)
         return EXIT_FAILURE;
     }
     int sig = wait_for_load(d);
-    if (sig != 0) {
-        pl_log_info("signal %s while loading: leaving", sigabbrev_np(sig));
-        pl_http_stop(d->http);
-        _exit(EXIT_SUCCESS); /* the loader is in the middle of things that exit() would take down under it */
-    }
     if (d->load_rc != PL_OK)
         return complain(d->load_rc, &d->load_err);
-    sig = next_signal(d, -1);
+    if (sig == 0)
+        sig = next_signal(d, -1);
     pl_log_info("signal %s", sigabbrev_np(sig));
     drain(d);
     return EXIT_SUCCESS;

@@ -114,7 +114,10 @@ static void check_deadlines(struct pl_watch *w, struct pl_watch_item *item, uint
     const uint64_t spent = now - item->since_ns;
     const uint64_t head_ns = w->opts.header_timeout_s * UINT64_C(1000000000);
     switch (item->state) {
-    case PL_WATCH_NEW:
+    case PL_WATCH_NEW: /* nothing was asked, so nothing is answered */
+        if (spent > head_ns)
+            cut(item, SHUT_RDWR);
+        break;
     case PL_WATCH_HEAD:
         if (spent > head_ns) {
             send_raw(item, 408, "Request Timeout", late);
