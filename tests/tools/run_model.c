@@ -7,7 +7,7 @@
 
 #include "core/base/mem.h"
 
-enum { PAGE = 16 };
+enum { PAGE = 32 };
 
 pl_status runner_open(struct runner *r, const struct pl_gguf *g, const char *isa, unsigned n_threads, uint32_t max_tokens,
                       struct pl_err *err)
