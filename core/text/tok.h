@@ -27,7 +27,8 @@ struct pl_ids {
 void pl_ids_fini(struct pl_ids *ids);
 
 enum {
-    PL_TOK_SPECIAL = 1, /* control and user-defined tokens in the text become their ids: text from templates */
+    PL_TOK_SPECIAL = 1, /* control tokens in the text become their ids: text from templates. (User-defined tokens, which
+                           are ordinary text with an entry of its own, are found everywhere.) */
     PL_TOK_BOS = 2,     /* put the BOS first if the model asks for it (add_bos_token) and it is not there already */
 };
 /* Appends the tokens of s[0..n) to *ids. Without PL_TOK_SPECIAL no control token can come out whatever the text says.
