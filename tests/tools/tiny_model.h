@@ -28,6 +28,9 @@ struct tiny_options {
 /* What make_model takes when no flag says otherwise. */
 struct tiny_options tiny_defaults(void);
 
+/* Takes the flags of make_model (all but --out). */
+pl_status tiny_options_flags(struct tiny_options *o, const char *const *flags, size_t n, struct pl_err *err) PL_MUST_CHECK;
+
 /* NULL, with *err, for options that make no model. */
 struct gguf_out *tiny_model(const struct tiny_options *o, struct pl_err *err);
 
