@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -35,6 +36,7 @@ struct notice {
 struct pl_watch {
     struct pl_watch_opts opts;
     int epoll;
+    int poke; /* an eventfd that ends the watcher's sleep */
     pthread_t thread;
     atomic_bool stop;
 
@@ -164,6 +166,13 @@ static void linger_on(struct pl_watch *w, uint64_t now)
     }
 }
 
+static void poke(struct pl_watch *w)
+{
+    const uint64_t one = 1;
+    if (write(w->poke, &one, sizeof one) != sizeof one)
+        pl_log_debug("the watcher sleeps on until its next tick");
+}
+
 static void *watch_main(void *arg)
 {
     struct pl_watch *w = arg;
@@ -182,6 +191,9 @@ static void *watch_main(void *arg)
             if (it != NULL)
                 look_at_peer(w, it);
         }
+        uint64_t pokes;
+        if (read(w->poke, &pokes, sizeof pokes) < 0)
+            pokes = 0; /* none: it does not block */
         const uint64_t now = pl_now_ns();
         linger_on(w, now);
         if (now >= next_tick) {
@@ -203,10 +215,16 @@ pl_status pl_watch_start(struct pl_watch **out, const struct pl_watch_opts *opts
     w->opts = *opts;
     pthread_mutex_init(&w->lock, NULL);
     w->epoll = epoll_create1(EPOLL_CLOEXEC);
-    const int rc = w->epoll < 0 ? errno : pthread_create(&w->thread, NULL, watch_main, w);
+    w->poke = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    struct epoll_event ev = {.events = EPOLLIN, .data.fd = w->poke};
+    int rc = w->epoll < 0 || w->poke < 0 || epoll_ctl(w->epoll, EPOLL_CTL_ADD, w->poke, &ev) != 0 ? errno : 0;
+    if (rc == 0)
+        rc = pthread_create(&w->thread, NULL, watch_main, w);
     if (rc != 0) {
         if (w->epoll >= 0)
             close(w->epoll);
+        if (w->poke >= 0)
+            close(w->poke);
         pthread_mutex_destroy(&w->lock);
         free(w);
         return pl_fail(err, PL_EIO, "cannot watch connections: %s", strerror(rc));
@@ -221,10 +239,12 @@ void pl_watch_stop(struct pl_watch *w)
     if (w == NULL)
         return;
     atomic_store(&w->stop, true);
+    poke(w);
     pthread_join(w->thread, NULL);
     for (unsigned i = 0; i < w->n_lingers; i++)
         close(w->lingers[i].fd);
     close(w->epoll);
+    close(w->poke);
     pthread_mutex_destroy(&w->lock);
     free(w->notices);
     free(w->by_fd);
@@ -322,6 +342,8 @@ void pl_watch_linger(struct pl_watch *w, const struct pl_watch_item *item)
     if (room)
         w->lingers[w->n_lingers++] = (struct lingering){fd, pl_now_ns() + LINGER_MS * UINT64_C(1000000)};
     pthread_mutex_unlock(&w->lock);
-    if (!room)
+    if (room)
+        poke(w);
+    else
         close(fd);
 }
