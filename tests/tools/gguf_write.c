@@ -200,6 +200,12 @@ int gguf_out_rename_tensor(struct gguf_out *o, const char *name, const char *to)
     return 1;
 }
 
+uint64_t gguf_out_tensor_size(const struct gguf_out *o, const char *name)
+{
+    const struct tensor *t = tensor_of(o, name);
+    return t == NULL ? 0 : t->ne[0] * t->ne[1];
+}
+
 int gguf_out_reshape_tensor(struct gguf_out *o, const char *name, uint64_t ne0, uint64_t ne1)
 {
     struct tensor *t = tensor_of(o, name);

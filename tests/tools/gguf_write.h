@@ -30,6 +30,8 @@ int gguf_out_remove_key(struct gguf_out *o, const char *key);
 void gguf_out_tensor(struct gguf_out *o, const char *name, pl_dtype dtype, uint64_t ne0, uint64_t ne1, const void *data);
 int gguf_out_remove_tensor(struct gguf_out *o, const char *name);
 int gguf_out_rename_tensor(struct gguf_out *o, const char *name, const char *to);
+/* Values in a tensor. */
+uint64_t gguf_out_tensor_size(const struct gguf_out *o, const char *name);
 /* Another shape for the same bytes; the caller keeps the product. */
 int gguf_out_reshape_tensor(struct gguf_out *o, const char *name, uint64_t ne0, uint64_t ne1);
 
