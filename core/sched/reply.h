@@ -39,8 +39,14 @@ struct pl_event {
 
 struct pl_reply;
 
+/* Per choice: its prompt log-probabilities, a token and its end; and an error. A ring of just that size works, slowly. */
+static inline size_t pl_reply_needs(size_t n_choices)
+{
+    return 3 * n_choices + 1;
+}
+
 /* wake(udata) is called (from the engine's thread, must not block or call back) when the ring goes from empty to
- * non-empty. capacity: events. NULL when memory is out. The caller holds one reference. */
+ * non-empty. capacity: events, at least pl_reply_needs(choices of the request). NULL when memory is out. The caller holds one reference. */
 struct pl_reply *pl_reply_new(size_t capacity, void (*wake)(void *udata), void *udata);
 void pl_reply_ref(struct pl_reply *r);
 void pl_reply_unref(struct pl_reply *r);

@@ -1,0 +1,23 @@
+/* runner: what the engine needs of a model: one forward pass. The real one is a model with its cache pages on a device;
+ * tests use a scripted one.
+ * Thread: the engine's.
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef PL_SCHED_RUNNER_H
+#define PL_SCHED_RUNNER_H
+
+#include "core/device/device.h"
+#include "core/sched/engine.h"
+
+struct pl_runner {
+    void *self;
+    /* As pl_model_forward. */
+    pl_status (*forward)(void *self, const struct pl_batch *b, const float **logits);
+    void (*free)(void *self);
+    uint32_t n_vocab;
+};
+
+/* opts->n_pages and max_context are set. The runner moves in on success. */
+pl_status pl_engine_new_with(struct pl_engine **out, const struct pl_engine_opts *opts, const struct pl_runner *runner,
+                             const struct pl_tok *tok, struct pl_err *err) PL_MUST_CHECK;
+
+#endif
