@@ -19,8 +19,7 @@ static pl_view first_rows(pl_view v, uint32_t n)
 /* x = token embedding, plus the learned position where the architecture has one */
 static pl_status embed(struct pl_model *m, const struct pl_batch *b, pl_view x)
 {
-    _Static_assert(sizeof(int32_t) == sizeof(uint32_t), "token ids are checked to be non-negative by the caller");
-    STEP(embed, x, m->top.embed, (const uint32_t *)b->tokens, false);
+    STEP(embed, x, m->top.embed, (const uint32_t *)b->tokens, false); /* never negative: the caller's promise */
     if (m->top.position != NULL)
         STEP(embed, x, m->top.position, b->pos, true);
     return PL_OK;

@@ -3,7 +3,8 @@
 # full-vocabulary divergence from the float32 reference beside llama.cpp's. Needs torch, transformers and gguf.
 #   make_logits.py tiny  --bin DIR                             fixtures/logits/tiny.{json,bin}
 #   make_logits.py real  --bin DIR --model FILE [--peer PROG]  fixtures/logits/smollm2.{json,bin}
-#   make_logits.py full  --bin DIR --model FILE [--peer PROG]  prints the divergences, writes nothing
+#   make_logits.py full  --bin DIR --model FILE [--peer PROG]  prints the divergences over every position of the
+#                                                              fixture's texts and the whole vocabulary, writes nothing
 # DIR holds make_model and logits (make builds them); PROG is peer_logits.c built against llama.cpp.
 # SPDX-License-Identifier: Apache-2.0
 import argparse
@@ -158,6 +159,18 @@ def references(args):
     return cases, refs
 
 
+def every_position(args):
+    """The fixture's texts, with the float32 log-probabilities at each of their positions."""
+    model = torch_model.load(args.model)
+    cases, refs = json.loads((FIXTURES / "smollm2.json").read_text())["cases"], []
+    for c in cases:
+        tokens = (c["prompt"] + c["continuation"])[:-1]
+        c["positions"] = list(range(len(tokens)))
+        with torch.no_grad():
+            refs.append(torch.log_softmax(model(torch.tensor([tokens])).logits[0], -1))
+    return cases, refs
+
+
 def measure(program, cases, refs):
     """Mean divergence from the reference over all measured positions, and how often the best token differs."""
     total, wrong = [], 0
@@ -237,7 +250,7 @@ def main():
     elif args.what == "real":
         make_real(args)
     else:
-        measure_all(args, *references(args))
+        measure_all(args, *every_position(args))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 /* peer_logits: what tests/tools/logits does, by llama.cpp, so that both can be measured against one reference.
- *   cc peer_logits.c -I$LLAMA/include -I$LLAMA/ggml/include -L$LLAMA/build/bin -Wl,-rpath,$LLAMA/build/bin -lllama -lggml-base -ljansson
+ *   cc peer_logits.c -I$LLAMA/include -I$LLAMA/ggml/include -L$LLAMA/build/bin -Wl,-rpath,$LLAMA/build/bin \
+ *      -lllama -lggml -lggml-base -ljansson -o peer_logits
  *   peer_logits FILE THREADS    (JSON lines in, float32 rows out, as for logits; every row from `from` on)
  * SPDX-License-Identifier: Apache-2.0 */
 #include <jansson.h>
