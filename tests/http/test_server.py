@@ -487,7 +487,7 @@ def test_metrics_are_valid(server):
             assert name not in kinds and kind in ("counter", "gauge", "histogram")
             kinds[name] = kind
         else:
-            m = re.fullmatch(r'([a-z_]+)(\{(?:[a-z_]+="(?:[^"\\\n]|\\.)*",?)*\})? (\S+)', line)
+            m = re.fullmatch(r'([a-z0-9_]+)(\{(?:[a-z_]+="(?:[^"\\\n]|\\.)*",?)*\})? (\S+)', line)
             assert m, line
             float(m[3])
             assert line.rsplit(" ", 1)[0] not in seen, line
