@@ -1,0 +1,25 @@
+/* apierr: what a failed request is answered: HTTP status, and OpenAI's error body {"error":{message,type,param,code}}.
+ * Thread: any.  Owns: nothing.
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef PL_SERVER_APIERR_H
+#define PL_SERVER_APIERR_H
+
+#include "core/base/buf.h"
+#include "core/base/status.h"
+
+struct pl_http_resp;
+
+struct pl_apierr {
+    int http;
+    const char *type;
+    const char *code; /* NULL = null */
+    int retry_after;  /* seconds; 0 = none */
+};
+
+struct pl_apierr pl_apierr_of(pl_status code);
+/* The body; out is appended to. */
+void pl_apierr_write(struct pl_buf *out, const struct pl_err *err);
+/* A whole answer. */
+void pl_apierr_answer(struct pl_http_resp *resp, const struct pl_err *err);
+
+#endif
