@@ -1,0 +1,33 @@
+/* completions: POST /v1/completions.
+ * Thread: microhttpd's workers.  Owns: nothing beyond the call.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "core/base/mem.h"
+#include "server/api/api.h"
+#include "server/apierr.h"
+#include "server/generate.h"
+#include "server/prompt.h"
+#include "server/server.h"
+
+void pl_api_completions(struct pl_http_req *req, struct pl_http_resp *resp)
+{
+    struct pl_params p;
+    struct pl_err err = {0};
+    struct pl_prompt *prompts;
+    uint32_t n;
+    struct pl_server *s = req->server;
+    pl_status st = pl_params_read(&p, PL_EP_COMPLETIONS, req->body, req->n_body, s->model_id, &err);
+    if (st != PL_OK) {
+        pl_apierr_answer(resp, &err);
+        return;
+    }
+    struct pl_arena *a = pl_arena_new(PL_GEN_ARENA);
+    st = a != NULL ? pl_prompt_completion(s, p.prompt, pl_engine_max_context(s->engine), a, &prompts, &n, &err)
+                   : pl_fail(&err, PL_ENOMEM, "out of memory");
+    if (st == PL_OK) {
+        pl_gen_start(req, resp, &p, a, prompts, n);
+    } else {
+        pl_arena_free(a);
+        pl_apierr_answer(resp, &err);
+    }
+    pl_params_fini(&p);
+}

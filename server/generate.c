@@ -1,0 +1,439 @@
+/* generate: from checked parameters to a running request, and from its events to bytes.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "server/generate.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <time.h>
+
+#include "core/base/mem.h"
+#include "core/model/model.h"
+#include "core/text/tok.h"
+#include "server/apierr.h"
+#include "server/prompt.h"
+#include "server/server.h"
+
+enum { STREAM_PIECE = 64 << 10, RING_SLACK = 64 };
+
+/* ---- streams ------------------------------------------------------------------------------------------------------- */
+
+/* The chunk's head up to the choice's members. */
+static void open_chunk(struct pl_gen *g, uint32_t choice, struct pl_buf *out)
+{
+    pl_buf_add(out, g->prefix.data, g->prefix.len);
+    pl_buf_addf(out, "%u", choice);
+}
+
+static void close_chunk(struct pl_gen *g, struct pl_gen_choice *c, const char *finish, struct pl_buf *out)
+{
+    pl_buf_adds(out, ",\"logprobs\":");
+    pl_gen_take_logprobs(g, c, out);
+    if (finish != NULL)
+        pl_buf_addf(out, ",\"finish_reason\":\"%s\"}]", finish);
+    else
+        pl_buf_adds(out, ",\"finish_reason\":null}]");
+    pl_buf_adds(out, g->include_usage ? ",\"usage\":null}\n\n" : "}\n\n");
+}
+
+static void text_chunk(struct pl_gen *g, uint32_t choice, const char *text, size_t n, const char *finish, struct pl_buf *out)
+{
+    open_chunk(g, choice, out);
+    if (g->chat && n == 0 && finish != NULL) {
+        pl_buf_adds(out, ",\"delta\":{}");
+    } else {
+        pl_buf_adds(out, g->chat ? ",\"delta\":{\"content\":\"" : ",\"text\":\"");
+        pl_buf_add_json(out, text, n);
+        pl_buf_adds(out, g->chat ? "\"}" : "\"");
+    }
+    close_chunk(g, &g->choices[choice], finish, out);
+}
+
+/* What comes before a choice's first token: its role, or the prompt that is echoed. */
+static void open_choice(struct pl_gen *g, uint32_t choice, struct pl_buf *out)
+{
+    struct pl_gen_choice *c = &g->choices[choice];
+    if (c->opened)
+        return;
+    c->opened = true;
+    if (g->chat) {
+        open_chunk(g, choice, out);
+        pl_buf_adds(out, ",\"delta\":{\"role\":\"assistant\",\"content\":\"\",\"refusal\":null}");
+        close_chunk(g, c, NULL, out);
+    } else if (g->echo) {
+        uint32_t p = choice / g->best_of;
+        text_chunk(g, choice, g->prompt_texts[p], g->prompt_bytes[p], NULL, out);
+    }
+}
+
+static void end_stream(struct pl_gen *g, struct pl_buf *out)
+{
+    if (g->include_usage) {
+        /* the prefix without its choice */
+        size_t n = g->prefix.len - strlen("{\"index\":");
+        pl_buf_add(out, g->prefix.data, n);
+        pl_buf_adds(out, "],\"usage\":");
+        pl_gen_add_usage(g, out);
+        pl_buf_adds(out, "}\n\n");
+    }
+    pl_buf_adds(out, "data: [DONE]\n\n");
+}
+
+/* ---- events -------------------------------------------------------------------------------------------------------- */
+
+static void on_token(struct pl_gen *g, const struct pl_event *ev, struct pl_buf *out)
+{
+    struct pl_gen_choice *c = &g->choices[ev->choice];
+    c->sum_logprob += ev->sampled.logprob;
+    if (g->logprobs)
+        pl_gen_add_logprobs(g, c, &ev->sampled, true);
+    if (!g->stream) {
+        pl_buf_add(&c->text, ev->text, ev->n_text);
+        return;
+    }
+    open_choice(g, ev->choice, out);
+    if (ev->n_text > 0 || c->n_logprobs > 0)
+        text_chunk(g, ev->choice, ev->text, ev->n_text, NULL, out);
+}
+
+static void on_prompt(struct pl_gen *g, const struct pl_event *ev)
+{
+    struct pl_gen_choice *c = &g->choices[ev->choice];
+    for (uint32_t i = 0; g->logprobs && i < ev->n_prompt; i++)
+        pl_gen_add_logprobs(g, c, &ev->prompt_logprobs[i], i > 0);
+}
+
+static void on_done(struct pl_gen *g, const struct pl_event *ev, struct pl_buf *out)
+{
+    struct pl_gen_choice *c = &g->choices[ev->choice];
+    double ms = (double)ev->total_ns * 1e-6;
+    c->done = true;
+    c->finish = ev->finish;
+    c->n_completion = ev->n_completion;
+    g->n_done++;
+    g->completion_tokens += ev->n_completion;
+    if (ev->choice % g->best_of == 0) {
+        g->prompt_tokens += ev->n_prompt;
+        g->cached_tokens += ev->n_cached;
+    }
+    if (ev->choice == 0) {
+        g->queue_ms = (double)ev->queue_ns * 1e-6;
+        g->ttft_ms = (double)ev->ttft_ns * 1e-6;
+    }
+    g->total_ms = ms > g->total_ms ? ms : g->total_ms;
+    if (!g->stream) {
+        pl_buf_add(&c->text, ev->text, ev->n_text);
+        return;
+    }
+    open_choice(g, ev->choice, out);
+    if (ev->n_text > 0 && g->chat)
+        text_chunk(g, ev->choice, ev->text, ev->n_text, NULL, out);
+    text_chunk(g, ev->choice, g->chat ? "" : ev->text, g->chat ? 0 : ev->n_text, pl_gen_finish_name(ev->finish), out);
+}
+
+/* ---- whole answers ------------------------------------------------------------------------------------------------- */
+
+static void add_choice(struct pl_gen *g, uint32_t shown, uint32_t made, struct pl_buf *out)
+{
+    struct pl_gen_choice *c = &g->choices[made];
+    pl_buf_addf(out, "%s{\"index\":%u,", shown > 0 ? "," : "", shown);
+    if (g->chat) {
+        pl_buf_adds(out, "\"message\":{\"role\":\"assistant\",\"content\":\"");
+        pl_buf_add_json(out, pl_buf_str(&c->text), c->text.len);
+        pl_buf_adds(out, "\",\"refusal\":null,\"annotations\":[]}");
+    } else {
+        pl_buf_adds(out, "\"text\":\"");
+        if (g->echo)
+            pl_buf_add_json(out, g->prompt_texts[made / g->best_of], g->prompt_bytes[made / g->best_of]);
+        pl_buf_add_json(out, pl_buf_str(&c->text), c->text.len);
+        pl_buf_addc(out, '"');
+    }
+    pl_buf_adds(out, ",\"logprobs\":");
+    pl_gen_take_logprobs(g, c, out);
+    pl_buf_addf(out, ",\"finish_reason\":\"%s\"}", pl_gen_finish_name(c->finish));
+}
+
+/* The best `n` of a prompt's choices by mean log-probability, best first; ties by lower index. */
+static uint32_t best_left(const struct pl_gen *g, uint32_t prompt, const bool *taken)
+{
+    uint32_t best = UINT32_MAX;
+    double score = 0;
+    for (uint32_t i = prompt * g->best_of; i < (prompt + 1) * g->best_of; i++) {
+        double mean = g->choices[i].sum_logprob / (g->choices[i].n_completion > 0 ? g->choices[i].n_completion : 1);
+        if (!taken[i] && (best == UINT32_MAX || mean > score)) {
+            best = i;
+            score = mean;
+        }
+    }
+    return best;
+}
+
+static void whole_answer(struct pl_gen *g, struct pl_buf *out)
+{
+    bool taken[PL_MAX_CHOICES] = {false};
+    pl_buf_addf(out, "{\"id\":\"%s\",\"object\":\"%s\",\"created\":%lld,\"model\":\"", g->id, g->chat ? "chat.completion" : "text_completion",
+                g->created);
+    pl_buf_add_json(out, g->server->model_id, strlen(g->server->model_id));
+    pl_buf_adds(out, "\",\"choices\":[");
+    for (uint32_t i = 0, shown = 0; i < g->n_choices / g->best_of; i++)
+        for (uint32_t k = 0; k < g->n; k++, shown++) {
+            uint32_t made = g->best_of == g->n ? i * g->n + k : best_left(g, i, taken);
+            taken[made] = true;
+            add_choice(g, shown, made, out);
+        }
+    pl_buf_adds(out, "],\"usage\":");
+    pl_gen_add_usage(g, out);
+    pl_buf_addf(out, "%s,\"system_fingerprint\":\"%s\"}", g->has_tier ? ",\"service_tier\":\"default\"" : "", g->server->fingerprint);
+}
+
+/* ---- producer ------------------------------------------------------------------------------------------------------ */
+
+static void note_usage(struct pl_gen *g)
+{
+    double decode_ms = g->total_ms - g->ttft_ms;
+    g->usage->prompt_tokens = g->prompt_tokens;
+    g->usage->cached_tokens = g->cached_tokens;
+    g->usage->completion_tokens = g->completion_tokens;
+    g->usage->queue_ms = g->queue_ms;
+    g->usage->ttft_ms = g->ttft_ms;
+    g->usage->tok_s = g->completion_tokens > 1 && decode_ms > 0 ? (g->completion_tokens - 1) / decode_ms * 1000 : 0;
+}
+
+static pl_produced on_error(struct pl_gen *g, const struct pl_err *err, struct pl_buf *out)
+{
+    struct pl_apierr a = pl_apierr_of(err->code);
+    g->usage->error = a.code != NULL ? a.code : a.type;
+    if (!g->any_output) {
+        g->base.status = a.http;
+        g->base.retry_after = a.retry_after;
+        g->base.stream = false;
+        pl_buf_clear(out);
+        pl_apierr_write(out, err);
+        return PL_PRODUCE_END;
+    }
+    pl_buf_adds(out, "data: ");
+    pl_apierr_write(out, err);
+    pl_buf_adds(out, "\n\ndata: [DONE]\n\n");
+    return PL_PRODUCE_END;
+}
+
+static pl_produced produce(struct pl_producer *self, struct pl_buf *out)
+{
+    struct pl_gen *g = (struct pl_gen *)self;
+    struct pl_event ev;
+    size_t start = out->len;
+    while (g->n_done < g->n_choices && out->len - start < STREAM_PIECE && pl_reply_next(g->reply, &ev)) {
+        switch (ev.kind) {
+        case PL_EV_TOKEN: on_token(g, &ev, out); break;
+        case PL_EV_PROMPT: on_prompt(g, &ev); break;
+        case PL_EV_DONE: on_done(g, &ev, out); break;
+        case PL_EV_ERROR: return on_error(g, &ev.error, out);
+        }
+        g->any_output |= out->len > start;
+    }
+    bool over = g->n_done == g->n_choices;
+    if (over)
+        note_usage(g);
+    if (over && g->stream)
+        end_stream(g, out);
+    else if (over)
+        whole_answer(g, out);
+    g->base.status = 200;
+    return over ? PL_PRODUCE_END : out->len > start ? PL_PRODUCE_MORE : PL_PRODUCE_WAIT;
+}
+
+static void free_gen(struct pl_producer *self)
+{
+    struct pl_gen *g = (struct pl_gen *)self;
+    if (g->n_done < g->n_choices && g->reply != NULL)
+        pl_reply_cancel(g->reply);
+    pl_reply_unref(g->reply);
+    for (uint32_t i = 0; i < g->n_choices; i++) {
+        struct pl_gen_choice *c = &g->choices[i];
+        struct pl_buf *bufs[] = {&c->text, &c->logprobs, &c->lp_values, &c->lp_top, &c->lp_offsets};
+        for (size_t k = 0; k < PL_COUNT_OF(bufs); k++)
+            pl_buf_fini(bufs[k]);
+    }
+    pl_buf_fini(&g->prefix);
+    pl_arena_free(g->arena);
+    free(g);
+}
+
+static void wake(void *conn)
+{
+    pl_http_wake(conn);
+}
+
+/* ---- start --------------------------------------------------------------------------------------------------------- */
+
+static void name_generation(struct pl_gen *g)
+{
+    unsigned char raw[12] = {0};
+    struct timespec now;
+    char *at = g->id + snprintf(g->id, sizeof g->id, "%s-", g->chat ? "chatcmpl" : "cmpl");
+    if (getrandom(raw, sizeof raw, 0) != (ssize_t)sizeof raw) {
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        memcpy(raw, &now, sizeof raw);
+    }
+    for (size_t i = 0; i < sizeof raw; i++)
+        at += sprintf(at, "%02x", raw[i]);
+    g->created = (long long)time(NULL);
+    pl_buf_addf(&g->prefix, "data: {\"id\":\"%s\",\"object\":\"%s\",\"created\":%lld,\"model\":\"", g->id,
+                g->chat ? "chat.completion.chunk" : "text_completion", g->created);
+    pl_buf_add_json(&g->prefix, g->server->model_id, strlen(g->server->model_id));
+    pl_buf_addf(&g->prefix, "\",%s\"system_fingerprint\":\"%s\",\"choices\":[{\"index\":", g->has_tier ? "\"service_tier\":\"default\"," : "",
+                g->server->fingerprint);
+}
+
+static pl_status copy_echo(struct pl_gen *g, const struct pl_prompt *prompts, uint32_t n, struct pl_err *err)
+{
+    g->arena = pl_arena_new(PL_GEN_ARENA);
+    if (g->arena != NULL) {
+        g->prompt_texts = pl_arena_zalloc(g->arena, n * sizeof *g->prompt_texts);
+        g->prompt_bytes = pl_arena_zalloc(g->arena, n * sizeof *g->prompt_bytes);
+    }
+    if (g->arena == NULL || g->prompt_texts == NULL || g->prompt_bytes == NULL)
+        return pl_fail(err, PL_ENOMEM, "out of memory");
+    for (uint32_t i = 0; i < n; i++)
+        g->prompt_texts[i] = pl_prompt_text(g->server, &prompts[i], g->arena, &g->prompt_bytes[i]);
+    return PL_OK;
+}
+
+static pl_status fill_bias(struct pl_request *r, const struct pl_params *p, uint32_t n_vocab, struct pl_err *err)
+{
+    const char *key;
+    json_t *value;
+    struct pl_logit_bias *bias = pl_arena_alloc(r->arena, (json_object_size(p->logit_bias) + 1) * sizeof *bias);
+    if (bias == NULL)
+        return pl_fail(err, PL_ENOMEM, "out of memory");
+    json_object_foreach((json_t *)(uintptr_t)p->logit_bias, key, value)
+    {
+        long id = strtol(key, NULL, 10);
+        if (id >= (long)n_vocab)
+            return pl_fail_param(err, PL_EINVAL, "logit_bias", "token %ld of 'logit_bias' is not one of the model's %u", id, n_vocab);
+        bias[r->sampling.n_bias++] = (struct pl_logit_bias){(int32_t)id, (float)json_number_value(value)};
+    }
+    r->sampling.bias = bias;
+    return PL_OK;
+}
+
+static pl_status fill_stops(struct pl_request *r, const struct pl_params *p, struct pl_err *err)
+{
+    struct pl_stop *stops = pl_arena_alloc(r->arena, sizeof *stops * PL_MAX_STOPS);
+    for (size_t i = 0; stops != NULL && i < p->n_stops; i++) {
+        stops[i] = (struct pl_stop){pl_arena_strndup(r->arena, p->stops[i], p->stop_bytes[i]), p->stop_bytes[i]};
+        if (stops[i].s == NULL)
+            stops = NULL;
+    }
+    r->stops = stops;
+    r->n_stops = (uint32_t)p->n_stops;
+    return stops != NULL ? PL_OK : pl_fail(err, PL_ENOMEM, "out of memory");
+}
+
+static pl_status check_length(const struct pl_server *s, const struct pl_params *p, const struct pl_request *r, struct pl_err *err)
+{
+    uint32_t context = pl_engine_max_context(s->engine);
+    for (uint32_t i = 0; i < r->n_prompts && r->max_tokens != UINT32_MAX; i++)
+        if ((uint64_t)r->prompts[i].n + r->max_tokens > context)
+            return pl_fail_param(err, PL_ETOOLONG, p->endpoint == PL_EP_CHAT ? "messages" : "prompt",
+                                 "This model's maximum context length is %u tokens. However, you requested %llu tokens (%u in the prompt, %u "
+                                 "for the answer). Shorten the prompt or lower max_tokens.",
+                                 context, (unsigned long long)r->prompts[i].n + r->max_tokens, r->prompts[i].n, r->max_tokens);
+    return PL_OK;
+}
+
+static pl_status fill_request(struct pl_request *r, const struct pl_gen *g, const struct pl_params *p, struct pl_err *err)
+{
+    struct pl_sampling *s = &r->sampling;
+    *s = (struct pl_sampling){
+        .temperature = (float)p->temperature,
+        .top_p = (float)p->top_p,
+        .min_p = (float)p->min_p,
+        .top_k = p->top_k > 0 ? (uint32_t)p->top_k : 0,
+        .repetition_penalty = (float)p->repetition_penalty,
+        .presence_penalty = (float)p->presence_penalty,
+        .frequency_penalty = (float)p->frequency_penalty,
+        .n_top_logprobs = p->top_logprobs_n,
+    };
+    if (p->seed != PL_PARAM_UNSET)
+        s->seed = (uint64_t)p->seed;
+    else if (getrandom(&s->seed, sizeof s->seed, 0) != (ssize_t)sizeof s->seed)
+        return pl_fail(err, PL_EIO, "the system gives no random numbers");
+    if (g->best_of > g->n && s->n_top_logprobs < 0)
+        s->n_top_logprobs = 0; /* to choose by */
+    r->n = g->best_of;
+    r->max_tokens = p->max_tokens != PL_PARAM_UNSET ? (uint32_t)p->max_tokens : p->endpoint == PL_EP_CHAT ? UINT32_MAX : 16;
+    r->min_tokens = (uint32_t)p->min_tokens;
+    r->ignore_eos = p->ignore_eos;
+    r->include_stop = p->include_stop_str_in_output;
+    r->prompt_logprobs = p->echo && p->top_logprobs_n >= 0;
+    pl_status st = fill_stops(r, p, err);
+    if (st == PL_OK && p->logit_bias != NULL)
+        st = fill_bias(r, p, pl_model_spec(g->server->model)->n_vocab, err);
+    return st == PL_OK ? check_length(g->server, p, r, err) : st;
+}
+
+static pl_status start(struct pl_gen *g, struct pl_http_req *req, const struct pl_params *p, struct pl_arena *a,
+                       const struct pl_prompt *prompts, uint32_t n_prompts, struct pl_err *err)
+{
+    struct pl_request *r = pl_arena_zalloc(a, sizeof *r);
+    if (r == NULL)
+        return pl_fail(err, PL_ENOMEM, "out of memory");
+    r->arena = a;
+    r->prompts = prompts;
+    r->n_prompts = n_prompts;
+    pl_status st = fill_request(r, g, p, err);
+    if (st == PL_OK && g->echo)
+        st = copy_echo(g, prompts, n_prompts, err);
+    if (st != PL_OK)
+        return st;
+    g->reply = pl_reply_new(pl_reply_needs(g->n_choices) + RING_SLACK, wake, req->conn);
+    if (g->reply == NULL)
+        return pl_fail(err, PL_ENOMEM, "out of memory");
+    st = pl_engine_submit(g->server->engine, r, g->reply, err);
+    if (st == PL_ETOOLONG)
+        snprintf(err->param, sizeof err->param, "%s", g->chat ? "messages" : "prompt");
+    return st;
+}
+
+void pl_gen_start(struct pl_http_req *req, struct pl_http_resp *resp, const struct pl_params *p, struct pl_arena *a,
+                  const struct pl_prompt *prompts, uint32_t n_prompts)
+{
+    struct pl_err err = {0};
+    uint32_t n = (uint32_t)p->n, best_of = p->endpoint == PL_EP_COMPLETIONS && p->best_of != PL_PARAM_UNSET ? (uint32_t)p->best_of : n;
+    struct pl_gen *g = NULL;
+    if (best_of * n_prompts > PL_MAX_CHOICES)
+        err.code = pl_fail_param(&err, PL_EINVAL, "n", "%u prompts with %u choices each are more than the %d that one request may have",
+                                 n_prompts, best_of, PL_MAX_CHOICES);
+    else if ((g = calloc(1, sizeof *g + best_of * n_prompts * sizeof g->choices[0])) == NULL)
+        err.code = pl_fail(&err, PL_ENOMEM, "out of memory");
+    if (g != NULL) {
+        g->base = (struct pl_producer){.produce = produce, .free = free_gen, .stream = p->stream};
+        g->server = req->server;
+        g->usage = req->usage;
+        g->chat = p->endpoint == PL_EP_CHAT;
+        g->stream = p->stream;
+        g->include_usage = p->include_usage;
+        g->logprobs = p->top_logprobs_n >= 0;
+        g->echo = p->echo;
+        g->has_tier = p->has_tier;
+        g->n = n;
+        g->best_of = best_of;
+        g->n_choices = best_of * n_prompts;
+        name_generation(g);
+        err.code = start(g, req, p, a, prompts, n_prompts, &err);
+    }
+    if (err.code == PL_OK) {
+        resp->producer = &g->base;
+        return;
+    }
+    if (g != NULL) {
+        g->n_done = g->n_choices; /* nothing runs */
+        free_gen(&g->base);
+    }
+    pl_arena_free(a);
+    struct pl_apierr e = pl_apierr_of(err.code);
+    req->usage->error = e.code != NULL ? e.code : e.type;
+    pl_apierr_answer(resp, &err);
+}
