@@ -34,7 +34,7 @@ static void add_string(struct pl_buf *out, const char *s)
         return;
     }
     pl_buf_addc(out, '"');
-    pl_buf_add_json(out, s, strlen(s));
+    pl_buf_add_json_lossy(out, s, strlen(s));
     pl_buf_addc(out, '"');
 }
 
@@ -50,9 +50,10 @@ void pl_apierr_write(struct pl_buf *out, const struct pl_err *err)
     pl_buf_adds(out, "}}");
 }
 
-void pl_apierr_answer(struct pl_http_resp *resp, const struct pl_err *err)
+void pl_apierr_answer(struct pl_http_req *req, struct pl_http_resp *resp, const struct pl_err *err)
 {
     struct pl_apierr a = pl_apierr_of(err->code);
+    req->usage->error = a.code != NULL ? a.code : a.type;
     resp->status = a.http;
     resp->retry_after = a.retry_after;
     pl_buf_clear(&resp->body);

@@ -7,6 +7,7 @@
 #include "core/base/buf.h"
 #include "core/base/status.h"
 
+struct pl_http_req;
 struct pl_http_resp;
 
 struct pl_apierr {
@@ -17,9 +18,9 @@ struct pl_apierr {
 };
 
 struct pl_apierr pl_apierr_of(pl_status code);
-/* The body; out is appended to. */
+/* The body; out is appended to. Bytes of the message that are no UTF-8 (a cut character) become U+FFFD. */
 void pl_apierr_write(struct pl_buf *out, const struct pl_err *err);
-/* A whole answer. */
-void pl_apierr_answer(struct pl_http_resp *resp, const struct pl_err *err);
+/* A whole answer; the request's log line is told too. */
+void pl_apierr_answer(struct pl_http_req *req, struct pl_http_resp *resp, const struct pl_err *err);
 
 #endif

@@ -14,7 +14,10 @@ void pl_gen_add_real(struct pl_buf *out, double v)
     /* JSON has no infinity: OpenAI writes -9999.0 for a token that cannot come */
     if (!(v > -9999))
         v = -9999;
-    pl_buf_addf(out, "%.8g", v == 0 ? 0.0 : v);
+    if (v == -9999)
+        pl_buf_adds(out, "-9999.0");
+    else
+        pl_buf_addf(out, "%.8g", v == 0 ? 0.0 : v);
 }
 
 /* bytes_form: a token that is no whole characters as bytes:\xNN…, as the older endpoint has it, else with U+FFFD. */
@@ -30,15 +33,7 @@ void pl_gen_add_token_string(struct pl_buf *out, const struct pl_server *s, int3
         for (size_t i = 0; i < n; i++)
             pl_buf_addf(out, "\\\\x%02x", (unsigned char)bytes[i]);
     } else {
-        for (size_t i = 0; i < n;) {
-            uint32_t cp;
-            int len = pl_utf8_decode(bytes + i, n - i, &cp);
-            if (len > 0)
-                pl_buf_add_json(out, bytes + i, (size_t)len);
-            else
-                pl_buf_adds(out, "\xef\xbf\xbd");
-            i += len > 0 ? (size_t)len : 1;
-        }
+        pl_buf_add_json_lossy(out, bytes, n);
     }
     pl_buf_addc(out, '"');
 }
@@ -73,6 +68,32 @@ static void add_chat(struct pl_gen *g, struct pl_gen_choice *c, const struct pl_
     pl_buf_adds(out, "]}");
 }
 
+static bool same_text(const struct pl_server *s, int32_t a, int32_t b)
+{
+    size_t na, nb;
+    const char *ta = pl_tok_bytes(s->tok, a, true, &na), *tb = pl_tok_bytes(s->tok, b, true, &nb);
+    return na == nb && memcmp(ta, tb, na) == 0;
+}
+
+/* An object's members, closing brace and all: the best alternatives and the chosen token, which is always there. Of several
+ * tokens with one text the likeliest is shown: an object has each key once. */
+static void add_alternatives(struct pl_buf *out, const struct pl_server *s, const struct pl_choice *t)
+{
+    for (uint32_t i = 0; i <= t->n_top; i++) {
+        const struct pl_top one = i < t->n_top ? t->top[i] : (struct pl_top){t->token, t->logprob};
+        bool seen = false;
+        for (uint32_t k = 0; k < i && !seen; k++)
+            seen = same_text(s, t->top[k].id, one.id);
+        if (seen)
+            continue;
+        pl_buf_adds(out, i > 0 ? "," : "");
+        pl_gen_add_token_string(out, s, one.id, true);
+        pl_buf_addc(out, ':');
+        pl_gen_add_real(out, one.logprob);
+    }
+    pl_buf_addc(out, '}');
+}
+
 /* The four parallel arrays of /v1/completions. known = false: the first token of a prompt, which nothing predicts. */
 static void add_completion(struct pl_gen *g, struct pl_gen_choice *c, const struct pl_choice *t, bool known)
 {
@@ -86,27 +107,20 @@ static void add_completion(struct pl_gen *g, struct pl_gen_choice *c, const stru
         pl_buf_adds(&c->lp_values, "null");
     pl_buf_adds(&c->lp_top, comma);
     pl_buf_adds(&c->lp_top, known ? "{" : "null");
-    bool own = false;
-    for (uint32_t i = 0; known && i < t->n_top; i++) {
-        pl_buf_adds(&c->lp_top, i > 0 ? "," : "");
-        pl_gen_add_token_string(&c->lp_top, g->server, t->top[i].id, true);
-        pl_buf_addc(&c->lp_top, ':');
-        pl_gen_add_real(&c->lp_top, t->top[i].logprob);
-        own |= t->top[i].id == t->token;
-    }
-    if (known && t->n_top > 0 && !own) { /* the chosen token is always there */
-        pl_buf_addc(&c->lp_top, ',');
-        pl_gen_add_token_string(&c->lp_top, g->server, t->token, true);
-        pl_buf_addc(&c->lp_top, ':');
-        pl_gen_add_real(&c->lp_top, t->logprob);
-    }
     if (known)
-        pl_buf_addc(&c->lp_top, '}');
-    pl_buf_addf(&c->lp_offsets, "%s%zu", comma, c->n_chars);
+        add_alternatives(&c->lp_top, g->server, t);
+    pl_buf_addf(&c->lp_offsets, "%s%lld", comma, (long long)(c->n_chars > 0 ? c->n_chars : 0));
     size_t n;
     const char *bytes = pl_tok_bytes(g->server->tok, t->token, true, &n);
+    c->n_chars += (int64_t)pl_gen_chars(bytes, n);
+}
+
+size_t pl_gen_chars(const char *s, size_t n)
+{
+    size_t chars = 0;
     for (size_t i = 0; i < n; i++)
-        c->n_chars += (bytes[i] & 0xc0) != 0x80;
+        chars += (s[i] & 0xc0) != 0x80;
+    return chars;
 }
 
 void pl_gen_add_logprobs(struct pl_gen *g, struct pl_gen_choice *c, const struct pl_choice *t, bool known)
@@ -130,6 +144,7 @@ void pl_gen_take_logprobs(struct pl_gen *g, struct pl_gen_choice *c, struct pl_b
         pl_buf_addf(out, "{\"tokens\":[%s],\"token_logprobs\":[%s],\"top_logprobs\":[%s],\"text_offset\":[%s]}", pl_buf_str(&c->logprobs),
                     pl_buf_str(&c->lp_values), pl_buf_str(&c->lp_top), pl_buf_str(&c->lp_offsets));
     }
+    out->failed |= c->logprobs.failed || c->lp_values.failed || c->lp_top.failed || c->lp_offsets.failed;
     pl_buf_clear(&c->logprobs);
     pl_buf_clear(&c->lp_values);
     pl_buf_clear(&c->lp_top);

@@ -44,7 +44,7 @@ static void text_chunk(struct pl_gen *g, uint32_t choice, const char *text, size
         pl_buf_adds(out, ",\"delta\":{}");
     } else {
         pl_buf_adds(out, g->chat ? ",\"delta\":{\"content\":\"" : ",\"text\":\"");
-        pl_buf_add_json(out, text, n);
+        pl_buf_add_json_lossy(out, text, n); /* an echoed prompt of token ids may be anything */
         pl_buf_adds(out, g->chat ? "\"}" : "\"");
     }
     close_chunk(g, &g->choices[choice], finish, out);
@@ -59,7 +59,7 @@ static void open_choice(struct pl_gen *g, uint32_t choice, struct pl_buf *out)
     c->opened = true;
     if (g->chat) {
         open_chunk(g, choice, out);
-        pl_buf_adds(out, ",\"delta\":{\"role\":\"assistant\",\"content\":\"\",\"refusal\":null}");
+        pl_buf_adds(out, ",\"delta\":{\"role\":\"assistant\",\"content\":\"\"}");
         close_chunk(g, c, NULL, out);
     } else if (g->echo) {
         uint32_t p = choice / g->best_of;
@@ -86,6 +86,8 @@ static void on_token(struct pl_gen *g, const struct pl_event *ev, struct pl_buf 
 {
     struct pl_gen_choice *c = &g->choices[ev->choice];
     c->sum_logprob += ev->sampled.logprob;
+    c->n_completion++;
+    g->completion_tokens++;
     if (g->logprobs)
         pl_gen_add_logprobs(g, c, &ev->sampled, true);
     if (!g->stream) {
@@ -100,7 +102,16 @@ static void on_token(struct pl_gen *g, const struct pl_event *ev, struct pl_buf 
 static void on_prompt(struct pl_gen *g, const struct pl_event *ev)
 {
     struct pl_gen_choice *c = &g->choices[ev->choice];
-    for (uint32_t i = 0; g->logprobs && i < ev->n_prompt; i++)
+    if (!g->logprobs)
+        return;
+    const uint32_t p = ev->choice / g->best_of;
+    size_t n, tokens = 0;
+    for (uint32_t i = 0; i < ev->n_prompt; i++) {
+        const char *bytes = pl_tok_bytes(g->server->tok, ev->prompt_logprobs[i].token, true, &n);
+        tokens += pl_gen_chars(bytes, n);
+    }
+    c->n_chars = (int64_t)pl_gen_chars(g->prompt_texts[p], g->prompt_bytes[p]) - (int64_t)tokens;
+    for (uint32_t i = 0; i < ev->n_prompt; i++)
         pl_gen_add_logprobs(g, c, &ev->prompt_logprobs[i], i > 0);
 }
 
@@ -110,9 +121,9 @@ static void on_done(struct pl_gen *g, const struct pl_event *ev, struct pl_buf *
     double ms = (double)ev->total_ns * 1e-6;
     c->done = true;
     c->finish = ev->finish;
+    g->completion_tokens += ev->n_completion - c->n_completion;
     c->n_completion = ev->n_completion;
     g->n_done++;
-    g->completion_tokens += ev->n_completion;
     if (ev->choice % g->best_of == 0) {
         g->prompt_tokens += ev->n_prompt;
         g->cached_tokens += ev->n_cached;
@@ -145,10 +156,11 @@ static void add_choice(struct pl_gen *g, uint32_t shown, uint32_t made, struct p
     } else {
         pl_buf_adds(out, "\"text\":\"");
         if (g->echo)
-            pl_buf_add_json(out, g->prompt_texts[made / g->best_of], g->prompt_bytes[made / g->best_of]);
+            pl_buf_add_json_lossy(out, g->prompt_texts[made / g->best_of], g->prompt_bytes[made / g->best_of]);
         pl_buf_add_json(out, pl_buf_str(&c->text), c->text.len);
         pl_buf_addc(out, '"');
     }
+    out->failed |= c->text.failed;
     pl_buf_adds(out, ",\"logprobs\":");
     pl_gen_take_logprobs(g, c, out);
     pl_buf_addf(out, ",\"finish_reason\":\"%s\"}", pl_gen_finish_name(c->finish));
@@ -246,8 +258,11 @@ static pl_produced produce(struct pl_producer *self, struct pl_buf *out)
 static void free_gen(struct pl_producer *self)
 {
     struct pl_gen *g = (struct pl_gen *)self;
-    if (g->n_done < g->n_choices && g->reply != NULL)
+    if (g->n_done < g->n_choices && g->reply != NULL) {
         pl_reply_cancel(g->reply);
+        g->prompt_tokens = g->n_planned;
+        note_usage(g);
+    }
     pl_reply_unref(g->reply);
     for (uint32_t i = 0; i < g->n_choices; i++) {
         struct pl_gen_choice *c = &g->choices[i];
@@ -286,7 +301,8 @@ static void name_generation(struct pl_gen *g)
                 g->server->fingerprint);
 }
 
-static pl_status copy_echo(struct pl_gen *g, const struct pl_prompt *prompts, uint32_t n, struct pl_err *err)
+/* Prompts that came as text are echoed as they came, others as their tokens' text. */
+static pl_status copy_echo(struct pl_gen *g, const json_t *given, const struct pl_prompt *prompts, uint32_t n, struct pl_err *err)
 {
     g->arena = pl_arena_new(PL_GEN_ARENA);
     if (g->arena != NULL) {
@@ -295,8 +311,19 @@ static pl_status copy_echo(struct pl_gen *g, const struct pl_prompt *prompts, ui
     }
     if (g->arena == NULL || g->prompt_texts == NULL || g->prompt_bytes == NULL)
         return pl_fail(err, PL_ENOMEM, "out of memory");
-    for (uint32_t i = 0; i < n; i++)
-        g->prompt_texts[i] = pl_prompt_text(g->server, &prompts[i], g->arena, &g->prompt_bytes[i]);
+    for (uint32_t i = 0; i < n; i++) {
+        const json_t *one = json_is_array(given) && n > 1 ? json_array_get(given, i) : given;
+        if (json_is_array(one) && json_array_size(one) == 1 && json_is_string(json_array_get(one, 0)))
+            one = json_array_get(one, 0);
+        if (!json_is_string(one)) {
+            g->prompt_texts[i] = pl_prompt_text(g->server, &prompts[i], g->arena, &g->prompt_bytes[i]);
+            continue;
+        }
+        g->prompt_bytes[i] = json_string_length(one);
+        g->prompt_texts[i] = pl_arena_strndup(g->arena, json_string_value(one), g->prompt_bytes[i]);
+        if (g->prompt_texts[i] == NULL)
+            return pl_fail(err, PL_ENOMEM, "out of memory");
+    }
     return PL_OK;
 }
 
@@ -363,7 +390,7 @@ static pl_status fill_request(struct pl_request *r, const struct pl_gen *g, cons
     if (g->best_of > g->n && s->n_top_logprobs < 0)
         s->n_top_logprobs = 0; /* to choose by */
     r->n = g->best_of;
-    r->max_tokens = p->max_tokens != PL_PARAM_UNSET ? (uint32_t)p->max_tokens : p->endpoint == PL_EP_CHAT ? UINT32_MAX : 16;
+    r->max_tokens = p->max_tokens != PL_PARAM_UNSET ? (uint32_t)p->max_tokens : UINT32_MAX;
     r->min_tokens = (uint32_t)p->min_tokens;
     r->ignore_eos = p->ignore_eos;
     r->include_stop = p->include_stop_str_in_output;
@@ -383,13 +410,15 @@ static pl_status start(struct pl_gen *g, struct pl_http_req *req, const struct p
     r->arena = a;
     r->prompts = prompts;
     r->n_prompts = n_prompts;
+    for (uint32_t i = 0; i < n_prompts; i++)
+        g->n_planned += prompts[i].n;
     pl_status st = fill_request(r, g, p, err);
     if (st == PL_OK && g->echo)
-        st = copy_echo(g, prompts, n_prompts, err);
+        st = copy_echo(g, p->prompt, prompts, n_prompts, err);
     if (st != PL_OK)
         return st;
     g->reply = pl_reply_new(pl_reply_needs(g->n_choices) + RING_SLACK, wake, req->conn);
-    if (g->reply == NULL)
+    if (g->reply == NULL || g->prefix.failed)
         return pl_fail(err, PL_ENOMEM, "out of memory");
     st = pl_engine_submit(g->server->engine, r, g->reply, err);
     if (st == PL_ETOOLONG)
@@ -433,7 +462,5 @@ void pl_gen_start(struct pl_http_req *req, struct pl_http_resp *resp, const stru
         free_gen(&g->base);
     }
     pl_arena_free(a);
-    struct pl_apierr e = pl_apierr_of(err.code);
-    req->usage->error = e.code != NULL ? e.code : e.type;
-    pl_apierr_answer(resp, &err);
+    pl_apierr_answer(req, resp, &err);
 }

@@ -16,7 +16,8 @@ struct pl_gen_choice {
     struct pl_buf text;                                 /* whole answers only */
     struct pl_buf logprobs;                             /* chat: entries; completions: "tokens" */
     struct pl_buf lp_values, lp_top, lp_offsets;        /* completions: the other arrays */
-    size_t n_logprobs, n_chars;                         /* entries; characters of all tokens so far */
+    size_t n_logprobs;                                  /* entries */
+    int64_t n_chars; /* where the next token's text begins in the choice's text; below 0 for what is not shown (BOS) */
     bool opened, done;
     pl_finish finish;
     uint32_t n_completion;
@@ -31,6 +32,7 @@ struct pl_gen {
     bool chat, stream, include_usage, logprobs, echo, has_tier, any_output;
     uint32_t n_choices;  /* that the engine makes */
     uint32_t n, best_of; /* of each prompt: shown, made */
+    uint32_t n_planned; /* tokens of all prompts */
     uint32_t n_done, prompt_tokens, cached_tokens, completion_tokens;
     double queue_ms, ttft_ms, total_ms;
     char id[48];
@@ -51,6 +53,8 @@ enum { PL_GEN_ARENA = 256 << 20 };
 /* gen_text.c: pieces of bodies. */
 void pl_gen_add_token_string(struct pl_buf *out, const struct pl_server *s, int32_t id, bool bytes_form);
 void pl_gen_add_real(struct pl_buf *out, double v);
+/* Characters that begin in s. */
+size_t pl_gen_chars(const char *s, size_t n);
 /* Appends one token's log-probabilities to the choice's buffers. */
 void pl_gen_add_logprobs(struct pl_gen *g, struct pl_gen_choice *c, const struct pl_choice *t, bool known);
 /* The "logprobs" member's value, from what the choice's buffers hold, which are empty afterwards; "null" without any. */

@@ -1,13 +1,13 @@
 /* json: the door for every JSON body.
  *
- * A parsed value takes up to eighty times its bytes, so a limit on the body is no limit on memory: brackets and commas are
+ * A parsed value takes up to eighty times its bytes (an empty object most of all), so a limit on the body is no limit on memory: brackets and commas are
  * counted, and the depth measured, before the parser sees the text.
  * SPDX-License-Identifier: Apache-2.0 */
 #include <stdio.h>
 
 #include "server/schema.h"
 
-enum { MAX_DEPTH = 64, MAX_VALUES = 1 << 20 };
+enum { MAX_DEPTH = 64, MAX_NESTED = 1 << 16, MAX_VALUES = 1 << 20 };
 
 const char *pl_json_kind(const json_t *v)
 {
@@ -28,7 +28,7 @@ const char *pl_json_kind(const json_t *v)
 
 static pl_status measure(const char *s, size_t n, struct pl_err *err)
 {
-    size_t depth = 0, values = 0;
+    size_t depth = 0, nested = 0, values = 0;
     bool in_string = false;
     for (size_t i = 0; i < n; i++) {
         if (in_string) {
@@ -41,13 +41,15 @@ static pl_status measure(const char *s, size_t n, struct pl_err *err)
         switch (s[i]) {
         case '"': in_string = true; break;
         case '{':
-        case '[': depth++, values++; break;
+        case '[': depth++, nested++; break;
         case '}':
         case ']': depth -= depth > 0; break;
         case ',': values++; break;
         }
         if (depth > MAX_DEPTH)
             return pl_fail(err, PL_EINVAL, "the body is nested more than %d levels deep", MAX_DEPTH);
+        if (nested > MAX_NESTED)
+            return pl_fail(err, PL_EINVAL, "the body has more than %d objects and arrays", MAX_NESTED);
         if (values > MAX_VALUES)
             return pl_fail(err, PL_EINVAL, "the body has more than %d values", MAX_VALUES);
     }

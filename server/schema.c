@@ -325,6 +325,8 @@ static pl_status check_together(struct pl_params *p, const char *model_id, struc
                              (long long)p->n);
     if (!chat && p->best_of != PL_PARAM_UNSET && p->best_of > p->n && p->stream)
         return pl_fail_param(err, PL_EINVAL, "best_of", "'best_of' above 'n' cannot be streamed: the best choice is known at the end only");
+    if (!chat && p->max_tokens == PL_PARAM_UNSET)
+        p->max_tokens = PL_COMPLETIONS_MAX_TOKENS;
     if (p->max_tokens != PL_PARAM_UNSET && p->min_tokens > p->max_tokens)
         return pl_fail_param(err, PL_EINVAL, "min_tokens", "'min_tokens' (%lld) is more than the %lld that may come", (long long)p->min_tokens,
                              (long long)p->max_tokens);

@@ -18,6 +18,7 @@
 
 enum { PL_EP_CHAT = 1, PL_EP_COMPLETIONS = 2 };
 enum { PL_MAX_STOPS = 4, PL_MAX_STOP_BYTES = 256, PL_MAX_MESSAGES = 4096, PL_MAX_CHOICES = 128, PL_MAX_BIAS = 1024 };
+enum { PL_COMPLETIONS_MAX_TOKENS = 16 }; /* without max_tokens; a chat may go on to the end of the context */
 
 struct pl_params {
     json_t *root;

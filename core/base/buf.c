@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/base/utf8.h"
+
 void pl_buf_init(struct pl_buf *b, size_t limit)
 {
     *b = (struct pl_buf){.limit = limit};
@@ -123,4 +125,21 @@ void pl_buf_add_json(struct pl_buf *b, const char *s, size_t n)
         }
     }
     pl_buf_add(b, s + from, n - from);
+}
+
+void pl_buf_add_json_lossy(struct pl_buf *b, const char *s, size_t n)
+{
+    size_t from = 0, i = 0;
+    while (i < n) {
+        uint32_t cp;
+        const int len = pl_utf8_decode(s + i, n - i, &cp);
+        if (len > 0) {
+            i += (size_t)len;
+            continue;
+        }
+        pl_buf_add_json(b, s + from, i - from);
+        pl_buf_adds(b, "\xef\xbf\xbd");
+        from = ++i;
+    }
+    pl_buf_add_json(b, s + from, n - from);
 }

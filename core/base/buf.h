@@ -29,5 +29,7 @@ const char *pl_buf_str(const struct pl_buf *b); /* "" while empty */
 char *pl_buf_take(struct pl_buf *b);
 /* Appends s as the inside of a JSON string (no quotes), RFC 8259; s must be valid UTF-8. */
 void pl_buf_add_json(struct pl_buf *b, const char *s, size_t n);
+/* The same for any bytes: those that are no character become U+FFFD, one each. */
+void pl_buf_add_json_lossy(struct pl_buf *b, const char *s, size_t n);
 
 #endif

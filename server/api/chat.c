@@ -16,7 +16,7 @@ void pl_api_chat(struct pl_http_req *req, struct pl_http_resp *resp)
     struct pl_server *s = req->server;
     pl_status st = pl_params_read(&p, PL_EP_CHAT, req->body, req->n_body, s->model_id, &err);
     if (st != PL_OK) {
-        pl_apierr_answer(resp, &err);
+        pl_apierr_answer(req, resp, &err);
         return;
     }
     struct pl_arena *a = pl_arena_new(PL_GEN_ARENA);
@@ -30,7 +30,7 @@ void pl_api_chat(struct pl_http_req *req, struct pl_http_resp *resp)
         pl_gen_start(req, resp, &p, a, kept, 1);
     } else {
         pl_arena_free(a);
-        pl_apierr_answer(resp, &err);
+        pl_apierr_answer(req, resp, &err);
     }
     pl_params_fini(&p);
 }

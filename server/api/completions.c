@@ -17,7 +17,7 @@ void pl_api_completions(struct pl_http_req *req, struct pl_http_resp *resp)
     struct pl_server *s = req->server;
     pl_status st = pl_params_read(&p, PL_EP_COMPLETIONS, req->body, req->n_body, s->model_id, &err);
     if (st != PL_OK) {
-        pl_apierr_answer(resp, &err);
+        pl_apierr_answer(req, resp, &err);
         return;
     }
     struct pl_arena *a = pl_arena_new(PL_GEN_ARENA);
@@ -27,7 +27,7 @@ void pl_api_completions(struct pl_http_req *req, struct pl_http_resp *resp)
         pl_gen_start(req, resp, &p, a, prompts, n);
     } else {
         pl_arena_free(a);
-        pl_apierr_answer(resp, &err);
+        pl_apierr_answer(req, resp, &err);
     }
     pl_params_fini(&p);
 }

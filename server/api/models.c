@@ -34,5 +34,5 @@ void pl_api_model(struct pl_http_req *req, struct pl_http_resp *resp)
     struct pl_err err = {0};
     (void)pl_fail_param(&err, PL_ENOENT, "model", "The model '%.200s' does not exist; this server has '%.200s'", req->path_arg,
                         req->server->model_id);
-    pl_apierr_answer(resp, &err);
+    pl_apierr_answer(req, resp, &err);
 }

@@ -4,10 +4,9 @@
  *   /apply-template  {"messages": [...], "add_generation_prompt": bool}             -> {"prompt": text}
  * Thread: microhttpd's workers.  Owns: nothing beyond the call.
  * SPDX-License-Identifier: Apache-2.0 */
-#include <string.h>
+#include <stdlib.h>
 
 #include "core/base/mem.h"
-#include "core/base/utf8.h"
 #include "core/model/model.h"
 #include "server/api/api.h"
 #include "server/apierr.h"
@@ -52,46 +51,35 @@ static pl_status tokenize(const struct pl_server *s, const json_t *root, struct 
     return st;
 }
 
-/* Bytes that are no characters become U+FFFD: JSON text is UTF-8. */
-static void add_lossy(struct pl_buf *out, const char *s, size_t n)
-{
-    for (size_t i = 0; i < n;) {
-        uint32_t cp;
-        int len = pl_utf8_decode(s + i, n - i, &cp);
-        if (len > 0)
-            pl_buf_add_json(out, s + i, (size_t)len);
-        else
-            pl_buf_adds(out, "\xef\xbf\xbd");
-        i += len > 0 ? (size_t)len : 1;
-    }
-}
-
 static pl_status detokenize(const struct pl_server *s, const json_t *root, struct pl_buf *out, struct pl_err *err)
 {
     const json_t *tokens = json_object_get(root, "tokens");
     if (!json_is_array(tokens) || json_array_size(tokens) > MAX_DETOKENIZE)
         return pl_fail_param(err, PL_EINVAL, "tokens", "'tokens' must be an array of at most %d token ids; it is %s", MAX_DETOKENIZE,
                              pl_json_kind(tokens));
-    struct pl_buf text;
-    pl_buf_init(&text, 0);
-    pl_status st = PL_OK;
-    for (size_t i = 0; i < json_array_size(tokens) && st == PL_OK; i++) {
+    const size_t n = json_array_size(tokens);
+    int32_t *ids = malloc(n * sizeof *ids + 1);
+    if (ids == NULL)
+        return pl_fail(err, PL_ENOMEM, "out of memory");
+    for (size_t i = 0; i < n; i++) {
         const json_t *id = json_array_get(tokens, i);
         if (!json_is_integer(id) || json_integer_value(id) < 0 || json_integer_value(id) >= pl_tok_count(s->tok)) {
-            st = pl_fail_param(err, PL_EINVAL, "tokens", "element %zu of 'tokens' must be a token id from 0 to %d", i, pl_tok_count(s->tok) - 1);
-            break;
+            free(ids);
+            return pl_fail_param(err, PL_EINVAL, "tokens", "element %zu of 'tokens' must be a token id from 0 to %d", i,
+                                 pl_tok_count(s->tok) - 1);
         }
-        size_t n;
-        const char *bytes = pl_tok_bytes(s->tok, (int32_t)json_integer_value(id), true, &n);
-        pl_buf_add(&text, bytes, n);
+        ids[i] = (int32_t)json_integer_value(id);
     }
-    if (st == PL_OK) {
-        pl_buf_adds(out, "{\"content\":\"");
-        add_lossy(out, pl_buf_str(&text), text.len);
-        pl_buf_adds(out, "\"}");
-    }
+    struct pl_buf text;
+    pl_buf_init(&text, 0);
+    pl_tok_decode(s->tok, ids, n, true, &text);
+    pl_buf_adds(out, "{\"content\":\"");
+    pl_buf_add_json_lossy(out, pl_buf_str(&text), text.len);
+    pl_buf_adds(out, "\"}");
+    out->failed |= text.failed;
     pl_buf_fini(&text);
-    return st;
+    free(ids);
+    return PL_OK;
 }
 
 static pl_status apply_template(const struct pl_server *s, const json_t *root, struct pl_buf *out, struct pl_err *err)
@@ -129,7 +117,7 @@ static void answer(struct pl_http_req *req, struct pl_http_resp *resp,
         json_decref(root);
     }
     if (st != PL_OK)
-        pl_apierr_answer(resp, &err);
+        pl_apierr_answer(req, resp, &err);
 }
 
 void pl_api_tokenize(struct pl_http_req *req, struct pl_http_resp *resp)
