@@ -2,60 +2,111 @@
 BUILD ?= release
 B := build/$(BUILD)
 CC ?= gcc
+PYTHON ?= python3
+PREFIX ?= /usr/local
 PKGS := libmicrohttpd jansson libpcre2-8
-CPPFLAGS := -D_GNU_SOURCE -I. -I$(B)
-WARN := -Wall -Wextra -Wshadow -Wvla -Wmissing-prototypes -Wformat=2 -Werror=implicit -Werror=format-security
-HARDEN := -fstack-protector-strong -fstack-clash-protection -fcf-protection=full -fPIE
-MODE_release := -O2 -g -D_FORTIFY_SOURCE=3 $(HARDEN)
+CPPFLAGS := -D_GNU_SOURCE -I.
+WARN := -Wall -Wextra -Wshadow -Wvla -Wmissing-prototypes -Wformat=2 -Wno-format-nonliteral -Werror=implicit -Werror=format-security
+HARDEN := -fstack-protector-strong -fstack-clash-protection -fcf-protection=full -fPIE -D_FORTIFY_SOURCE=3
+MODE_release := -O2 -g
 MODE_debug := -O0 -g3
 MODE_asan := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined
 MODE_tsan := -O1 -g -fno-omit-frame-pointer -fsanitize=thread
-CFLAGS := -std=gnu17 $(MODE_$(BUILD)) $(WARN) $(EXTRA_CFLAGS)
+HARDEN_release := $(HARDEN)
+LINK_release := -pie -Wl,-z,relro,-z,now,-z,noexecstack
+CFLAGS := -std=gnu17 $(MODE_$(BUILD)) $(HARDEN_$(BUILD)) $(WARN) $(EXTRA_CFLAGS)
+LDFLAGS := $(MODE_$(BUILD)) $(LINK_$(BUILD))
 PKG_CFLAGS := $(shell pkg-config --cflags $(PKGS))
 LIBS := $(shell pkg-config --libs $(PKGS)) -lm -pthread
-LDFLAGS_release := -pie -Wl,-z,relro,-z,now,-z,noexecstack
-LDFLAGS := $(MODE_$(BUILD)) $(LDFLAGS_$(BUILD))
 
-core_src := $(wildcard core/*/*.c core/device/cpu/*.c)
-config_src := $(wildcard config/*.c)
-server_src := $(wildcard server/*.c server/api/*.c)
-cli_src := $(wildcard cli/*.c)
+# Kernels for one instruction set each (which one runs is decided at run time), and loops worth vectorising. A sum's order
+# is part of the result, so the compiler may not contract or reorder.
+ISA_avx2 := -mavx2 -mfma -mf16c -ffp-contract=off
+ISA_avx512 := -march=x86-64-v4 -mavx512vnni -ffp-contract=off
+ISA = $(if $(filter core/device/% core/sample/%,$<),-O3) $(if $(findstring _avx2.c,$<),$(ISA_avx2)) $(if $(findstring _avx512.c,$<),$(ISA_avx512))
+
+sources = $(foreach d,$(1),$(wildcard $(d)/*.c))
+objects = $(patsubst %.c,$(B)/%.o,$(1))
+core_obj := $(call objects,$(call sources,core/base core/model core/text core/device core/device/cpu core/kv core/sched core/sample))
+config_obj := $(call objects,$(call sources,config))
+server_obj := $(call objects,$(call sources,server server/api))
+cli_obj := $(call objects,$(call sources,cli))
 unit_src := $(wildcard tests/unit/*.c)
-ops_src := $(wildcard tests/ops/*.c)
-tool_src := $(wildcard tests/tools/*.c)
-obj = $(patsubst %.c,$(B)/%.o,$(1))
+tool_main := $(filter-out tests/tools/gguf_write.c tests/tools/tiny_%.c tests/tools/run_model.c,$(wildcard tests/tools/*.c))
+tool_obj := $(call objects,$(filter-out $(tool_main),$(wildcard tests/tools/*.c)))
+TOOLS := $(patsubst tests/tools/%.c,$(B)/%,$(tool_main))
 
 all: $(B)/parleyd $(B)/parley build/parleyd build/parley
 
-# kernels for one instruction set each; which one runs is decided at run time
-$(B)/core/device/cpu/%_avx2.o: CFLAGS += -mavx2 -mfma -mf16c -ffp-contract=off
-$(B)/core/device/cpu/%_avx512.o: CFLAGS += -march=x86-64-v4 -mavx512vnni -mavx512bf16 -ffp-contract=off
-$(B)/core/device/cpu/%.o: CFLAGS += -O3
-
 $(B)/%.o: %.c $(B)/.flags
 	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS) $(CFLAGS) $(PKG_CFLAGS) -MMD -MP -c $< -o $@
+	@echo "cc $<"
+	@$(CC) $(CPPFLAGS) $(CFLAGS) $(ISA) $(PKG_CFLAGS) -MMD -MP -c $< -o $@
 
-$(B)/libparley.a: $(call obj,$(core_src))
+$(B)/libparley.a: $(core_obj)
 	@rm -f $@
-	$(AR) rcs $@ $^
+	ar rcs $@ $^
 
-$(B)/parleyd: $(call obj,$(server_src) $(config_src)) $(B)/libparley.a
+$(B)/parleyd: $(server_obj) $(config_obj) $(B)/libparley.a
 	$(CC) $(LDFLAGS) $^ $(LIBS) -o $@
 
-$(B)/parley: $(call obj,$(cli_src) $(config_src)) $(B)/libparley.a
+$(B)/parley: $(cli_obj) $(B)/libparley.a
 	$(CC) $(LDFLAGS) $^ $(LIBS) -o $@
 
 build/parleyd build/parley: build/%: $(B)/%
 	ln -sfn $(BUILD)/$* $@
 
-# the flags stamp: objects are rebuilt when the flags change
-$(B)/.flags: FORCE
+# ---- tests --------------------------------------------------------------------------------------------------------------
+# The runner's list of suites is what tests/unit/check_*.c is: each exports suite_<module>().
+$(B)/suites.h: $(unit_src)
 	@mkdir -p $(B)
-	@echo '$(CC) $(CPPFLAGS) $(CFLAGS)' | cmp -s - $@ || echo '$(CC) $(CPPFLAGS) $(CFLAGS)' > $@
+	@for f in $(patsubst tests/unit/check_%.c,%,$(filter tests/unit/check_%.c,$(unit_src))); do echo "SUITE($$f)"; done > $@
+
+$(B)/tests/unit/main.o: CPPFLAGS += -I$(B)
+$(B)/tests/unit/main.o: $(B)/suites.h
+$(B)/unit: $(call objects,$(unit_src)) $(tool_obj) $(config_obj) $(B)/server/schema.o $(B)/server/json.o $(B)/libparley.a
+	$(CC) $(LDFLAGS) $^ $(LIBS) $(shell pkg-config --libs check) -o $@
+
+$(B)/ops: $(call objects,$(wildcard tests/ops/*.c)) $(B)/libparley.a
+	$(CC) $(LDFLAGS) $^ $(LIBS) -o $@
+
+$(TOOLS): $(B)/%: $(B)/tests/tools/%.o $(tool_obj) $(B)/libparley.a
+	$(CC) $(LDFLAGS) $^ $(LIBS) -o $@
+
+tools: $(TOOLS)
+test-unit: $(B)/unit
+	$(B)/unit
+ops: $(B)/ops
+	$(B)/ops
+test-http: all tools
+	PARLEYD=$(B)/parleyd PARLEY_TOOLS=$(B) $(PYTHON) -m pytest -q tests/http
+test: test-unit ops lint test-http
+oracle: tools
+	$(PYTHON) tests/oracle/run_all.py
+bench: all
+	tests/bench/compare-llamacpp
+lint:
+	sh tests/lint/lint.sh
+fmt:
+	clang-format-14 -i $(shell git ls-files '*.c' '*.h')
+
+install: all
+	install -D -m 755 $(B)/parleyd $(DESTDIR)$(PREFIX)/bin/parleyd
+	install -D -m 755 $(B)/parley $(DESTDIR)$(PREFIX)/bin/parley
+	install -D -m 640 deploy/parley.conf $(DESTDIR)/etc/parley/parley.conf
 
 clean:
 	rm -rf build
 
-.PHONY: all clean FORCE
+help:
+	@echo 'all (default), test, test-unit, ops, test-http, oracle, bench, lint, fmt, tools, install, clean; BUILD=release|debug|asan|tsan'
+
+# The flags stamp: objects are rebuilt when the flags change.
+FLAGS := $(CC) $(CPPFLAGS) $(CFLAGS)
+$(B)/.flags: FORCE
+	@mkdir -p $(B)
+	@echo '$(FLAGS)' | cmp -s - $@ || echo '$(FLAGS)' > $@
+
+.PHONY: all tools test test-unit ops test-http oracle bench lint fmt install clean help FORCE
+.SECONDARY:
 -include $(shell find $(B) -name '*.d' 2>/dev/null)
