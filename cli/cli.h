@@ -1,0 +1,40 @@
+/* cli: what the verbs of `parley` share: flags, and a model opened for use.
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef PL_CLI_CLI_H
+#define PL_CLI_CLI_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "core/base/pool.h"
+#include "core/base/status.h"
+#include "core/model/gguf.h"
+#include "core/model/model.h"
+#include "core/text/tok.h"
+
+struct cli_flag {
+    const char *name;  /* without the dashes */
+    const char **text; /* takes a value; or */
+    bool *set;         /* takes none */
+};
+
+/* Reads the flags of a verb; complains on standard error and returns false. */
+bool cli_flags(int argc, char **argv, const struct cli_flag *flags, size_t n);
+
+struct cli_model {
+    struct pl_gguf *gguf;
+    struct pl_tok *tok;
+    struct pl_pool *pool;
+    struct pl_device *dev;
+    struct pl_model *model;
+};
+
+/* isa: NULL = the best. max_tokens: of a batch. Complains on standard error. */
+bool cli_open(struct cli_model *m, const char *path, const char *threads, const char *isa, uint32_t max_tokens, uint32_t max_rows);
+void cli_close(struct cli_model *m);
+
+int cli_bench(int argc, char **argv);
+int cli_chat(int argc, char **argv);
+int cli_tokenize(int argc, char **argv);
+
+#endif

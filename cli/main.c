@@ -1,0 +1,48 @@
+/* parley: the engine for a terminal. A thin main: each verb is a file.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli/cli.h"
+#include "core/base/log.h"
+#include "core/base/version.h"
+
+static const char help[] =
+    "parley - the engine of parleyd for a terminal\n\n"
+    "    parley chat --model FILE [--system TEXT] [--temperature X] [--max-tokens N] [--seed N] [--threads N]\n"
+    "        talk to a model; /reset forgets, /quit or Ctrl-D leaves\n"
+    "    parley bench --model FILE [--prompt 128,512] [--batch 1,16] [--context 0] [--gen 64] [--repeat 3] [--threads N] [--isa NAME] [--json]\n"
+    "        prefill and decode speed, as a table or as JSON\n"
+    "    parley tokenize --model FILE [--special] [TEXT]\n"
+    "        token ids of TEXT, or of standard input\n"
+    "    parley version\n";
+
+static int print_help(int argc, char **argv)
+{
+    (void)argc, (void)argv;
+    fputs(help, stdout);
+    return EXIT_SUCCESS;
+}
+
+static int print_version(int argc, char **argv)
+{
+    (void)argc, (void)argv;
+    puts("parley " PL_VERSION);
+    return EXIT_SUCCESS;
+}
+
+int main(int argc, char **argv)
+{
+    static const struct {
+        const char *name;
+        int (*run)(int argc, char **argv);
+    } verbs[] = {{"chat", cli_chat},     {"bench", cli_bench},        {"tokenize", cli_tokenize}, {"version", print_version},
+                 {"help", print_help}, {"--version", print_version}, {"--help", print_help}};
+    pl_log_setup(PL_LOG_WARN, false, 2);
+    for (size_t i = 0; argc > 1 && i < sizeof verbs / sizeof verbs[0]; i++)
+        if (strcmp(argv[1], verbs[i].name) == 0)
+            return verbs[i].run(argc - 2, argv + 2);
+    fputs(help, stderr);
+    return 2;
+}

@@ -1,0 +1,68 @@
+/* open: flags, and a model opened for use.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli/cli.h"
+
+bool cli_flags(int argc, char **argv, const struct cli_flag *flags, size_t n)
+{
+    for (int i = 0; i < argc; i++) {
+        size_t k = 0;
+        if (strncmp(argv[i], "--", 2) != 0) {
+            if (flags[n - 1].name == NULL) { /* the one free argument */
+                *flags[n - 1].text = argv[i];
+                continue;
+            }
+            fprintf(stderr, "parley: unexpected argument %s\n", argv[i]);
+            return false;
+        }
+        while (k < n && (flags[k].name == NULL || strcmp(argv[i] + 2, flags[k].name) != 0))
+            k++;
+        if (k == n || (flags[k].text != NULL && i + 1 == argc)) {
+            fprintf(stderr, k == n ? "parley: no flag %s; see parley help\n" : "parley: %s needs a value\n", argv[i]);
+            return false;
+        }
+        if (flags[k].text != NULL)
+            *flags[k].text = argv[++i];
+        else
+            *flags[k].set = true;
+    }
+    return true;
+}
+
+bool cli_open(struct cli_model *m, const char *path, const char *threads, const char *isa, uint32_t max_tokens, uint32_t max_rows)
+{
+    struct pl_err err = {0};
+    *m = (struct cli_model){0};
+    if (path == NULL) {
+        fputs("parley: name a GGUF file with --model FILE\n", stderr);
+        return false;
+    }
+    pl_status st = pl_gguf_open(&m->gguf, path, &err);
+    if (st == PL_OK)
+        st = pl_tok_load(&m->tok, m->gguf, &err);
+    if (st == PL_OK)
+        st = pl_pool_new(&m->pool, threads != NULL ? (unsigned)atoi(threads) : 0, &err);
+    if (st == PL_OK)
+        st = pl_cpu_open(&m->dev, m->pool, isa, &err);
+    if (st == PL_OK)
+        st = pl_model_load(&m->model, m->gguf, m->dev, max_tokens, max_rows, &err);
+    if (st != PL_OK) {
+        fprintf(stderr, "parley: %s\n", err.msg[0] != '\0' ? err.msg : pl_status_text(st));
+        cli_close(m);
+        return false;
+    }
+    return true;
+}
+
+void cli_close(struct cli_model *m)
+{
+    pl_model_free(m->model);
+    if (m->dev != NULL)
+        m->dev->ops->close(m->dev);
+    pl_pool_free(m->pool);
+    pl_tok_free(m->tok);
+    pl_gguf_close(m->gguf);
+}
