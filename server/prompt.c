@@ -62,8 +62,8 @@ static pl_status read_content(const struct where *w, const json_t *v, struct pl_
     pl_buf_init(&text, 0);
     pl_status st = PL_OK;
     for (size_t i = 0; i < json_array_size(v) && st == PL_OK; i++) {
-        const char *s;
-        size_t n;
+        const char *s = "";
+        size_t n = 0;
         if ((st = part_text(w, json_array_get(v, i), m->role, &s, &n)) == PL_OK)
             pl_buf_add(&text, s, n);
     }
@@ -115,14 +115,10 @@ static pl_status read_message(const struct where *w, const json_t *v, struct pl_
     return st == PL_OK ? read_content(w, json_object_get(v, "content"), m, a) : st;
 }
 
-pl_status pl_prompt_render(const struct pl_server *s, const json_t *messages, bool add_generation_prompt, struct pl_arena *a,
-                           struct pl_piece **pieces, size_t *n, struct pl_err *err)
+pl_status pl_prompt_messages(const json_t *messages, struct pl_arena *a, struct pl_chat_message **out, struct pl_err *err)
 {
-    if (s->chat == NULL)
-        return pl_fail_param(err, PL_ENOTSUP, "messages",
-                             "the model has no chat template: use /v1/completions, or start the server with --chat-template FILE");
     size_t count = json_array_size(messages);
-    struct pl_chat_message *m = pl_arena_zalloc(a, count * sizeof *m);
+    struct pl_chat_message *m = *out = pl_arena_zalloc(a, count * sizeof *m);
     if (m == NULL)
         return pl_fail(err, PL_ENOMEM, "out of memory");
     for (size_t i = 0; i < count; i++) {
@@ -131,7 +127,20 @@ pl_status pl_prompt_render(const struct pl_server *s, const json_t *messages, bo
         if (st != PL_OK)
             return st;
     }
-    return pl_chat_render(s->chat, m, count, add_generation_prompt, a, pieces, n, err);
+    return PL_OK;
+}
+
+pl_status pl_prompt_render(const struct pl_server *s, const json_t *messages, bool add_generation_prompt, struct pl_arena *a,
+                           struct pl_piece **pieces, size_t *n, struct pl_err *err)
+{
+    struct pl_chat_message *m;
+    pl_status st = pl_prompt_messages(messages, a, &m, err);
+    if (st != PL_OK)
+        return st;
+    if (s->chat == NULL)
+        return pl_fail_param(err, PL_ENOTSUP, "messages",
+                             "the model has no chat template: use /v1/completions, or start the server with --chat-template FILE");
+    return pl_chat_render(s->chat, m, json_array_size(messages), add_generation_prompt, a, pieces, n, err);
 }
 
 static pl_status keep(struct pl_ids *ids, struct pl_arena *a, struct pl_prompt *out, struct pl_err *err)

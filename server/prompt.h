@@ -12,6 +12,8 @@
 
 struct pl_server;
 
+/* Checks messages and makes plain ones of them; texts borrow the JSON or live in a. */
+pl_status pl_prompt_messages(const json_t *messages, struct pl_arena *a, struct pl_chat_message **out, struct pl_err *err) PL_MUST_CHECK;
 /* Messages rendered by the chat template, as pieces. */
 pl_status pl_prompt_render(const struct pl_server *s, const json_t *messages, bool add_generation_prompt, struct pl_arena *a,
                            struct pl_piece **pieces, size_t *n, struct pl_err *err) PL_MUST_CHECK;

@@ -15,7 +15,6 @@ struct field {
     size_t offset;
     double def_real;
     int64_t def, min, max;
-    const char *only; /* the JSON text of the one value that is accepted */
     pl_status (*read)(struct pl_params *p, const json_t *v, struct pl_err *err);
 };
 
@@ -168,12 +167,12 @@ static const struct field fields[] = {
 #define T PL_EP_COMPLETIONS
 #define UNSET PL_PARAM_UNSET
 #define AT(name) offsetof(struct pl_params, name)
-#define REAL(ep, n, d, lo, hi) {.row = {#n, 'R', ep, lo, hi}, .offset = AT(n), .def_real = d},
-#define INT(ep, n, d, lo, hi) {.row = {#n, 'I', ep, (double)(lo), (double)(hi)}, .offset = AT(n), .def = d, .min = lo, .max = hi},
-#define BOOL(ep, n, d) {.row = {#n, 'B', ep, 0, 0}, .offset = AT(n), .def = d},
-#define OWN(ep, n) {.row = {#n, 'O', ep, 0, 0}, .read = read_##n},
-#define TEXT(ep, n) {.row = {#n, 'T', ep, 0, 0}},
-#define ONLY(ep, n, v) {.row = {#n, 'N', ep, 0, 0}, .only = v},
+#define REAL(ep, n, d, lo, hi) {.row = {#n, 'R', ep, lo, hi, NULL}, .offset = AT(n), .def_real = d},
+#define INT(ep, n, d, lo, hi) {.row = {#n, 'I', ep, (double)(lo), (double)(hi), NULL}, .offset = AT(n), .def = d, .min = lo, .max = hi},
+#define BOOL(ep, n, d) {.row = {#n, 'B', ep, 0, 0, NULL}, .offset = AT(n), .def = d},
+#define OWN(ep, n) {.row = {#n, 'O', ep, 0, 0, NULL}, .read = read_##n},
+#define TEXT(ep, n) {.row = {#n, 'T', ep, 0, 0, NULL}},
+#define ONLY(ep, n, v) {.row = {#n, 'N', ep, 0, 0, v}},
 #include "server/fields.def"
 #undef C
 #undef T
@@ -218,15 +217,15 @@ static pl_status read_number(const struct field *f, void *at, const json_t *v, s
 
 static pl_status read_only(const struct field *f, const json_t *v, struct pl_err *err)
 {
-    json_t *allowed = json_loads(f->only, JSON_DECODE_ANY, NULL);
+    json_t *allowed = json_loads(f->row.only, JSON_DECODE_ANY, NULL);
     bool same = allowed != NULL && json_equal(v, allowed);
     json_decref(allowed);
     if (same)
         return PL_OK;
-    if (strcmp(f->only, "null") == 0)
+    if (strcmp(f->row.only, "null") == 0)
         return pl_fail_param(err, PL_ENOTSUP, f->row.name, "'%s' is not supported by this server: leave it out", f->row.name);
     return pl_fail_param(err, PL_ENOTSUP, f->row.name, "'%s' is not supported by this server: leave it out, or set it to %s", f->row.name,
-                         f->only);
+                         f->row.only);
 }
 
 static pl_status read_field(struct pl_params *p, const struct field *f, const json_t *v, struct pl_err *err)

@@ -67,6 +67,7 @@ struct pl_field_row {
     char kind;
     unsigned endpoints;
     double min, max;
+    const char *only; /* N: the one value, as JSON */
 };
 const struct pl_field_row *pl_fields(size_t *n);
 
