@@ -223,23 +223,42 @@ static val *compare_chain(struct jinja_ev *e, node *n)
 
 /* ---- calls --------------------------------------------------------------------------------------------------------- */
 
+static bool add_arg(struct jinja_ev *e, struct jinja_args *args, const char *name, val *v)
+{
+    if (name != NULL ? args->n_kw == PL_COUNT_OF(args->kw) : args->n == PL_COUNT_OF(args->v))
+        return ev_fail(e, PL_ERANGE, "too many arguments") != NULL;
+    if (name != NULL) {
+        args->kw[args->n_kw].name = name;
+        args->kw[args->n_kw++].v = v;
+    } else {
+        args->v[args->n++] = v;
+    }
+    return true;
+}
+
+/* *list or **dict */
+static bool unpack(struct jinja_ev *e, struct jinja_args *args, bool names, val *v)
+{
+    val *items = !names ? ev_iter(e, v) : v->kind == JV_DICT ? v : ev_fail(e, PL_EFORMAT, "argument after ** must be a mapping");
+    for (size_t i = 0; items != NULL && i < (names ? items->dict.n : items->list.n); i++) {
+        const val *key = names ? items->dict.keys[i] : NULL;
+        const char *name = key != NULL && key->kind == JV_STR ? pl_arena_strndup(e->a, key->str.s, key->str.n) : NULL;
+        if (names && name == NULL)
+            return ev_fail(e, PL_EFORMAT, "keywords must be strings") != NULL;
+        if (!add_arg(e, args, name, names ? items->dict.values[i] : items->list.v[i]))
+            return false;
+    }
+    return items != NULL;
+}
+
 static bool eval_args(struct jinja_ev *e, node *list, struct jinja_args *args)
 {
     args->n = args->n_kw = 0;
     for (node *n = list; n != NULL; n = n->next) {
         val *v = eval(e, n->kind == N_KWARG ? n->a : n);
-        if (v == NULL)
+        const char *name = n->kind == N_KWARG ? n->name : NULL;
+        if (v == NULL || !(name != NULL && name[0] == '*' ? unpack(e, args, name[1] == '*', v) : add_arg(e, args, name, v)))
             return false;
-        if (n->kind == N_KWARG ? args->n_kw == PL_COUNT_OF(args->kw) : args->n == PL_COUNT_OF(args->v)) {
-            ev_fail(e, PL_ERANGE, "too many arguments");
-            return false;
-        }
-        if (n->kind == N_KWARG) {
-            args->kw[args->n_kw].name = n->name;
-            args->kw[args->n_kw++].v = v;
-        } else {
-            args->v[args->n++] = v;
-        }
     }
     return true;
 }

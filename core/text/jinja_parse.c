@@ -191,10 +191,14 @@ static node *arguments(struct parser *p)
 {
     node *list = NULL;
     while (p->st == PL_OK && !is_op(p, ")")) {
-        if (is_op(p, "*") || is_op(p, "**"))
-            return fail(p, PL_ENOTSUP, "argument unpacking is not supported: ", p->t->s);
         node *arg;
-        if (p->t->kind == TK_NAME && p->t[1].kind == TK_OP && strcmp(p->t[1].s, "=") == 0) {
+        if (is_op(p, "*") || is_op(p, "**")) { /* a list's or a dict's items as arguments */
+            if ((arg = make(p, N_KWARG)) == NULL)
+                return NULL;
+            arg->name = p->t->s;
+            p->t++;
+            arg->a = expression(p);
+        } else if (p->t->kind == TK_NAME && p->t[1].kind == TK_OP && strcmp(p->t[1].s, "=") == 0) {
             if ((arg = make(p, N_KWARG)) == NULL)
                 return NULL;
             arg->name = p->t->s;
@@ -581,7 +585,7 @@ static bool is_target(const node *n)
 {
     if (n->kind == N_TUPLE || n->kind == N_LIST) {
         for (const node *e = n->list; e != NULL; e = e->next)
-            if (e->kind != N_NAME)
+            if (!is_target(e))
                 return false;
         return true;
     }
@@ -597,7 +601,7 @@ static node *target(struct parser *p)
         if (n == NULL)
             return NULL;
         n->list = first;
-        while (p->st == PL_OK && take_op(p, ",") && p->t->kind == TK_NAME)
+        while (p->st == PL_OK && take_op(p, ",") && (p->t->kind == TK_NAME || is_op(p, "(")))
             append(&n->list, postfix(p, primary(p)));
         first = n;
     }
