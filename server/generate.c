@@ -88,13 +88,14 @@ static void on_token(struct pl_gen *g, const struct pl_event *ev, struct pl_buf 
     c->sum_logprob += ev->sampled.logprob;
     c->n_completion++;
     g->completion_tokens++;
+    if (g->stream)
+        open_choice(g, ev->choice, out); /* first: the chunk with the role has no log-probabilities */
     if (g->logprobs)
         pl_gen_add_logprobs(g, c, &ev->sampled, true);
     if (!g->stream) {
         pl_buf_add(&c->text, ev->text, ev->n_text);
         return;
     }
-    open_choice(g, ev->choice, out);
     if (ev->n_text > 0 || c->n_logprobs > 0)
         text_chunk(g, ev->choice, ev->text, ev->n_text, NULL, out);
 }
