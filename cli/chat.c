@@ -102,7 +102,8 @@ static bool start(struct talk *t, const char *path, const char *threads)
     struct pl_gguf_str template;
     if (!cli_open(&t->m, path, threads, NULL, 512, 512))
         return false;
-    const struct pl_engine_opts o = {.max_sequences = 1, .batch_tokens = 512, .max_context = pl_model_spec(t->m.model)->n_ctx, .kv_dtype = PL_F16, .queue_limit = 4};
+    const struct pl_engine_opts o = {.max_sequences = 1,
+                                     .batch_tokens = 512, .max_context = pl_model_spec(t->m.model)->n_ctx, .kv_dtype = PL_F16, .queue_limit = 4};
     pl_status st = pl_gguf_string(t->m.gguf, "tokenizer.chat_template", &template);
     st = st == PL_OK ? pl_chat_new(&t->chat, template.s, template.n, t->m.tok, &err) : pl_fail(&err, PL_ENOTSUP, "the model has no chat template");
     if (st == PL_OK)

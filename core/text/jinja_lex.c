@@ -137,7 +137,8 @@ static bool is_name(char c, bool first)
 /* Tokens up to `end` ("%}" or "}}"), which is taken with its white space control. */
 static pl_status lex_tag(struct lexer *l, const char *end, jinja_tk end_kind)
 {
-    static const char *const operators[] = {"//", "**", "==", "!=", "<=", ">=", "+", "-", "*", "/", "%", "~", "<", ">", "=", "(", ")", "[", "]", "{", "}", ",", ".", ":", "|"};
+    static const char *const operators[] = {"//", "**", "==", "!=", "<=", ">=", "+", "-", "*", "/", "%", "~", "<",
+                                            ">",  "=",  "(",  ")",  "[",  "]",  "{", "}", ",", ".", ":", "|"};
     int open = 0;
     for (pl_status st = PL_OK; st == PL_OK;) {
         while (l->at < l->n && is_space(l->s[l->at]))
