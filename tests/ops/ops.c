@@ -1,0 +1,400 @@
+/* ops: every operation of the device interface, in one table of rows (operation, type, shape, tolerance), on each
+ * instruction set that this processor has, compared with the scalar reference; and rows that prove bit for bit that a
+ * result does not depend on the batch or on the number of threads.
+ *
+ *     ops            all rows            ends with "N passed, N failed, N skipped"
+ *
+ * The tolerance is the normalised mean squared error ‖fast − ref‖² / ‖ref‖². 1e-9 is what float32 sums of this length differ
+ * by in another order; where a row is looser it says why.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/mem.h"
+#include "core/base/pool.h"
+#include "core/device/device.h"
+#include "core/kv/kv.h"
+
+enum { MAX_FLOATS = 1 << 22, GUARD = 64 };
+
+static uint64_t seed = 1;
+
+static float uniform(void) /* [-1, 1) */
+{
+    seed = seed * 6364136223846793005u + 1442695040888963407u;
+    return (float)(int32_t)(seed >> 32) * 0x1p-31f;
+}
+
+static float normal(void)
+{
+    return uniform() + uniform() + uniform();
+}
+
+/* ---- one device -------------------------------------------------------------------------------------------------------- */
+
+struct machine {
+    struct pl_pool *pool;
+    struct pl_device *dev;
+};
+
+static bool machine_open(struct machine *m, const char *isa, unsigned threads)
+{
+    struct pl_err err;
+    return pl_pool_new(&m->pool, threads, &err) == PL_OK && pl_cpu_open(&m->dev, m->pool, isa, &err) == PL_OK;
+}
+
+static void machine_close(struct machine *m)
+{
+    if (m->dev != NULL)
+        m->dev->ops->close(m->dev);
+    pl_pool_free(m->pool);
+}
+
+static void must(pl_status st)
+{
+    if (st != PL_OK) {
+        printf("an operation failed: %s\n", pl_status_text(st));
+        exit(1);
+    }
+}
+
+static pl_view new_view(struct machine *m, uint32_t rows, uint32_t cols, uint32_t stride, const float *values)
+{
+    struct pl_dbuf *buf;
+    size_t n = (size_t)rows * stride + GUARD;
+    must(m->dev->ops->buf_new(m->dev, n, &buf));
+    float *poison = malloc(n * sizeof *poison);
+    for (size_t i = 0; i < n; i++)
+        poison[i] = 1e30f;
+    for (uint32_t r = 0; values != NULL && r < rows; r++)
+        memcpy(poison + (size_t)r * stride, values + (size_t)r * cols, cols * sizeof *poison);
+    must(m->dev->ops->put(m->dev, buf, 0, poison, n));
+    free(poison);
+    return (pl_view){buf, 0, rows, cols, stride};
+}
+
+static void read_view(struct machine *m, pl_view v, float *out)
+{
+    for (uint32_t r = 0; r < v.rows; r++)
+        must(m->dev->ops->get(m->dev, v.buf, v.offset + (size_t)r * v.stride, out + (size_t)r * v.cols, v.cols));
+}
+
+static void free_view(struct machine *m, pl_view v)
+{
+    m->dev->ops->buf_free(m->dev, v.buf);
+}
+
+/* ---- the operations: inputs come from `seed`, so that two machines get the same ---------------------------------------- */
+
+struct row {
+    enum { MATMUL, NORM, ROPE, GLU, ACT, EMBED, GATHER, ATTN } op;
+    int kind;        /* dtype, norm, rope or activation */
+    uint32_t T, N, K; /* tokens, outputs, inputs; attention: query heads, kv heads, head width */
+    bool extra;      /* bias and residual; bias of a norm; accumulate; a second part of another type */
+    double tolerance;
+    const uint32_t *ctx; /* attention: contexts of the sequences, 0 ends; the last one's T newest tokens are queries */
+};
+
+static float *fill(size_t n)
+{
+    float *v = malloc(n * sizeof *v);
+    for (size_t i = 0; i < n; i++)
+        v[i] = normal();
+    return v;
+}
+
+static struct pl_weight *new_weight(struct machine *m, const struct row *r, void **data)
+{
+    struct pl_weight *w;
+    struct pl_err err;
+    uint32_t first = r->extra && r->N > 20 ? 20 : r->N;
+    struct pl_weight_src parts[2] = {{(pl_dtype)r->kind, first, r->K, NULL}, {PL_F16, r->N - first, r->K, NULL}};
+    for (int p = 0; p < 2; p++) {
+        size_t bytes = pl_dtype_row_bytes(parts[p].dtype, r->K);
+        data[p] = malloc(bytes * parts[p].rows + 1);
+        for (uint32_t i = 0; i < parts[p].rows; i++) {
+            float *v = fill(r->K);
+            pl_quant_row(parts[p].dtype, v, (uint8_t *)data[p] + i * bytes, r->K);
+            free(v);
+        }
+        parts[p].data = data[p];
+    }
+    must(m->dev->ops->weight_new(m->dev, parts, parts[1].rows > 0 ? 2 : 1, &w, &err));
+    return w;
+}
+
+static size_t run_matmul(struct machine *m, const struct row *r, float *out)
+{
+    void *data[2];
+    float *x = fill((size_t)r->T * r->K), *bias = fill(r->N), *residual = fill((size_t)r->T * r->N);
+    struct pl_weight *w = new_weight(m, r, data);
+    pl_view vx = new_view(m, r->T, r->K, r->K + 5, x), vb = new_view(m, 1, r->N, r->N, bias);
+    pl_view vo = new_view(m, r->T, r->N, r->N + 3, r->extra ? residual : NULL);
+    must(m->dev->ops->matmul(m->dev, vo, vx, w, r->extra ? vb : pl_view_none(), r->extra));
+    read_view(m, vo, out);
+    free_view(m, vx), free_view(m, vb), free_view(m, vo);
+    m->dev->ops->weight_free(m->dev, w);
+    free(data[0]), free(data[1]), free(x), free(bias), free(residual);
+    return (size_t)r->T * r->N;
+}
+
+static size_t run_rows(struct machine *m, const struct row *r, float *out)
+{
+    const struct pl_device_ops *ops = m->dev->ops;
+    uint32_t in = r->op == GLU ? 2 * r->N : r->N, n_out = r->op == GATHER ? (r->T + 1) / 2 : r->T, pos[512], rows[512];
+    float *x = fill((size_t)r->T * in), *gain = fill(r->N), *bias = fill(r->N);
+    pl_view vx = new_view(m, r->T, in, in + 7, x), vo = new_view(m, n_out, r->N, r->N, NULL), result = vo;
+    pl_view vg = new_view(m, 1, r->N, r->N, gain), vb = new_view(m, 1, r->N, r->N, bias);
+    for (uint32_t t = 0; t < r->T; t++)
+        pos[t] = t * 37 % 4000, rows[t / 2] = t / 2 * 2;
+    for (uint32_t i = 0; r->op == ROPE && i < r->K / 2; i++)
+        gain[i] = powf(10000, -2.0f * (float)i / (float)r->K);
+    if (r->op == ROPE)
+        must(ops->put(m->dev, vg.buf, 0, gain, r->K / 2));
+    must(ops->step_begin(m->dev, NULL));
+    switch (r->op) {
+    case NORM: must(ops->norm(m->dev, (pl_norm_kind)r->kind, vo, vx, vg, r->extra ? vb : pl_view_none(), 1e-5f)); break;
+    case ROPE: must(ops->rope(m->dev, (pl_rope_kind)r->kind, result = vx, r->K, r->K, pl_view_cols(vg, 0, r->K / 2), pos)); break;
+    case GLU: must(ops->glu(m->dev, (pl_act_kind)r->kind, vo, vx)); break;
+    case ACT: must(ops->act(m->dev, (pl_act_kind)r->kind, result = vx)); break;
+    default: must(ops->gather(m->dev, vo, vx, rows));
+    }
+    must(ops->step_end(m->dev));
+    read_view(m, result, out);
+    free_view(m, vx), free_view(m, vo), free_view(m, vg), free_view(m, vb);
+    free(x), free(gain), free(bias);
+    return (size_t)result.rows * result.cols;
+}
+
+static size_t run_embed(struct machine *m, const struct row *r, float *out)
+{
+    void *data[2];
+    uint32_t idx[64];
+    float *before = fill((size_t)r->T * r->K);
+    struct row w = *r;
+    w.extra = false;
+    struct pl_weight *weight = new_weight(m, &w, data);
+    pl_view vo = new_view(m, r->T, r->K, r->K, before);
+    for (uint32_t t = 0; t < r->T; t++)
+        idx[t] = t * 7 % r->N;
+    must(m->dev->ops->embed(m->dev, vo, weight, idx, r->extra));
+    read_view(m, vo, out);
+    free_view(m, vo);
+    m->dev->ops->weight_free(m->dev, weight);
+    free(data[0]), free(data[1]), free(before);
+    return (size_t)r->T * r->K;
+}
+
+/* Fills the pages of all sequences token by token, then attends with the newest tokens. only: run sequence `only` alone. */
+static size_t run_attn_of(struct machine *m, const struct row *r, int only, float *out)
+{
+    const struct pl_device_ops *ops = m->dev->ops;
+    uint32_t H = r->N, G = r->K >> 16, D = r->K & 0xffff, n_seqs = 0, T = 0, at = 0;
+    uint32_t *pos = malloc(4096 * 8), *slot = pos + 4096, q_start[20] = {0}, page_start[20] = {0}, pages[1024], ctx[20];
+    struct pl_kvdev *kv;
+    struct pl_kv_shape shape = {2, G, D, PL_KV_PAGE, 1024, (pl_dtype)r->kind};
+    must(ops->kv_new(m->dev, &shape, &kv));
+    float *q_all = fill((size_t)64 * H * D);
+    for (uint32_t s = 0; r->ctx[s] != 0; s++) {
+        uint32_t n = r->ctx[s], n_pages = (n + PL_KV_PAGE - 1) / PL_KV_PAGE, first = at, one_pos[64], one_slot[64];
+        for (uint32_t p = 0; p < n_pages; p++)
+            pages[at++] = (first + p) * 7 % 1021;
+        for (uint32_t i = 0; i < n; i += 64) { /* keys and values, 64 at a time */
+            uint32_t c = n - i < 64 ? n - i : 64;
+            float *k = fill((size_t)c * G * D), *v = fill((size_t)c * G * D);
+            for (uint32_t t = 0; t < c; t++) {
+                one_pos[t] = i + t;
+                one_slot[t] = pages[first + (i + t) / PL_KV_PAGE] * PL_KV_PAGE + (i + t) % PL_KV_PAGE;
+            }
+            struct pl_batch b = {.n_tokens = c, .pos = one_pos, .slot = one_slot};
+            pl_view vk = new_view(m, c, G * D, G * D, k), vv = new_view(m, c, G * D, G * D, v);
+            must(ops->kv_write(m->dev, kv, 1, vk, vv, &b));
+            free_view(m, vk), free_view(m, vv), free(k), free(v);
+        }
+        if (only >= 0 && (uint32_t)only != s)
+            continue;
+        uint32_t queries = r->ctx[s + 1] == 0 ? r->T : 1;
+        page_start[n_seqs] = first;
+        for (uint32_t t = 0; t < queries; t++, T++) {
+            pos[T] = n - queries + t;
+            slot[T] = 0;
+        }
+        ctx[n_seqs++] = n;
+        q_start[n_seqs] = T;
+        page_start[n_seqs] = at;
+    }
+    struct pl_batch b = {.n_tokens = T, .n_seqs = n_seqs, .pos = pos, .slot = slot, .q_start = q_start, .ctx = ctx, .page_start = page_start, .pages = pages};
+    size_t skip = only > 0 ? (size_t)only * H * D : 0; /* each sequence has its own queries, alone or not */
+    pl_view vq = new_view(m, T, H * D, H * D, q_all + skip), vo = new_view(m, T, H * D, H * D, NULL);
+    must(ops->attn(m->dev, vo, vq, kv, 1, 1 / sqrtf((float)D), &b));
+    read_view(m, vo, out);
+    free_view(m, vq), free_view(m, vo);
+    ops->kv_free(m->dev, kv);
+    free(q_all), free(pos);
+    return (size_t)T * H * D;
+}
+
+static size_t run(struct machine *m, const struct row *r, float *out)
+{
+    seed = 12345 + (uint64_t)r->op * 1000 + r->T * 10 + r->N;
+    switch (r->op) {
+    case MATMUL: return run_matmul(m, r, out);
+    case EMBED: return run_embed(m, r, out);
+    case ATTN: return run_attn_of(m, r, -1, out);
+    default: return run_rows(m, r, out);
+    }
+}
+
+/* ---- the table --------------------------------------------------------------------------------------------------------- */
+
+#define GD(g, d) ((g) << 16 | (d))
+static const uint32_t ctx_short[] = {1, 31, 32, 33, 5, 0}, ctx_long[] = {300, 700, 257, 40, 0}, ctx_one[] = {700, 0};
+
+static const struct row fixed[] = {
+    {NORM, PL_NORM_RMS, 5, 576, 0, false, 1e-11, NULL},  {NORM, PL_NORM_LAYER, 33, 100, 0, true, 1e-11, NULL},
+    {NORM, PL_NORM_LAYER, 2, 48, 0, false, 1e-11, NULL}, {ROPE, PL_ROPE_INTERLEAVED, 20, 192, 64, false, 1e-11, NULL},
+    {ROPE, PL_ROPE_HALVES, 3, 80, 16, false, 1e-11, NULL},
+    {GLU, PL_ACT_SILU, 7, 1536, 0, false, 1e-11, NULL},  {GLU, PL_ACT_GELU_TANH, 40, 37, 0, false, 1e-11, NULL},
+    {ACT, PL_ACT_SILU, 1, 33, 0, false, 1e-11, NULL},    {ACT, PL_ACT_GELU_TANH, 9, 300, 0, false, 1e-11, NULL},
+    {GATHER, 0, 9, 65, 0, false, 0, NULL},               {EMBED, PL_Q4_1, 5, 40, 64, false, 0, NULL},
+    {EMBED, PL_F32, 5, 40, 64, true, 0, NULL},           {EMBED, PL_Q6_K, 3, 40, 256, true, 0, NULL},
+    {ATTN, PL_F16, 5, 9, GD(3, 64), false, 1e-10, ctx_short}, {ATTN, PL_F32, 33, 4, GD(4, 16), false, 1e-10, ctx_long},
+    {ATTN, PL_BF16, 17, 6, GD(2, 80), false, 1e-10, ctx_long}, {ATTN, PL_F16, 1, 9, GD(3, 64), false, 1e-10, ctx_one},
+    {ATTN, PL_F16, 3, 2, GD(1, 24), false, 1e-10, ctx_short}, {ATTN, PL_F16, 40, 9, GD(3, 64), false, 1e-10, ctx_long},
+};
+static const pl_dtype dtypes[] = {PL_F32, PL_F16, PL_BF16, PL_Q4_0, PL_Q4_1, PL_Q5_0, PL_Q5_1, PL_Q8_0, PL_Q2_K, PL_Q3_K, PL_Q4_K, PL_Q5_K, PL_Q6_K};
+static const uint32_t counts[] = {1, 2, 3, 5, 8, 13, 16, 31, 64};
+static const char *const op_names[] = {"matmul", "norm", "rope", "glu", "act", "embed", "gather", "attn"};
+
+static unsigned passed, failed, skipped;
+
+static void check(bool ok, const char *isa, const struct row *r, const char *what, double error)
+{
+    passed += ok;
+    failed += !ok;
+    if (!ok)
+        printf("FAILED %s %s kind %d T %u N %u K %u: %s %.3g (at most %.3g)\n", isa, op_names[r->op], r->kind, r->T, r->N, r->K, what, error, r->tolerance);
+}
+
+static double nmse(const float *a, const float *ref, size_t n)
+{
+    double d = 0, s = 0;
+    for (size_t i = 0; i < n; i++) {
+        d += ((double)a[i] - ref[i]) * ((double)a[i] - ref[i]);
+        s += (double)ref[i] * ref[i];
+    }
+    return d == 0 ? 0 : d / s;
+}
+
+static float *a, *b;
+
+static void compare(struct machine *m, struct machine *ref, const char *isa, const struct row *r)
+{
+    size_t n = run(m, r, a);
+    run(ref, r, b);
+    double e = nmse(a, b, n);
+    check(e <= r->tolerance, isa, r, "error", e);
+}
+
+/* A row of the result alone has the bits that it has in the batch; and with another number of threads. */
+static void invariant(struct machine *m, struct machine *other, const char *isa, const struct row *r)
+{
+    size_t n = run(m, r, a);
+    run(other, r, b);
+    check(memcmp(a, b, n * sizeof *a) == 0, isa, r, "differs with the number of threads", 0);
+    if (r->op == ATTN && r->ctx[1] != 0) {
+        size_t width = (size_t)r->N * (r->K & 0xffff);
+        seed = 12345 + (uint64_t)r->op * 1000 + r->T * 10 + r->N;
+        run_attn_of(m, r, 1, b);
+        check(memcmp(a + width, b, width * sizeof *a) == 0, isa, r, "differs alone", 0);
+    }
+}
+
+/* Matmul of T rows against each of its rows alone: inputs are made once and cut. */
+static void rows_alone(struct machine *m, const char *isa, pl_dtype t, uint32_t T)
+{
+    struct row r = {MATMUL, t, T, 37, 512, false, 0, NULL};
+    void *data[2];
+    seed = 99;
+    struct pl_weight *w = new_weight(m, &r, data);
+    float *x = fill((size_t)T * r.K);
+    pl_view vx = new_view(m, T, r.K, r.K, x), vo = new_view(m, T, r.N, r.N, NULL), one = new_view(m, 1, r.N, r.N, NULL);
+    must(m->dev->ops->matmul(m->dev, vo, vx, w, pl_view_none(), false));
+    read_view(m, vo, a);
+    bool same = true;
+    for (uint32_t i = 0; i < T; i++) {
+        must(m->dev->ops->matmul(m->dev, one, pl_view_rows(vx, i, 1), w, pl_view_none(), false));
+        read_view(m, one, b);
+        same &= memcmp(a + (size_t)i * r.N, b, r.N * sizeof *b) == 0;
+    }
+    check(same, isa, &r, "a row alone differs from the same row in a batch", 0);
+    free_view(m, vx), free_view(m, vo), free_view(m, one);
+    m->dev->ops->weight_free(m->dev, w);
+    free(x), free(data[0]), free(data[1]);
+}
+
+/* The reference product itself, against de-quantized weights in double: int8 activations account for what remains, about
+ * (1/127)² / 12 of a block's largest value squared. */
+static void reference(struct machine *ref, pl_dtype t)
+{
+    struct row r = {MATMUL, t, 4, 24, 512, false, pl_dtype_block(t) > 1 ? 2e-4 : 1e-12, NULL};
+    void *data[2];
+    size_t bytes = pl_dtype_row_bytes(t, r.K);
+    run(ref, &r, a);
+    seed = 12345 + (uint64_t)r.op * 1000 + r.T * 10 + r.N;
+    float *x = fill((size_t)r.T * r.K), *row = malloc(r.K * sizeof *row);
+    free(fill(r.N)), free(fill((size_t)r.T * r.N));
+    struct pl_weight *w = new_weight(ref, &r, data);
+    for (uint32_t i = 0; i < r.N; i++) {
+        pl_dequant_row(t, (uint8_t *)data[0] + i * bytes, row, r.K);
+        for (uint32_t k = 0; k < r.T; k++) {
+            double sum = 0;
+            for (uint32_t j = 0; j < r.K; j++)
+                sum += (double)row[j] * x[(size_t)k * r.K + j];
+            b[(size_t)k * r.N + i] = (float)sum;
+        }
+    }
+    double e = nmse(a, b, (size_t)r.T * r.N);
+    check(e <= r.tolerance, "ref", &r, "error against double", e);
+    ref->dev->ops->weight_free(ref->dev, w);
+    free(x), free(row), free(data[0]), free(data[1]);
+}
+
+int main(void)
+{
+    static const char *const isas[] = {"avx2", "avx512"};
+    struct machine ref = {0};
+    a = calloc(MAX_FLOATS, sizeof *a);
+    b = calloc(MAX_FLOATS, sizeof *b);
+    if (a == NULL || b == NULL || !machine_open(&ref, "ref", 2))
+        return 1;
+    for (size_t d = 0; d < PL_COUNT_OF(dtypes); d++)
+        reference(&ref, dtypes[d]);
+    for (size_t i = 0; i < PL_COUNT_OF(isas); i++) {
+        struct machine m = {0}, one = {0};
+        if (!machine_open(&m, isas[i], 3) || !machine_open(&one, isas[i], 1)) {
+            printf("%s: not on this processor\n", isas[i]);
+            skipped++;
+            machine_close(&m), machine_close(&one);
+            continue;
+        }
+        for (size_t k = 0; k < PL_COUNT_OF(fixed); k++) {
+            compare(&m, &ref, isas[i], &fixed[k]);
+            invariant(&m, &one, isas[i], &fixed[k]);
+        }
+        for (size_t d = 0; d < PL_COUNT_OF(dtypes); d++)
+            for (size_t c = 0; c < PL_COUNT_OF(counts); c++) {
+                const struct row r = {MATMUL, dtypes[d], counts[c], 37 + 16 * (uint32_t)(c % 3), c % 2 ? 768 : 256, c % 3 == 1, 1e-9, NULL};
+                compare(&m, &ref, isas[i], &r);
+                invariant(&m, &one, isas[i], &r);
+                rows_alone(&m, isas[i], dtypes[d], counts[c]);
+            }
+        machine_close(&m), machine_close(&one);
+    }
+    machine_close(&ref);
+    free(a), free(b);
+    printf("%u passed, %u failed, %u skipped\n", passed, failed, skipped);
+    return failed != 0;
+}
