@@ -1,0 +1,56 @@
+#!/usr/bin/env python3
+"""Makes the heavy fixtures anew, with torch and transformers, and says whether they are what is committed (make oracle).
+The committed files are left as they are. Environment: PARLEY_TEST_MODEL, the default model's file."""
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+
+HERE = pathlib.Path(__file__).resolve().parent
+FIXTURES = HERE / "fixtures" / "logits"
+BIN = HERE.parents[1] / "build" / "release"
+MODEL = os.environ.get("PARLEY_TEST_MODEL") or pathlib.Path.home() / ".cache/parley/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def numbers(value):
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return [n for v in value for n in numbers(v)]
+    return [value] if isinstance(value, (int, float)) else []
+
+
+def same(old, new):
+    """Equal, or JSON whose numbers differ by rounding only (another processor, another torch)."""
+    if old == new:
+        return True
+    try:
+        a, b = numbers(json.loads(old)), numbers(json.loads(new))
+    except ValueError:
+        return False
+    return len(a) == len(b) and all(abs(x - y) <= 1e-3 * (1 + abs(x)) for x, y in zip(a, b))
+
+
+def main():
+    with tempfile.TemporaryDirectory() as folder:
+        kept = pathlib.Path(folder) / "logits"
+        shutil.copytree(FIXTURES, kept)
+        try:
+            for what in (["tiny"], ["real", "--model", str(MODEL)]):
+                subprocess.run([sys.executable, str(HERE / "make_logits.py"), *what, "--bin", str(BIN)], check=True)
+            results = {p.name: same((kept / p.name).read_bytes(), p.read_bytes()) for p in sorted(FIXTURES.iterdir()) if (kept / p.name).exists()}
+        finally:
+            shutil.rmtree(FIXTURES)
+            shutil.copytree(kept, FIXTURES)
+    for name, ok in results.items():
+        print(name, "is the same" if ok else "DIFFERS")
+    failed = sum(not ok for ok in results.values())
+    print(f"oracle: {len(results) - failed} passed, {failed} failed")
+    sys.exit(failed != 0)
+
+
+if __name__ == "__main__":
+    main()
