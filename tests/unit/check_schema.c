@@ -375,7 +375,8 @@ START_TEST(test_bounded)
     /* brackets inside strings are text */
     ck_assert_int_eq(read_repeated("{\"model\":\"m\",\"messages\":[{\"role\":\"user\",\"content\":\"", "[{,\\\"", 200000, "\"}]}", &err), PL_OK);
     /* just inside the depth */
-    ck_assert_int_eq(read_repeated("{\"model\":\"m\",\"messages\":[{}],\"x\":", "[", 63, "]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]}", &err),
+    ck_assert_int_eq(read_repeated("{\"model\":\"m\",\"messages\":[{}],\"x\":", "[", 63,
+        "]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]}", &err),
                      PL_OK);
     /* messages */
     ck_assert_int_eq(read_repeated("{\"model\":\"m\",\"messages\":[", "{},", PL_MAX_MESSAGES, "{}]}", &err), PL_EINVAL);
