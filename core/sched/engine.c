@@ -54,8 +54,8 @@ struct pl_engine {
     /* engine thread only */
     struct pl_job *waiting, **waiting_end; /* jobs with sequences that were never admitted */
     struct pl_seq **running;               /* [n_running] oldest first */
-    struct pl_seq **preempted;             /* [n_preempted] newest first: taken from the end */
-    uint32_t n_running, n_preempted;
+    struct pl_seq **preempted;             /* [n_preempted] newest first: taken from the end; also those whose client reads nothing */
+    uint32_t n_running, n_preempted, preempted_cap;
     uint64_t stamp;
     struct step step;
     pthread_t thread;
@@ -340,13 +340,70 @@ static bool admit_from(struct pl_engine *e, struct pl_job *job)
     return true;
 }
 
+/* Takes a running sequence out: its pages are released (and stay in the cache while nobody needs them), its tokens are kept.
+ * False when there is no memory to remember it. */
+static bool preempt(struct pl_engine *e, struct pl_seq *s)
+{
+    if (e->n_preempted == e->preempted_cap) {
+        struct pl_seq **more = realloc(e->preempted, 2 * e->preempted_cap * sizeof *more);
+        if (more == NULL)
+            return false;
+        e->preempted = more;
+        e->preempted_cap *= 2;
+    }
+    pl_log_debug("preempt choice=%u tokens=%u free=%u", s->choice, s->n_tokens, pl_kv_available(e->kv));
+    pl_kv_release(e->kv, &s->table);
+    drop_from(e->running, &e->n_running, s);
+    s->state = PL_SEQ_PREEMPTED;
+    s->n_done = s->take = 0;
+    uint32_t at = e->n_preempted++;
+    for (; at > 0 && e->preempted[at - 1]->stamp < s->stamp; at--)
+        e->preempted[at] = e->preempted[at - 1];
+    e->preempted[at] = s;
+    pthread_mutex_lock(&e->stats_lock);
+    e->stats.n_preempted++;
+    pthread_mutex_unlock(&e->stats_lock);
+    return true;
+}
+
+static bool has_room(const struct pl_seq *s)
+{
+    return pl_reply_has_room(s->job->reply, pl_reply_needs(s->job->n_live));
+}
+
+/* The sequence that would run next, NULL = none waits. */
+static const struct pl_seq *next_waiting(const struct pl_engine *e)
+{
+    for (uint32_t i = e->n_preempted; i-- > 0;)
+        if (has_room(e->preempted[i]))
+            return e->preempted[i];
+    for (const struct pl_job *job = e->waiting; job != NULL; job = job->next)
+        if (may_start(&job->seqs[job->n_admitted]))
+            return &job->seqs[job->n_admitted];
+    return NULL;
+}
+
+/* Sequences whose client does not read give their place up when others wait for one: they go on, later, where they were. */
+static void park_paused(struct pl_engine *e)
+{
+    const struct pl_seq *next = next_waiting(e);
+    if (next == NULL || (e->n_running < e->opts.max_sequences && fits_now(e, next->n_tokens > 0 ? next->n_tokens : next->n_prompt)))
+        return;
+    for (uint32_t i = e->n_running; i-- > 0;)
+        if (!has_room(e->running[i]) && !preempt(e, e->running[i]))
+            return;
+}
+
 static void admit(struct pl_engine *e)
 {
-    while (e->n_preempted > 0 && e->n_running < e->opts.max_sequences) {
-        struct pl_seq *s = e->preempted[e->n_preempted - 1];
+    park_paused(e);
+    for (uint32_t i = e->n_preempted; i-- > 0 && e->n_running < e->opts.max_sequences;) {
+        struct pl_seq *s = e->preempted[i];
+        if (!has_room(s))
+            continue; /* its client still reads nothing */
         if (!fits_now(e, s->n_tokens))
             return;
-        e->n_preempted--;
+        drop_from(e->preempted, &e->n_preempted, s);
         start_running(e, s);
     }
     for (struct pl_job *job = e->waiting, *next; job != NULL && e->n_running < e->opts.max_sequences; job = next) {
@@ -361,29 +418,12 @@ static void admit(struct pl_engine *e)
 
 /* ---- a step -------------------------------------------------------------------------------------------------------- */
 
-static void preempt(struct pl_engine *e, struct pl_seq *s)
-{
-    pl_log_debug("preempt choice=%u tokens=%u free=%u", s->choice, s->n_tokens, pl_kv_available(e->kv));
-    pl_kv_release(e->kv, &s->table);
-    drop_from(e->running, &e->n_running, s);
-    s->state = PL_SEQ_PREEMPTED;
-    s->n_done = s->take = 0;
-    uint32_t at = e->n_preempted++;
-    for (; at > 0 && e->preempted[at - 1]->stamp < s->stamp; at--)
-        e->preempted[at] = e->preempted[at - 1];
-    e->preempted[at] = s;
-    pthread_mutex_lock(&e->stats_lock);
-    e->stats.n_preempted++;
-    pthread_mutex_unlock(&e->stats_lock);
-}
-
 /* Sequences that get tokens now, with their takes and pages; oldest first. */
 static uint32_t plan_step(struct pl_engine *e)
 {
     for (uint32_t i = 0; i < e->n_running; i++) {
         struct pl_seq *s = e->running[i];
-        bool room = pl_reply_has_room(s->job->reply, pl_reply_needs(s->job->n_live));
-        e->step.plan[i] = (struct pl_plan_item){.left = room ? s->n_tokens - s->n_done : 0};
+        e->step.plan[i] = (struct pl_plan_item){.left = has_room(s) ? s->n_tokens - s->n_done : 0};
     }
     (void)pl_plan(e->step.plan, e->n_running, e->opts.batch_tokens);
     for (uint32_t i = 0; i < e->n_running; i++)
@@ -391,7 +431,8 @@ static uint32_t plan_step(struct pl_engine *e)
     for (uint32_t i = 0; i < e->n_running; i++) {
         struct pl_seq *s = e->running[i];
         while (s->take > 0 && pl_kv_reserve(e->kv, &s->table, s->n_done + s->take) != PL_OK)
-            preempt(e, e->running[e->n_running - 1]); /* maybe s itself, whose take is 0 then */
+            if (!preempt(e, e->running[e->n_running - 1])) /* maybe s itself, whose take is 0 then */
+                s->take = 0;
     }
     uint32_t n = 0;
     for (uint32_t i = 0; i < e->n_running; i++)
@@ -687,7 +728,8 @@ pl_status pl_engine_new_with(struct pl_engine **out, const struct pl_engine_opts
     pthread_condattr_destroy(&attr);
     init_stats(&e->stats);
     e->running = malloc(opts->max_sequences * sizeof(void *));
-    e->preempted = malloc(opts->max_sequences * sizeof(void *));
+    e->preempted_cap = opts->max_sequences;
+    e->preempted = malloc(e->preempted_cap * sizeof(void *));
     pl_status st = pl_kv_new(&e->kv, opts->n_pages, salt, err);
     if (st == PL_OK && (e->running == NULL || e->preempted == NULL || !alloc_step(&e->step, opts) || !collect_eog(e) ||
                         pl_sample_scratch_new(&e->scratch, runner->n_vocab) != PL_OK))

@@ -1,0 +1,382 @@
+/* check_engine: the engine over a scripted model whose logits depend on a sequence's own tokens only. What comes out must
+ * be the same whatever else runs, and every request gets its answers to the end.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include <check.h>
+#include <math.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/mem.h"
+#include "core/kv/kv.h"
+#include "core/model/gguf.h"
+#include "core/sched/plan.h"
+#include "core/sched/runner.h"
+#include "core/text/tok.h"
+#include "tests/tools/tiny_model.h"
+
+Suite *suite_engine(void);
+
+enum { MAX_STEP = 64, MAX_OUT = 256, POISON = 77 };
+
+/* ---- a model: the next token is a hash of all tokens before it, read from what was written into the pages ------------- */
+
+struct script {
+    uint32_t n_vocab, n_pages;
+    int32_t *cache; /* [page * PL_KV_PAGE + offset]: the token that was computed there */
+    float *logits;
+    atomic_bool fail;
+    atomic_uint steps;
+    uint32_t largest;
+};
+
+static uint32_t next_token(const int32_t *tokens, uint32_t n, uint32_t n_vocab)
+{
+    uint64_t h = 1469598103934665603u;
+    for (uint32_t i = 0; i < n; i++)
+        h = (h ^ (uint64_t)tokens[i]) * 1099511628211u;
+    return 100 + (uint32_t)((h >> 20) % (n_vocab - 120));
+}
+
+static pl_status forward(void *self, const struct pl_batch *b, const float **logits)
+{
+    struct script *s = self;
+    uint32_t row = 0;
+    int32_t tokens[2048];
+    if (atomic_load(&s->fail))
+        return PL_EDEVICE;
+    atomic_fetch_add(&s->steps, 1);
+    s->largest = b->n_tokens > s->largest ? b->n_tokens : s->largest;
+    for (uint32_t t = 0; t < b->n_tokens; t++)
+        s->cache[b->slot[t]] = b->tokens[t];
+    for (uint32_t q = 0; q < b->n_seqs; q++)
+        for (uint32_t t = b->q_start[q]; t < b->q_start[q + 1]; t++) {
+            if (row >= b->n_rows || b->rows[row] != t)
+                continue;
+            const uint32_t *pages = b->pages + b->page_start[q];
+            float *out = s->logits + (size_t)row++ * s->n_vocab;
+            for (uint32_t i = 0; i <= b->pos[t]; i++)
+                tokens[i] = s->cache[pages[i / PL_KV_PAGE] * PL_KV_PAGE + i % PL_KV_PAGE];
+            memset(out, 0, s->n_vocab * sizeof *out);
+            out[next_token(tokens, b->pos[t] + 1, s->n_vocab)] = tokens[0] == POISON ? NAN : 10;
+        }
+    *logits = s->logits;
+    return PL_OK;
+}
+
+struct world {
+    struct script script;
+    struct pl_gguf *gguf;
+    void *bytes;
+    struct pl_tok *tok;
+    struct pl_engine *engine;
+};
+
+static void open_world(struct world *w, uint32_t n_pages, uint32_t max_sequences, uint32_t queue)
+{
+    struct pl_err err = {0};
+    struct tiny_options o = tiny_defaults();
+    struct gguf_out *out = tiny_model(&o, &err);
+    size_t n;
+    memset(w, 0, sizeof *w);
+    w->bytes = gguf_out_bytes(out, &n);
+    gguf_out_free(out);
+    ck_assert_int_eq(pl_gguf_open_memory(&w->gguf, w->bytes, n, &err), PL_OK);
+    ck_assert_int_eq(pl_tok_load(&w->tok, w->gguf, &err), PL_OK);
+    w->script.n_vocab = (uint32_t)pl_tok_count(w->tok);
+    w->script.cache = calloc(n_pages * PL_KV_PAGE, sizeof(int32_t));
+    w->script.logits = calloc((size_t)MAX_STEP * w->script.n_vocab, sizeof(float));
+    const struct pl_engine_opts opts = {.max_sequences = max_sequences, .batch_tokens = MAX_STEP, .max_context = 1024, .n_pages = n_pages, .queue_limit = queue};
+    const struct pl_runner runner = {.self = &w->script, .forward = forward, .n_vocab = w->script.n_vocab};
+    ck_assert_msg(pl_engine_new_with(&w->engine, &opts, &runner, w->tok, &err) == PL_OK, "%s", err.msg);
+}
+
+static void close_world(struct world *w)
+{
+    pl_engine_free(w->engine);
+    pl_tok_free(w->tok);
+    pl_gguf_close(w->gguf);
+    free(w->bytes), free(w->script.cache), free(w->script.logits);
+}
+
+/* ---- requests ---------------------------------------------------------------------------------------------------------- */
+
+static pl_status submit(struct world *w, int first, uint32_t n_prompt, uint32_t n, uint32_t max_tokens, struct pl_reply *reply, struct pl_err *err)
+{
+    struct pl_arena *a = pl_arena_new(0);
+    struct pl_request *r = pl_arena_zalloc(a, sizeof *r);
+    struct pl_prompt *p = pl_arena_zalloc(a, sizeof *p);
+    int32_t *ids = pl_arena_alloc(a, n_prompt * sizeof *ids + 1);
+    for (uint32_t i = 0; i < n_prompt; i++)
+        ids[i] = i == 0 ? first : (int32_t)(i % 90); /* all prompts go on alike */
+    *p = (struct pl_prompt){ids, n_prompt};
+    *r = (struct pl_request){.arena = a, .prompts = p, .n_prompts = 1, .n = n, .max_tokens = max_tokens, .ignore_eos = true};
+    r->sampling = (struct pl_sampling){.top_p = 1, .repetition_penalty = 1, .n_top_logprobs = -1};
+    pl_status st = pl_engine_submit(w->engine, r, reply, err);
+    if (st != PL_OK)
+        pl_arena_free(a);
+    return st;
+}
+
+struct answer {
+    uint32_t n_done, n_tokens[8], n_cached;
+    int32_t tokens[8][MAX_OUT];
+    pl_finish finish;
+    pl_status error;
+};
+
+/* Reads to the last terminal event; slow: a pause at each. */
+static void collect(struct pl_reply *reply, uint32_t n, struct answer *a)
+{
+    struct pl_event ev;
+    memset(a, 0, sizeof *a);
+    while (a->n_done < n && a->error == 0) {
+        ck_assert_msg(pl_reply_wait(reply, 20000), "no answer");
+        while (pl_reply_next(reply, &ev)) {
+            if (ev.kind == PL_EV_TOKEN)
+                a->tokens[ev.choice][a->n_tokens[ev.choice]++] = ev.sampled.token;
+            if (ev.kind == PL_EV_DONE)
+                a->n_done++, a->finish = ev.finish, a->n_cached = ev.n_cached;
+            if (ev.kind == PL_EV_ERROR)
+                a->error = ev.error.code;
+        }
+    }
+    ck_assert(!pl_reply_next(reply, &ev)); /* exactly one end for each choice */
+}
+
+static void expect(const struct world *w, const struct answer *a, uint32_t choice, int first, uint32_t n_prompt, uint32_t n)
+{
+    int32_t tokens[2048];
+    for (uint32_t i = 0; i < n_prompt; i++)
+        tokens[i] = i == 0 ? first : (int32_t)(i % 90);
+    ck_assert_uint_eq(a->n_tokens[choice], n);
+    for (uint32_t i = 0; i < n; i++) {
+        tokens[n_prompt + i] = (int32_t)next_token(tokens, n_prompt + i, w->script.n_vocab);
+        ck_assert_int_eq(a->tokens[choice][i], tokens[n_prompt + i]);
+    }
+}
+
+static void start(struct world *w)
+{
+    struct pl_err err;
+    ck_assert_int_eq(pl_engine_start(w->engine, &err), PL_OK);
+}
+
+static struct pl_reply *new_reply(uint32_t n)
+{
+    struct pl_reply *r = pl_reply_new(pl_reply_needs(n) + 8, NULL, NULL);
+    ck_assert_ptr_nonnull(r);
+    return r;
+}
+
+/* ---- tests ------------------------------------------------------------------------------------------------------------- */
+
+/* Many sequences, few pages: preempted, computed again, found in the cache; n > 1; the same tokens in the end. */
+START_TEST(together)
+{
+    struct world w;
+    struct pl_err err;
+    struct pl_reply *replies[24];
+    struct answer a;
+    open_world(&w, _i == 0 ? 16 : _i == 1 ? 24 : 512, 8, 64);
+    for (int i = 0; i < 24; i++) {
+        replies[i] = new_reply(1 + i % 3);
+        ck_assert_int_eq(submit(&w, i % 5, 20 + (uint32_t)i * 7, 1 + (uint32_t)i % 3, 40, replies[i], &err), PL_OK);
+    }
+    start(&w);
+    for (int i = 0; i < 24; i++) {
+        collect(replies[i], 1 + (uint32_t)i % 3, &a);
+        ck_assert_int_eq(a.error, 0);
+        ck_assert_int_eq(a.finish, PL_FINISH_LENGTH);
+        for (uint32_t k = 0; k < 1 + (uint32_t)i % 3; k++)
+            expect(&w, &a, k, i % 5, 20 + (uint32_t)i * 7, 40);
+        pl_reply_unref(replies[i]);
+    }
+    struct pl_engine_stats st;
+    ck_assert(pl_engine_drain(w.engine, 5000));
+    pl_engine_stats(w.engine, &st);
+    ck_assert_uint_eq(st.n_finished_length, 48);
+    ck_assert(_i == 2 || st.n_preempted > 0);
+    ck_assert(_i != 2 || st.prefix_hits > 0);
+    ck_assert_uint_le(w.script.largest, MAX_STEP);
+    close_world(&w);
+}
+END_TEST
+
+START_TEST(refusals)
+{
+    struct world w;
+    struct pl_err err;
+    struct pl_reply *r[4];
+    struct answer a;
+    open_world(&w, 8, 4, 2);
+    for (int i = 0; i < 4; i++)
+        r[i] = new_reply(1);
+    ck_assert_int_eq(submit(&w, 1, 256, 1, 1, r[0], &err), PL_ETOOLONG); /* all pages hold 256 tokens */
+    ck_assert_int_eq(submit(&w, 1, 0, 1, 1, r[0], &err), PL_EINVAL);
+    ck_assert_int_eq(submit(&w, 1, 10, 50, 1, r[0], &err), PL_EINVAL); /* the reply has no room for 50 choices */
+    ck_assert_int_eq(submit(&w, 1, 10, 1, 5, r[0], &err), PL_OK);
+    ck_assert_int_eq(submit(&w, 2, 250, 1, UINT32_MAX, r[1], &err), PL_OK);
+    ck_assert_int_eq(submit(&w, 3, 10, 1, 5, r[2], &err), PL_EFULL);
+    start(&w);
+    collect(r[0], 1, &a);
+    expect(&w, &a, 0, 1, 10, 5);
+    collect(r[1], 1, &a); /* to the end of what fits */
+    expect(&w, &a, 0, 2, 250, 6);
+    ck_assert_int_eq(submit(&w, POISON, 10, 1, 5, r[2], &err), PL_OK);
+    ck_assert_int_eq(submit(&w, 4, 10, 1, 5, r[3], &err), PL_OK);
+    collect(r[2], 1, &a);
+    ck_assert_int_eq(a.error, PL_EFORMAT); /* its own failure, nobody else's */
+    collect(r[3], 1, &a);
+    expect(&w, &a, 0, 4, 10, 5);
+    atomic_store(&w.script.fail, true);
+    pl_reply_unref(r[0]);
+    r[0] = new_reply(1);
+    ck_assert_int_eq(submit(&w, 1, 10, 1, 5, r[0], &err), PL_OK);
+    collect(r[0], 1, &a);
+    ck_assert_int_eq(a.error, PL_EDEVICE);
+    ck_assert_int_eq(submit(&w, 1, 10, 1, 5, r[0], &err), PL_EDEVICE);
+    ck_assert(!pl_engine_healthy(w.engine, 1000));
+    for (int i = 0; i < 4; i++)
+        pl_reply_unref(r[i]);
+    close_world(&w);
+}
+END_TEST
+
+/* A client that reads nothing stops its own sequences, not the others; one that leaves frees its pages. */
+START_TEST(slow_and_gone)
+{
+    struct world w;
+    struct pl_err err;
+    struct answer a;
+    struct pl_engine_stats st;
+    open_world(&w, 256, 8, 64);
+    start(&w);
+    struct pl_reply *slow = new_reply(1), *gone = new_reply(2), *quick = new_reply(1);
+    ck_assert_int_eq(submit(&w, 1, 30, 1, 200, slow, &err), PL_OK);
+    ck_assert_int_eq(submit(&w, 2, 30, 2, 900, gone, &err), PL_OK);
+    ck_assert_int_eq(submit(&w, 3, 30, 1, 200, quick, &err), PL_OK);
+    collect(quick, 1, &a);
+    expect(&w, &a, 0, 3, 30, 200);
+    pl_reply_cancel(gone);
+    collect(gone, 2, &a);
+    ck_assert_int_eq(a.finish, PL_FINISH_CANCELLED);
+    collect(slow, 1, &a); /* goes on where it stopped */
+    expect(&w, &a, 0, 1, 30, 200);
+    ck_assert(pl_engine_drain(w.engine, 5000));
+    pl_engine_stats(w.engine, &st);
+    ck_assert_uint_eq(st.n_cancelled, 2);
+    struct pl_reply *late = new_reply(1);
+    ck_assert_int_eq(submit(&w, 1, 30, 1, 1, late, &err), PL_ESTOPPED);
+    pl_reply_unref(slow), pl_reply_unref(gone), pl_reply_unref(quick), pl_reply_unref(late);
+    close_world(&w);
+}
+END_TEST
+
+/* Draining ends what does not finish in time. */
+START_TEST(drain)
+{
+    struct world w;
+    struct pl_err err;
+    struct answer a;
+    open_world(&w, 256, 8, 64);
+    start(&w);
+    struct pl_reply *never_read = new_reply(1);
+    ck_assert_int_eq(submit(&w, 1, 30, 1, 900, never_read, &err), PL_OK);
+    ck_assert(!pl_engine_drain(w.engine, 50));
+    collect(never_read, 1, &a);
+    ck_assert_int_eq(a.error, PL_ESTOPPED);
+    pl_reply_unref(never_read);
+    close_world(&w);
+}
+END_TEST
+
+struct client {
+    struct world *w;
+    int id;
+};
+
+static void *client_main(void *arg)
+{
+    struct client *c = arg;
+    struct pl_err err;
+    struct answer *a = malloc(sizeof *a);
+    for (int i = 0; i < 30; i++) {
+        struct pl_reply *r = new_reply(2);
+        uint32_t n = 5 + (uint32_t)(i * 13 + c->id) % 100;
+        if (submit(c->w, c->id, n, 2, 20, r, &err) == PL_OK) {
+            if (i % 5 == 0)
+                pl_reply_cancel(r);
+            collect(r, 2, a);
+            if (i % 5 != 0)
+                expect(c->w, a, 1, c->id, n, 20);
+        }
+        pl_reply_unref(r);
+    }
+    free(a);
+    return NULL;
+}
+
+START_TEST(threads)
+{
+    struct world w;
+    struct client clients[6];
+    pthread_t ids[6];
+    struct pl_engine_stats st;
+    open_world(&w, 40, 6, 64);
+    start(&w);
+    for (int i = 0; i < 6; i++) {
+        clients[i] = (struct client){&w, i};
+        ck_assert_int_eq(pthread_create(&ids[i], NULL, client_main, &clients[i]), 0);
+    }
+    for (int i = 0; i < 6; i++)
+        pthread_join(ids[i], NULL);
+    ck_assert(pl_engine_drain(w.engine, 5000));
+    pl_engine_stats(w.engine, &st);
+    ck_assert_uint_eq(st.n_submitted, st.n_finished_length + st.n_cancelled);
+    close_world(&w);
+}
+END_TEST
+
+START_TEST(plans)
+{
+    uint64_t seed = (uint64_t)_i + 1;
+    struct pl_plan_item items[40];
+    for (int round = 0; round < 2000; round++) {
+        uint32_t n = (uint32_t)(seed >> 40) % 40, budget = 40 + (uint32_t)(seed >> 20) % 500, used = 0, decodes = 0, starved = 0;
+        for (uint32_t i = 0; i < n; i++) {
+            seed = seed * 6364136223846793005u + 1442695040888963407u;
+            items[i] = (struct pl_plan_item){.left = (seed >> 60) < 9 ? 1 : (uint32_t)(seed >> 33) % 3000};
+        }
+        ck_assert_uint_le(used = pl_plan(items, n, budget), budget);
+        for (uint32_t i = 0; i < n; i++) {
+            used -= items[i].take;
+            ck_assert_uint_le(items[i].take, items[i].left);
+            decodes += items[i].left == 1;
+            ck_assert(items[i].left != 1 || items[i].take == 1); /* decodes always run: the budget covers them */
+            if (items[i].left > 1) { /* prefills: the oldest first, and no later one while an earlier one is cut */
+                ck_assert(!starved || items[i].take == 0);
+                starved |= items[i].take < items[i].left;
+            }
+        }
+        ck_assert_uint_eq(used, 0);
+        seed = seed * 6364136223846793005u + 1442695040888963407u;
+    }
+}
+END_TEST
+
+Suite *suite_engine(void)
+{
+    Suite *s = suite_create("engine");
+    TCase *t = tcase_create("engine");
+    tcase_set_timeout(t, 120);
+    tcase_add_loop_test(t, together, 0, 3);
+    tcase_add_test(t, refusals);
+    tcase_add_test(t, slow_and_gone);
+    tcase_add_test(t, drain);
+    tcase_add_test(t, threads);
+    tcase_add_loop_test(t, plans, 0, 4);
+    suite_add_tcase(s, t);
+    return s;
+}
