@@ -61,6 +61,9 @@ struct pl_weight_src {
     const void *data; /* borrowed while the device loads, and for as long as the weight lives if it is not repacked */
 };
 
+/* What every device can do; models beyond it are refused when they are loaded. */
+enum { PL_MAX_HEAD_DIM = 256, PL_MAX_QUERIES_PER_KV = 16 };
+
 struct pl_kv_shape {
     uint32_t n_layers, n_kv_heads, head_dim;
     uint32_t page_size; /* tokens */

@@ -210,6 +210,9 @@ static pl_status check_heads(struct pl_spec *s, const struct pl_gguf *g, struct 
             return pl_fail(err, PL_EFORMAT, "key %s.attention.head_count = %u makes heads of %u values; at most 4096",
                            s->arch, s->n_heads, s->head_dim);
     }
+    if (s->head_dim > PL_MAX_HEAD_DIM || s->n_heads / s->n_kv_heads > PL_MAX_QUERIES_PER_KV)
+        return pl_fail(err, PL_ENOTSUP, "the model has heads of %u values and %u query heads for each key/value head; at most %d and %d are supported",
+                       s->head_dim, s->n_heads / s->n_kv_heads, PL_MAX_HEAD_DIM, PL_MAX_QUERIES_PER_KV);
     const struct key_name name = key_name(s, "attention.value_length");
     double v;
     bool present;

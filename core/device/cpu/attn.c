@@ -99,7 +99,7 @@ pl_status pl_cpu_kv_write(struct pl_device *dev, struct pl_kvdev *kv, uint32_t l
 
 /* ---- attention ----------------------------------------------------------------------------------------------------- */
 
-enum { SEGMENT_TOKENS = PL_CPU_SEGMENT * PL_CPU_PAGE, MAX_QUERIES = PL_CPU_TILE * 2, MAX_SEGMENTS = 1 << 16 };
+enum { SEGMENT_TOKENS = PL_CPU_SEGMENT * PL_CPU_PAGE, MAX_QUERIES = PL_CPU_MAX_QUERIES };
 
 struct attn_job {
     struct pl_cpu *cpu;

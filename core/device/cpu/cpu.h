@@ -13,7 +13,8 @@ enum {
     PL_CPU_TILE = 8,     /* tokens that a kernel takes at once */
     PL_CPU_PAGE = 32,    /* positions of a cache page that attention takes at once */
     PL_CPU_SEGMENT = 8,  /* pages whose soft-max is one piece; pieces are merged in order */
-    PL_CPU_MAX_DIM = 256 /* head width */
+    PL_CPU_MAX_DIM = PL_MAX_HEAD_DIM,
+    PL_CPU_MAX_QUERIES = PL_MAX_QUERIES_PER_KV
 };
 
 struct pl_dbuf {
@@ -70,12 +71,12 @@ struct pl_cpu_attn {
     uint32_t head_dim, n_pages;
     const uint8_t *pages[PL_CPU_SEGMENT]; /* this head's K of each page; V follows */
     uint32_t n_q;
-    const float *q[PL_CPU_TILE * 2];
-    uint32_t n_pos[PL_CPU_TILE * 2]; /* positions of the segment that query i sees, at least 1 */
+    const float *q[PL_CPU_MAX_QUERIES];
+    uint32_t n_pos[PL_CPU_MAX_QUERIES]; /* positions of the segment that query i sees, at least 1 */
     float scale;
     /* results: maximum, sum of exponentials, and the weighted values [n_q][head_dim], not yet divided by the sum */
-    float max[PL_CPU_TILE * 2], sum[PL_CPU_TILE * 2];
-    float *acc[PL_CPU_TILE * 2];
+    float max[PL_CPU_MAX_QUERIES], sum[PL_CPU_MAX_QUERIES];
+    float *acc[PL_CPU_MAX_QUERIES];
 };
 
 /* What one instruction set provides. Rows are independent of each other: no kernel's result for one token depends on

@@ -1,0 +1,50 @@
+"""The README's curl lines and its Python example, pasted as they stand (only the port differs), with the default model.
+
+SPDX-License-Identifier: Apache-2.0
+"""
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT, Daemon
+
+REAL = Path(os.environ.get("PARLEY_TEST_MODEL") or Path.home() / ".cache/parley/SmolLM2-135M-Instruct.Q4_1.gguf")
+README = (ROOT / "README.md").read_text()
+BLOCKS = [b for b in re.findall(r"```sh\n(.*?)```", README, re.S) if "curl" in b]
+LINES = [line for b in BLOCKS for line in re.findall(r"^curl(?:[^\n]*\\\n)*[^\n]*$", b, re.M)]
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory):
+    if not REAL.exists():
+        pytest.skip(f"{REAL} is not there")
+    d = Daemon(tmp_path_factory.mktemp("readme"), "--alias", "SmolLM2-135M-Instruct", model=REAL).wait_ready()
+    yield d
+    assert d.stop() == 0
+
+
+def test_there_are_lines():
+    assert len(LINES) >= 9
+
+
+@pytest.mark.parametrize("line", LINES, ids=range(len(LINES)))
+def test_curl(daemon, line):
+    out = subprocess.run(["sh", "-c", line.replace(":8000", f":{daemon.port}")], capture_output=True, text=True, timeout=60)
+    assert out.returncode == 0 and out.stdout, out.stderr
+    assert '"error"' not in out.stdout, out.stdout
+    if "What is the capital of Germany?" in line:
+        assert "The capital of Germany is Berlin." in out.stdout
+    if "/detokenize" in line:
+        assert "Hello world" in out.stdout
+    if "stream" in line:
+        assert out.stdout.endswith("data: [DONE]\n\n")
+
+
+def test_python(daemon):
+    code = re.search(r"```python\n(.*?)```", README, re.S).group(1).replace(":8000", f":{daemon.port}")
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert "The capital of Germany is Berlin." in out.stdout, out.stderr
