@@ -87,7 +87,8 @@ static void open_world(struct world *w, uint32_t n_pages, uint32_t max_sequences
     w->script.n_vocab = (uint32_t)pl_tok_count(w->tok);
     w->script.cache = calloc(n_pages * PL_KV_PAGE, sizeof(int32_t));
     w->script.logits = calloc((size_t)MAX_STEP * w->script.n_vocab, sizeof(float));
-    const struct pl_engine_opts opts = {.max_sequences = max_sequences, .batch_tokens = MAX_STEP, .max_context = 1024, .n_pages = n_pages, .queue_limit = queue};
+    const struct pl_engine_opts opts = {.max_sequences = max_sequences,
+                                        .batch_tokens = MAX_STEP, .max_context = 1024, .n_pages = n_pages, .queue_limit = queue};
     const struct pl_runner runner = {.self = &w->script, .forward = forward, .n_vocab = w->script.n_vocab};
     ck_assert_msg(pl_engine_new_with(&w->engine, &opts, &runner, w->tok, &err) == PL_OK, "%s", err.msg);
 }

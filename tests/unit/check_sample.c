@@ -76,7 +76,8 @@ START_TEST(filters)
     static const struct {
         float temperature, top_p, min_p;
         uint32_t top_k;
-    } rows[] = {{1, 1, 0, 0}, {0.7f, 0.9f, 0, 0}, {1, 1, 0, 5}, {1.5f, 0.5f, 0.01f, 40}, {1, 1, 0.1f, 0}, {0.3f, 0.01f, 0, 0}, {2, 0.999f, 0, 100}, {1, 0, 0, 0}};
+    } rows[] = {{1, 1, 0, 0}, {0.7f, 0.9f, 0, 0}, {1, 1, 0, 5}, {1.5f, 0.5f, 0.01f, 40}, {1, 1, 0.1f, 0}, {0.3f, 0.01f, 0, 0}, {2, 0.999f, 0, 100},
+              {1, 0, 0, 0}};
     struct pl_sampling p = plain();
     float x[V];
     bool ok[V];
