@@ -87,8 +87,6 @@ bench: all
 	tests/bench/compare-llamacpp
 lint:
 	sh tests/lint/lint.sh
-fmt:
-	clang-format-14 -i $(shell git ls-files '*.c' '*.h')
 
 install: all
 	install -D -m 755 $(B)/parleyd $(DESTDIR)$(PREFIX)/bin/parleyd
@@ -99,7 +97,7 @@ clean:
 	rm -rf build
 
 help:
-	@echo 'all (default), test, test-unit, ops, test-http, oracle, bench, lint, fmt, tools, install, clean; BUILD=release|debug|asan|tsan'
+	@echo 'all (default), test, test-unit, ops, test-http, oracle, bench, lint, tools, install, clean; BUILD=release|debug|asan|tsan'
 
 # The flags stamp: objects are rebuilt when the flags change.
 FLAGS := $(CC) $(CPPFLAGS) $(CFLAGS)
@@ -107,6 +105,6 @@ $(B)/.flags: FORCE
 	@mkdir -p $(B)
 	@echo '$(FLAGS)' | cmp -s - $@ || echo '$(FLAGS)' > $@
 
-.PHONY: all tools test test-unit ops test-http oracle bench lint fmt install clean help FORCE
+.PHONY: all tools test test-unit ops test-http oracle bench lint install clean help FORCE
 .SECONDARY:
 -include $(shell find $(B) -name '*.d' 2>/dev/null)
