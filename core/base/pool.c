@@ -15,6 +15,7 @@
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -109,17 +110,43 @@ static void *work(void *arg)
     }
 }
 
-static unsigned quota_cpus(void)
+/* Whole processors that the quota of one cgroup allows: "quota period" in microseconds, or "max period". */
+static unsigned group_quota(const char *group)
 {
-    FILE *f = fopen("/sys/fs/cgroup/cpu.max", "re");
+    char path[PATH_MAX];
     unsigned long long quota, period;
     unsigned cpus = UINT_MAX;
+    if (snprintf(path, sizeof path, "/sys/fs/cgroup%s/cpu.max", group) >= (int)sizeof path)
+        return cpus;
+    FILE *f = fopen(path, "re");
     if (f == NULL)
         return cpus;
-    if (fscanf(f, "%llu %llu", &quota, &period) == 2 && period > 0)
-        cpus = (unsigned)((quota + period - 1) / period);
+    if (fscanf(f, "%llu %llu", &quota, &period) == 2 && period > 0 && quota / period < UINT_MAX)
+        cpus = quota < period ? 1 : (unsigned)(quota / period);
     fclose(f);
     return cpus;
+}
+
+/* The smallest quota of this process's cgroup (version 2) and of those around it. */
+static unsigned quota_cpus(void)
+{
+    char group[PATH_MAX] = "";
+    FILE *f = fopen("/proc/self/cgroup", "re");
+    if (f != NULL) {
+        for (char line[PATH_MAX]; fgets(line, sizeof line, f) != NULL;)
+            if (strncmp(line, "0::/", 4) == 0) {
+                line[strcspn(line, "\n")] = '\0';
+                memcpy(group, line + 3, strlen(line + 3) + 1);
+            }
+        fclose(f);
+    }
+    unsigned least = UINT_MAX;
+    for (char *end;; *end = '\0') {
+        unsigned cpus = group_quota(group);
+        least = cpus < least ? cpus : least;
+        if ((end = strrchr(group, '/')) == NULL)
+            return least;
+    }
 }
 
 unsigned pl_pool_cpus(void)

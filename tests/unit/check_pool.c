@@ -1,0 +1,195 @@
+/* check_pool: every item runs exactly once, whatever the number of threads and whoever else wants the processors; an idle
+ * team sleeps.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "core/base/pool.h"
+
+#include <check.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <time.h>
+
+Suite *suite_pool(void);
+
+static struct pl_pool *pool_of(unsigned n)
+{
+    struct pl_pool *p = NULL;
+    ck_assert_int_eq(pl_pool_new(&p, n, NULL), PL_OK);
+    ck_assert_uint_eq(pl_pool_size(p), n);
+    return p;
+}
+
+static double seconds(clockid_t clock)
+{
+    struct timespec t;
+    clock_gettime(clock, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+enum { MAX_ITEMS = 1000 };
+
+struct tally {
+    atomic_uint runs[MAX_ITEMS];
+    unsigned n_workers;
+    atomic_uint strangers; /* worker numbers out of range */
+    unsigned plain[MAX_ITEMS]; /* written without atomics: visible to the caller after the region */
+};
+
+static void count_item(void *arg, size_t item, unsigned worker)
+{
+    struct tally *t = arg;
+    atomic_fetch_add_explicit(&t->runs[item], 1, memory_order_relaxed);
+    t->plain[item]++;
+    if (worker >= t->n_workers)
+        atomic_fetch_add(&t->strangers, 1);
+}
+
+START_TEST(every_item_once)
+{
+    static const unsigned threads[] = {1, 2, 3, 8};
+    static const size_t items[] = {0, 1, 2, 7, MAX_ITEMS};
+    struct tally *t = malloc(sizeof *t);
+    for (size_t i = 0; i < sizeof threads / sizeof threads[0]; i++) {
+        struct pl_pool *p = pool_of(threads[i]);
+        for (size_t k = 0; k < sizeof items / sizeof items[0]; k++) {
+            *t = (struct tally){.n_workers = threads[i]};
+            for (unsigned round = 1; round <= 50; round++) {
+                pl_pool_run(p, count_item, t, items[k]);
+                for (size_t item = 0; item < MAX_ITEMS; item++) {
+                    unsigned want = item < items[k] ? round : 0;
+                    ck_assert_uint_eq(atomic_load(&t->runs[item]), want);
+                    ck_assert_uint_eq(t->plain[item], want);
+                }
+            }
+            ck_assert_uint_eq(atomic_load(&t->strangers), 0);
+        }
+        pl_pool_free(p);
+    }
+    free(t);
+}
+END_TEST
+
+/* Regions follow each other without a pause, as the operations of a step do, and after pauses long enough for all to sleep. */
+START_TEST(many_regions)
+{
+    struct tally *t = calloc(1, sizeof *t);
+    struct pl_pool *p = pool_of(t->n_workers = 3);
+    enum { REGIONS = 20000 };
+    for (unsigned i = 0; i < REGIONS; i++) {
+        pl_pool_run(p, count_item, t, 5);
+        if (i % 2000 == 0)
+            nanosleep(&(struct timespec){.tv_nsec = 2000000}, NULL);
+    }
+    for (size_t item = 0; item < 5; item++)
+        ck_assert_uint_eq(t->plain[item], REGIONS);
+    pl_pool_free(p);
+    free(t);
+}
+END_TEST
+
+struct meeting {
+    atomic_uint arrived;
+    atomic_bool late;
+};
+
+/* Each of two items waits for the other, which only two threads at once can satisfy. */
+static void meet(void *arg, size_t item, unsigned worker)
+{
+    (void)item;
+    (void)worker;
+    struct meeting *m = arg;
+    atomic_fetch_add(&m->arrived, 1);
+    for (double end = seconds(CLOCK_MONOTONIC) + 5; atomic_load(&m->arrived) < 2;) {
+        if (seconds(CLOCK_MONOTONIC) > end) {
+            atomic_store(&m->late, true);
+            return;
+        }
+        sched_yield();
+    }
+}
+
+START_TEST(items_run_side_by_side)
+{
+    struct pl_pool *p = pool_of(2);
+    for (int i = 0; i < 20; i++) {
+        struct meeting m = {0};
+        pl_pool_run(p, meet, &m, 2);
+        ck_assert(!atomic_load(&m.late));
+        if (i % 2)
+            nanosleep(&(struct timespec){.tv_nsec = 2000000}, NULL);
+    }
+    pl_pool_free(p);
+}
+END_TEST
+
+START_TEST(idle_pool_sleeps)
+{
+    struct tally *t = calloc(1, sizeof *t);
+    struct pl_pool *p = pool_of(t->n_workers = 4);
+    pl_pool_run(p, count_item, t, 100);
+    nanosleep(&(struct timespec){.tv_nsec = 50000000}, NULL);
+    double before = seconds(CLOCK_PROCESS_CPUTIME_ID);
+    nanosleep(&(struct timespec){.tv_nsec = 300000000}, NULL);
+    ck_assert_double_lt(seconds(CLOCK_PROCESS_CPUTIME_ID) - before, 0.005);
+    pl_pool_free(p);
+    free(t);
+}
+END_TEST
+
+/* All threads on one processor: the caller must not wait a time slice for each worker that has nothing left to do. */
+START_TEST(one_processor_for_all)
+{
+    cpu_set_t all, one;
+    ck_assert_int_eq(sched_getaffinity(0, sizeof all, &all), 0);
+    CPU_ZERO(&one);
+    for (int cpu = 0; CPU_COUNT(&one) == 0; cpu++)
+        if (CPU_ISSET(cpu, &all))
+            CPU_SET(cpu, &one);
+    ck_assert_int_eq(sched_setaffinity(0, sizeof one, &one), 0);
+    ck_assert_uint_eq(pl_pool_cpus(), 1);
+    struct tally *t = calloc(1, sizeof *t);
+    struct pl_pool *p = pool_of(t->n_workers = 3);
+    double start = seconds(CLOCK_MONOTONIC);
+    for (int i = 0; i < 2000; i++)
+        pl_pool_run(p, count_item, t, 4);
+    ck_assert_double_lt(seconds(CLOCK_MONOTONIC) - start, 4); /* with a slice of some ms in each region it is 8 and more */
+    ck_assert_uint_eq(t->plain[3], 2000);
+    pl_pool_free(p);
+    free(t);
+    ck_assert_int_eq(sched_setaffinity(0, sizeof all, &all), 0);
+}
+END_TEST
+
+START_TEST(sizes)
+{
+    cpu_set_t set;
+    ck_assert_int_eq(sched_getaffinity(0, sizeof set, &set), 0);
+    ck_assert_uint_ge(pl_pool_cpus(), 1);
+    ck_assert_uint_le(pl_pool_cpus(), (unsigned)CPU_COUNT(&set));
+    struct pl_pool *p = NULL;
+    ck_assert_int_eq(pl_pool_new(&p, 0, NULL), PL_OK);
+    ck_assert_uint_eq(pl_pool_size(p), pl_pool_cpus());
+    pl_pool_free(p);
+    struct pl_err err;
+    p = NULL;
+    ck_assert_int_eq(pl_pool_new(&p, 100000, &err), PL_EINVAL);
+    ck_assert_ptr_null(p);
+    pl_pool_free(NULL);
+}
+END_TEST
+
+Suite *suite_pool(void)
+{
+    Suite *s = suite_create("pool");
+    TCase *tc = tcase_create("pool");
+    tcase_set_timeout(tc, 60);
+    tcase_add_test(tc, every_item_once);
+    tcase_add_test(tc, many_regions);
+    tcase_add_test(tc, items_run_side_by_side);
+    tcase_add_test(tc, idle_pool_sleeps);
+    tcase_add_test(tc, one_processor_for_all);
+    tcase_add_test(tc, sizes);
+    suite_add_tcase(s, tc);
+    return s;
+}
