@@ -17,6 +17,9 @@ enum {
     PL_CPU_MAX_QUERIES = PL_MAX_QUERIES_PER_KV
 };
 
+/* A block of activations no larger than this counts as zero: 127 / max would overflow. */
+#define PL_CPU_TINY 0x1p-100f
+
 struct pl_dbuf {
     float *data;
     size_t n;

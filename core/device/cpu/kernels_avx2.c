@@ -60,7 +60,7 @@ static inline int vf_round_i8(vf v, int8_t *q)
     _mm256_storeu_si256((void *)(i + 8), _mm256_cvtps_epi32(v.b));
     for (int k = 0; k < 16; k++) {
         q[k] = (int8_t)i[k];
-        sum += i[k];
+        sum += q[k];
     }
     return sum;
 }

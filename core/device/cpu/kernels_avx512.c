@@ -36,7 +36,7 @@ static inline void vf_store_f16(uint16_t *p, vf v)
 /* Rounds to int8 (values within ±127), stores, returns the sum. */
 static inline int vf_round_i8(vf v, int8_t *q)
 {
-    __m512i i = _mm512_cvtps_epi32(v);
+    __m512i i = _mm512_max_epi32(_mm512_cvtps_epi32(v), _mm512_set1_epi32(-127)); /* NaN converts to -2^31 */
     _mm_storeu_si128((void *)q, _mm512_cvtsepi32_epi8(i));
     return _mm512_reduce_add_epi32(i);
 }

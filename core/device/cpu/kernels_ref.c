@@ -13,18 +13,18 @@ static void quant_row(const float *x, uint32_t n, int8_t *q, float *d, float *su
         for (int i = 0; i < 32; i++)
             max = fmaxf(max, fabsf(x[i]));
         d[b] = max / 127;
-        float inverse = max > 0 ? 127 / max : 0;
-        int sum[2] = {0, 0};
-        for (int i = 0; i < 32; i++) {
-            float r = nearbyintf(x[i] * inverse);
-            q[i] = (int8_t)(r > 127 ? 127 : r < -127 ? -127 : r);
-            sum[i / 16] += q[i];
-        }
         bool finite = max < INFINITY;
         for (int i = 0; i < 32; i++)
             finite &= x[i] == x[i];
         if (!finite)
             d[b] = NAN; /* what is not a number stays so, in its own row */
+        float inverse = max > PL_CPU_TINY ? 127 / max : 0;
+        int sum[2] = {0, 0};
+        for (int i = 0; i < 32; i++) {
+            float r = finite ? nearbyintf(x[i] * inverse) : 0;
+            q[i] = (int8_t)(r > 127 ? 127 : r < -127 ? -127 : r);
+            sum[i / 16] += q[i];
+        }
         sum16[2 * b] = d[b] * (float)sum[0];
         sum16[2 * b + 1] = d[b] * (float)sum[1];
         sum32[b] = d[b] * (float)(sum[0] + sum[1]);

@@ -1,19 +1,18 @@
-/* matmul: quantizes the activations once, then hands out tiles of (row groups × tokens) to the pool.
+/* matmul: quantizes the activations once, then hands out tiles of (row groups × tokens) of all its parts to the pool.
  * SPDX-License-Identifier: Apache-2.0 */
 #include <stdlib.h>
 #include <string.h>
 
 #include "core/device/cpu/cpu.h"
 
-enum { ITEMS_PER_WORKER = 4, MIN_PANEL_TOKENS = 64 };
+enum { ITEMS_PER_WORKER = 4, PANEL_TOKENS = 128 };
 
 struct matmul_job {
     struct pl_cpu *cpu;
     pl_view out, x, bias;
     bool add;
-    const struct pl_cpu_part *part;
-    uint32_t first_row; /* of the part in the whole weight */
-    uint32_t groups_per_item, group_items, tokens_per_item;
+    const struct pl_weight *w;
+    uint32_t groups_per_item, group_items, tokens_per_item; /* group_items: of all parts, for one panel of tokens */
 };
 
 static void quant_item(void *arg, size_t item, unsigned worker)
@@ -46,12 +45,12 @@ static pl_status reserve(struct pl_cpu_act *a, uint32_t rows, uint32_t cols)
     return a->cap != 0 ? PL_OK : PL_ENOMEM;
 }
 
-static void store(const struct matmul_job *j, uint32_t group, uint32_t t0, uint32_t n_t, float tile[][PL_CPU_GROUP])
+/* n results of each token, for outputs row, row + 1, … of the weight */
+static void store(const struct matmul_job *j, uint32_t row, uint32_t n, uint32_t t0, uint32_t n_t, float tile[][PL_CPU_GROUP])
 {
-    uint32_t row = group * PL_CPU_GROUP, n = j->part->rows - row < PL_CPU_GROUP ? j->part->rows - row : PL_CPU_GROUP;
-    const float *bias = j->bias.buf != NULL ? pl_cpu_row(j->bias, 0) + j->first_row + row : NULL;
+    const float *bias = j->bias.buf != NULL ? pl_cpu_row(j->bias, 0) + row : NULL;
     for (uint32_t i = 0; i < n_t; i++) {
-        float *out = pl_cpu_row(j->out, t0 + i) + j->first_row + row;
+        float *out = pl_cpu_row(j->out, t0 + i) + row;
         for (uint32_t r = 0; bias != NULL && r < n; r++)
             tile[i][r] += bias[r];
         if (j->add)
@@ -62,41 +61,59 @@ static void store(const struct matmul_job *j, uint32_t group, uint32_t t0, uint3
     }
 }
 
+static uint32_t n_groups(const struct pl_cpu_part *p)
+{
+    return (p->rows + PL_CPU_GROUP - 1) / PL_CPU_GROUP;
+}
+
+static uint32_t group_items(const struct matmul_job *j, const struct pl_cpu_part *p)
+{
+    return (n_groups(p) + j->groups_per_item - 1) / j->groups_per_item;
+}
+
 static void tile_item(void *arg, size_t item, unsigned worker)
 {
     (void)worker;
     const struct matmul_job *j = arg;
     const struct pl_cpu_kernels *k = j->cpu->k;
-    uint32_t n_groups = (j->part->rows + PL_CPU_GROUP - 1) / PL_CPU_GROUP;
-    uint32_t from = (uint32_t)(item % j->group_items) * j->groups_per_item;
-    uint32_t to = from + j->groups_per_item < n_groups ? from + j->groups_per_item : n_groups;
+    const struct pl_cpu_part *p = j->w->parts;
+    uint32_t at = (uint32_t)(item % j->group_items), first_row = 0;
+    for (; at >= group_items(j, p); p++) {
+        at -= group_items(j, p);
+        first_row += p->rows;
+    }
+    uint32_t from = at * j->groups_per_item, to = from + j->groups_per_item < n_groups(p) ? from + j->groups_per_item : n_groups(p);
     uint32_t first = (uint32_t)(item / j->group_items) * j->tokens_per_item;
     uint32_t last = first + j->tokens_per_item < j->x.rows ? first + j->tokens_per_item : j->x.rows;
     _Alignas(64) float tile[PL_CPU_TILE][PL_CPU_GROUP];
     for (uint32_t g = from; g < to; g++)
         for (uint32_t t = first; t < last; t += PL_CPU_TILE) {
-            uint32_t n_t = last - t < PL_CPU_TILE ? last - t : PL_CPU_TILE;
-            if (j->part->bits != 0)
-                k->tile_block(j->part, g, &j->cpu->act, t, n_t, tile);
+            uint32_t n_t = last - t < PL_CPU_TILE ? last - t : PL_CPU_TILE, row = g * PL_CPU_GROUP;
+            if (p->bits != 0)
+                k->tile_block(p, g, &j->cpu->act, t, n_t, tile);
             else
-                k->tile_float(j->part, g, pl_cpu_row(j->x, t), j->x.stride, n_t, tile);
-            store(j, g, t, n_t, tile);
+                k->tile_float(p, g, pl_cpu_row(j->x, t), j->x.stride, n_t, tile);
+            store(j, first_row + row, p->rows - row < PL_CPU_GROUP ? p->rows - row : PL_CPU_GROUP, t, n_t, tile);
         }
 }
 
-static void run_part(struct matmul_job *j)
+/* All parts in one region: a barrier less for each. */
+static void run_tiles(struct matmul_job *j)
 {
-    uint32_t n_groups = (j->part->rows + PL_CPU_GROUP - 1) / PL_CPU_GROUP, wanted = pl_pool_size(j->cpu->pool) * ITEMS_PER_WORKER;
-    j->groups_per_item = n_groups < wanted ? 1 : n_groups / wanted;
-    j->group_items = (n_groups + j->groups_per_item - 1) / j->groups_per_item;
-    j->tokens_per_item = j->x.rows < 2 * MIN_PANEL_TOKENS ? j->x.rows : 2 * MIN_PANEL_TOKENS;
+    uint32_t groups = 0, wanted = pl_pool_size(j->cpu->pool) * ITEMS_PER_WORKER;
+    for (uint32_t i = 0; i < j->w->n_parts; i++)
+        groups += n_groups(&j->w->parts[i]);
+    j->groups_per_item = groups < wanted ? 1 : groups / wanted;
+    for (uint32_t i = 0; i < j->w->n_parts; i++)
+        j->group_items += group_items(j, &j->w->parts[i]);
+    j->tokens_per_item = j->x.rows < PANEL_TOKENS ? j->x.rows : PANEL_TOKENS;
     size_t token_items = (j->x.rows + j->tokens_per_item - 1) / j->tokens_per_item;
     pl_pool_run(j->cpu->pool, tile_item, j, j->group_items * token_items);
 }
 
 pl_status pl_cpu_matmul(struct pl_device *dev, pl_view out, pl_view x, const struct pl_weight *w, pl_view bias, bool add)
 {
-    struct matmul_job j = {.cpu = pl_cpu_of(dev), .out = out, .x = x, .bias = bias, .add = add};
+    struct matmul_job j = {.cpu = pl_cpu_of(dev), .out = out, .x = x, .bias = bias, .add = add, .w = w};
     if (x.cols != w->cols || out.cols != w->rows || out.rows != x.rows)
         return PL_EINVAL;
     if (x.rows == 0)
@@ -109,10 +126,6 @@ pl_status pl_cpu_matmul(struct pl_device *dev, pl_view out, pl_view x, const str
             return PL_ENOMEM;
         pl_pool_run(j.cpu->pool, quant_item, &j, (x.rows + PL_CPU_TILE - 1) / PL_CPU_TILE);
     }
-    for (uint32_t i = 0; i < w->n_parts; i++) {
-        j.part = &w->parts[i];
-        run_part(&j);
-        j.first_row += w->parts[i].rows;
-    }
+    run_tiles(&j);
     return PL_OK;
 }

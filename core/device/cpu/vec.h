@@ -61,7 +61,7 @@ static void vec_quant_row(const float *x, uint32_t n, int8_t *q, float *d, float
         vf x0 = vf_load(x), x1 = vf_load(x + 16);
         float max = vf_largest(vf_max(vf_abs(x0), vf_abs(x1)));
         float check = vf_sum(vf_mul(vf_add(x0, x1), vf_set(0.f))); /* 0, or NaN when something is not finite */
-        float inverse = max > 0 ? 127 / max : 0;
+        float inverse = max > PL_CPU_TINY ? 127 / max : 0;
         d[b] = max / 127 + check;
         int s0 = vf_round_i8(vf_mul(x0, vf_set(inverse)), q), s1 = vf_round_i8(vf_mul(x1, vf_set(inverse)), q + 16);
         sum16[2 * b] = d[b] * (float)s0;
@@ -292,18 +292,21 @@ static inline __attribute__((always_inline)) void attn_chunk(pl_dtype t, struct 
         const uint8_t *k = a->pages[page], *v = k + (size_t)a->head_dim * PL_CPU_PAGE * element;
         vf s[ATTN_CHUNK][2];
         _Alignas(64) float w[ATTN_CHUNK][PL_CPU_PAGE];
-        uint32_t most = 0;
+        uint32_t n_pos[ATTN_CHUNK];
+        bool same = true;
         page_scores(t, k, a, first, n, s);
         for (uint32_t i = 0; i < n; i++) {
             uint32_t start = page * PL_CPU_PAGE, end = a->n_pos[first + i];
-            uint32_t n_pos = end <= start ? 0 : end - start < PL_CPU_PAGE ? end - start : PL_CPU_PAGE;
-            if (n_pos > 0)
-                soften(a, first + i, s[i][0], s[i][1], n_pos, w[i]);
-            else
-                memset(w[i], 0, sizeof w[i]);
-            most = n_pos > most ? n_pos : most;
+            n_pos[i] = end <= start ? 0 : end - start < PL_CPU_PAGE ? end - start : PL_CPU_PAGE;
+            if (n_pos[i] > 0)
+                soften(a, first + i, s[i][0], s[i][1], n_pos[i], w[i]);
+            same &= n_pos[i] == n_pos[0];
         }
-        page_values(t, v, a, first, n, most, w);
+        if (same)
+            page_values(t, v, a, first, n, n_pos[0], w);
+        else /* weight 0 is not enough: a later position's value may be no number */
+            for (uint32_t i = 0; i < n; i++)
+                page_values(t, v, a, first + i, 1, n_pos[i], w + i);
     }
 }
 
