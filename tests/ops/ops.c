@@ -3,6 +3,7 @@
  * result does not depend on the batch or on the number of threads.
  *
  *     ops            all rows            ends with "N passed, N failed, N skipped"
+ *     ops perf       speed of the products, of each type and instruction set
  *
  * The tolerance is the normalised mean squared error ‖fast − ref‖² / ‖ref‖². 1e-9 is what float32 sums of this length differ
  * by in another order; where a row is looser it says why.
@@ -16,6 +17,7 @@
 #include "core/base/pool.h"
 #include "core/device/device.h"
 #include "core/kv/kv.h"
+#include "tests/ops/perf.h"
 
 enum { MAX_FLOATS = 1 << 22, GUARD = 64 };
 
@@ -81,8 +83,17 @@ static void read_view(struct machine *m, pl_view v, float *out)
         must(m->dev->ops->get(m->dev, v.buf, v.offset + (size_t)r * v.stride, out + (size_t)r * v.cols, v.cols));
 }
 
+/* Nothing may be written between the rows of a view, or behind the last one. */
+static bool overrun;
+
 static void free_view(struct machine *m, pl_view v)
 {
+    size_t n = (size_t)v.rows * v.stride + GUARD, width = v.stride;
+    float *all = malloc(n * sizeof *all);
+    must(m->dev->ops->get(m->dev, v.buf, 0, all, n));
+    for (size_t i = 0; i < n; i++)
+        overrun |= (i >= v.rows * width || i % width >= v.cols) && all[i] != 1e30f;
+    free(all);
     m->dev->ops->buf_free(m->dev, v.buf);
 }
 
@@ -262,6 +273,8 @@ static const struct row fixed[] = {
     {EMBED, PL_F32, 5, 40, 64, true, 0, NULL},           {EMBED, PL_Q6_K, 3, 40, 256, true, 0, NULL},
     {ATTN, PL_F16, 5, 9, GD(3, 64), false, 1e-10, ctx_short}, {ATTN, PL_F32, 33, 4, GD(4, 16), false, 1e-10, ctx_long},
     {ATTN, PL_BF16, 17, 6, GD(2, 80), false, 1e-10, ctx_long}, {ATTN, PL_F16, 1, 9, GD(3, 64), false, 1e-10, ctx_one},
+    {MATMUL, PL_F32, 9, 19, 67, true, 1e-9, NULL},       {MATMUL, PL_F16, 3, 50, 1, false, 1e-9, NULL},
+    {MATMUL, PL_BF16, 1, 1, 33, false, 1e-9, NULL},      {MATMUL, PL_Q4_1, 200, 600, 96, true, 1e-9, NULL},
     {ATTN, PL_F16, 3, 2, GD(1, 24), false, 1e-10, ctx_short}, {ATTN, PL_F16, 40, 9, GD(3, 64), false, 1e-10, ctx_long},
 };
 static const pl_dtype dtypes[] = {PL_F32, PL_F16, PL_BF16, PL_Q4_0, PL_Q4_1, PL_Q5_0, PL_Q5_1, PL_Q8_0, PL_Q2_K, PL_Q3_K, PL_Q4_K, PL_Q5_K, PL_Q6_K};
@@ -292,10 +305,12 @@ static float *a, *b;
 
 static void compare(struct machine *m, struct machine *ref, const char *isa, const struct row *r)
 {
+    overrun = false;
     size_t n = run(m, r, a);
     run(ref, r, b);
     double e = nmse(a, b, n);
     check(e <= r->tolerance, isa, r, "error", e);
+    check(!overrun, isa, r, "writes outside its rows", 0);
 }
 
 /* A row of the result alone has the bits that it has in the batch; and with another number of threads. */
@@ -335,6 +350,85 @@ static void rows_alone(struct machine *m, const char *isa, pl_dtype t, uint32_t 
     free(x), free(data[0]), free(data[1]);
 }
 
+static bool all_nan(const float *v, size_t n)
+{
+    bool nan = true;
+    for (size_t i = 0; i < n; i++)
+        nan &= v[i] != v[i];
+    return nan;
+}
+
+/* A NaN in one row of a product makes that row NaN and leaves the others' bits alone. */
+static void nan_in_matmul(struct machine *m, const char *isa, pl_dtype t)
+{
+    enum { T = 11, BAD = 4 };
+    struct row r = {MATMUL, t, T, 37, 256, false, 0, NULL};
+    void *data[2];
+    seed = 7;
+    struct pl_weight *w = new_weight(m, &r, data);
+    float *x = fill((size_t)T * r.K), *result[2] = {a, b};
+    pl_view vo = new_view(m, T, r.N, r.N, NULL);
+    for (int bad = 0; bad < 2; bad++) {
+        if (bad)
+            x[BAD * r.K + 77] = NAN;
+        pl_view vx = new_view(m, T, r.K, r.K, x);
+        must(m->dev->ops->matmul(m->dev, vo, vx, w, pl_view_none(), false));
+        read_view(m, vo, result[bad]);
+        free_view(m, vx);
+    }
+    size_t at = (size_t)BAD * r.N, after = at + r.N, end = (size_t)T * r.N;
+    check(all_nan(b + at, r.N), isa, &r, "a NaN got lost", 0);
+    check(memcmp(a, b, at * sizeof *a) == 0 && memcmp(a + after, b + after, (end - after) * sizeof *a) == 0, isa, &r,
+          "a NaN got into other rows", 0);
+    free_view(m, vo);
+    m->dev->ops->weight_free(m->dev, w);
+    free(x), free(data[0]), free(data[1]);
+}
+
+/* A NaN in the key (or value) of one position makes the queries from there on NaN and leaves the earlier ones alone. */
+static void nan_in_attn(struct machine *m, const char *isa, pl_dtype t)
+{
+    enum { T = 50, BAD = 38, H = 6, G = 2, D = 32 };
+    const struct pl_device_ops *ops = m->dev->ops;
+    struct row r = {ATTN, t, T, H, GD(G, D), false, 0, NULL};
+    uint32_t pos[T], slot[T], q_start[] = {0, T}, page_start[] = {0, 2}, pages[] = {1, 0}, ctx[] = {T};
+    for (uint32_t i = 0; i < T; i++)
+        pos[i] = i, slot[i] = pages[i / PL_KV_PAGE] * PL_KV_PAGE + i % PL_KV_PAGE;
+    struct pl_batch batch = {.n_tokens = T, .n_seqs = 1, .pos = pos, .slot = slot, .q_start = q_start, .ctx = ctx,
+                             .page_start = page_start, .pages = pages};
+    struct pl_kv_shape shape = {1, G, D, PL_KV_PAGE, 2, t};
+    struct pl_kvdev *kv;
+    must(ops->kv_new(m->dev, &shape, &kv));
+    seed = 5;
+    float *q = fill((size_t)T * H * D), *k = fill((size_t)T * G * D), *v = fill((size_t)T * G * D);
+    pl_view vq = new_view(m, T, H * D, H * D, q), vo = new_view(m, T, H * D, H * D, NULL);
+    for (int bad = 0; bad < 3; bad++) { /* nothing, a value, a key */
+        for (size_t i = 0; bad > 0 && i < G * D; i++)
+            (bad == 1 ? v : k)[(size_t)BAD * G * D + i] = NAN;
+        pl_view vk = new_view(m, T, G * D, G * D, k), vv = new_view(m, T, G * D, G * D, v);
+        must(ops->kv_write(m->dev, kv, 0, vk, vv, &batch));
+        must(ops->attn(m->dev, vo, vq, kv, 0, 0.2f, &batch));
+        read_view(m, vo, bad ? b : a);
+        free_view(m, vk), free_view(m, vv);
+        if (bad) {
+            size_t at = (size_t)BAD * H * D;
+            check(memcmp(a, b, at * sizeof *a) == 0, isa, &r, "a NaN got into earlier positions", bad);
+            check(all_nan(b + at, (size_t)T * H * D - at), isa, &r, "a NaN got lost", bad);
+        }
+    }
+    free_view(m, vq), free_view(m, vo);
+    ops->kv_free(m->dev, kv);
+    free(q), free(k), free(v);
+}
+
+static void nans(struct machine *m, const char *isa)
+{
+    for (size_t d = 0; d < PL_COUNT_OF(dtypes); d++)
+        nan_in_matmul(m, isa, dtypes[d]);
+    for (size_t d = 0; d < 3; d++) /* the float types come first */
+        nan_in_attn(m, isa, dtypes[d]);
+}
+
 /* The reference product itself, against de-quantized weights in double: int8 activations account for what remains, about
  * (1/127)² / 12 of a block's largest value squared. */
 static void reference(struct machine *ref, pl_dtype t)
@@ -362,8 +456,14 @@ static void reference(struct machine *ref, pl_dtype t)
     free(x), free(row), free(data[0]), free(data[1]);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+    if (argc == 2 && strcmp(argv[1], "perf") == 0)
+        return ops_perf();
+    if (argc != 1) {
+        fputs("usage: ops [perf]\n", stderr);
+        return 2;
+    }
     static const char *const isas[] = {"avx2", "avx512"};
     struct machine ref = {0};
     a = calloc(MAX_FLOATS, sizeof *a);
@@ -372,6 +472,7 @@ int main(void)
         return 1;
     for (size_t d = 0; d < PL_COUNT_OF(dtypes); d++)
         reference(&ref, dtypes[d]);
+    nans(&ref, "ref");
     for (size_t i = 0; i < PL_COUNT_OF(isas); i++) {
         struct machine m = {0}, one = {0};
         if (!machine_open(&m, isas[i], 3) || !machine_open(&one, isas[i], 1)) {
@@ -391,6 +492,7 @@ int main(void)
                 invariant(&m, &one, isas[i], &r);
                 rows_alone(&m, isas[i], dtypes[d], counts[c]);
             }
+        nans(&m, isas[i]);
         machine_close(&m), machine_close(&one);
     }
     machine_close(&ref);
