@@ -269,7 +269,7 @@ void pl_dequant_row(pl_dtype t, const void *row, float *out, size_t n)
 static int clamp_round(float v, int lo, int hi)
 {
     float r = nearbyintf(v);
-    return r < (float)lo ? lo : r > (float)hi ? hi : (int)r;
+    return r > (float)hi ? hi : r > (float)lo ? (int)r : lo; /* not a number: lo */
 }
 
 static void min_max(const float *x, int n, float *min, float *max)
