@@ -9,11 +9,14 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+#include "core/base/utf8.h"
 
 enum { MAX_KV = 1 << 16, MAX_TENSORS = 1 << 18, MAX_NAME = 64, MAX_KEY = 65535, DEFAULT_ALIGNMENT = 32 };
 
@@ -137,8 +140,11 @@ static pl_status check_name(struct reader *r, struct pl_gguf_str s, size_t max, 
 {
     if (s.n == 0 || s.n > max)
         return pl_fail(r->err, PL_EFORMAT, "a %s of %llu bytes (1 to %zu are allowed)", what, (unsigned long long)s.n, max);
-    if (memchr(s.s, '\0', s.n) != NULL)
-        return pl_fail(r->err, PL_EFORMAT, "a %s has a NUL byte in it", what);
+    if (!pl_utf8_valid(s.s, s.n))
+        return pl_fail(r->err, PL_EFORMAT, "a %s is not valid UTF-8", what);
+    for (uint64_t i = 0; i < s.n; i++) /* so that messages may show it */
+        if ((unsigned char)s.s[i] < 0x20 || s.s[i] == 0x7f)
+            return pl_fail(r->err, PL_EFORMAT, "a %s has a control character in it", what);
     return PL_OK;
 }
 
@@ -160,12 +166,14 @@ static pl_status read_value(struct reader *r, struct kv *kv)
         return pl_fail(r->err, PL_EFORMAT, "key %.*s has the unknown value type %u", len, kv->key.s, kv->type);
     kv->value = r->at;
     if (kv->type == T_STRING) {
+        char what[128];
+        snprintf(what, sizeof what, "the value of key %.*s", len, kv->key.s);
         if (kv->n > (uint64_t)(r->end - r->at) / 8)
             return pl_fail(r->err, PL_EFORMAT, "key %.*s claims %llu strings, more than the file can hold", len, kv->key.s,
                            (unsigned long long)kv->n);
         for (uint64_t i = 0; i < kv->n && st == PL_OK; i++) {
             struct pl_gguf_str s;
-            st = read_str(r, &s, "a string value");
+            st = read_str(r, &s, what);
         }
         return st;
     }
@@ -295,8 +303,8 @@ static pl_status read_alignment(struct pl_gguf *g, struct reader *r, uint64_t *a
 {
     uint32_t v = DEFAULT_ALIGNMENT;
     pl_status st = pl_gguf_u32(g, "general.alignment", &v);
-    if (st == PL_EFORMAT || v == 0 || v > 1 << 20 || (v & (v - 1)) != 0)
-        return pl_fail(r->err, PL_EFORMAT, "general.alignment must be a power of two of at most 1048576");
+    if (st == PL_EFORMAT || v < 8 || v > 1 << 20 || (v & (v - 1)) != 0)
+        return pl_fail(r->err, PL_EFORMAT, "general.alignment must be a power of two from 8 to 1048576");
     *alignment = v;
     return PL_OK;
 }

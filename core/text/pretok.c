@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/base/utf8.h"
 #include "core/text/tok_int.h"
 
 #define SPACE "\\t-\\r\\x{20}\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}\\x{3000}"
@@ -29,14 +30,24 @@ static const struct {
     {"gpt-2", {GPT2}, false},
     {"default", {GPT2}, false},
     {"phi-2", {GPT2}, false},
+    {"olmo", {GPT2}, false},
+    {"jais", {GPT2}, false},
+    {"mpt", {GPT2}, false},
     {"smollm", {"\\p{N}", GPT2}, false},
     {"starcoder", {"\\p{N}", GPT2}, false},
     {"refact", {"\\p{N}", GPT2}, false},
     {"command-r", {"\\p{N}", GPT2}, false},
+    {"codeshell", {"\\p{N}", GPT2}, false},
+    {"exaone", {"\\p{N}", GPT2}, false},
+    {"minerva-7b", {"\\p{N}", GPT2}, false},
     {"llama-bpe", {LLAMA3("{1,3}")}, true},
     {"llama3", {LLAMA3("{1,3}")}, true},
     {"llama-v3", {LLAMA3("{1,3}")}, true},
+    {"falcon3", {LLAMA3("{1,3}")}, true},
+    {"dbrx", {LLAMA3("{1,3}")}, false},
+    {"smaug-bpe", {LLAMA3("{1,3}")}, false},
     {"qwen2", {LLAMA3("")}, false},
+    {"stablelm2", {LLAMA3("")}, false},
     {"deepseek-r1-qwen", {LLAMA3("")}, false},
 };
 
@@ -59,7 +70,7 @@ pl_status pl_pretok_new(struct pl_pretok **out, const char *name, size_t n_name,
         int code;
         PCRE2_SIZE at;
         p->stages[i] = pcre2_compile((PCRE2_SPTR)known[k].stages[i], PCRE2_ZERO_TERMINATED,
-                                     PCRE2_UTF | PCRE2_UCP | PCRE2_MATCH_INVALID_UTF, &code, &at, NULL);
+                                     PCRE2_UTF | PCRE2_UCP, &code, &at, NULL);
         if (p->stages[i] == NULL) {
             pl_pretok_free(p);
             return pl_fail(err, PL_ENOMEM, "the pre-tokenizer's pattern cannot be compiled (PCRE2 error %d at %zu)", code, at);
@@ -86,7 +97,7 @@ struct cut {
     void *arg;
 };
 
-/* Cuts one fragment by stage `stage`; what lies between two matches is a fragment as well. There are two stages at most,
+/* Cuts one fragment (valid UTF-8) by stage `stage`; what lies between two matches is a fragment as well. There are two stages at most,
  * and so is the depth of the recursion. */
 static pl_status cut_stage(const struct cut *c, size_t stage, const char *s, size_t n)
 {
@@ -98,7 +109,7 @@ static pl_status cut_stage(const struct cut *c, size_t stage, const char *s, siz
     pl_status st = PL_OK;
     size_t done = 0;
     while (done < n && st == PL_OK) {
-        int found = pcre2_match(c->p->stages[stage], (PCRE2_SPTR)s, n, done, 0, m, NULL);
+        int found = pcre2_match(c->p->stages[stage], (PCRE2_SPTR)s, n, done, PCRE2_NO_UTF_CHECK, m, NULL);
         PCRE2_SIZE *at = pcre2_get_ovector_pointer(m);
         if (found < 0 && found != PCRE2_ERROR_NOMATCH) {
             st = PL_ERANGE; /* the matcher's own limits */
@@ -115,9 +126,28 @@ static pl_status cut_stage(const struct cut *c, size_t stage, const char *s, siz
     return st;
 }
 
+/* The length of the longest beginning of s that is valid UTF-8, or of the one that is not. */
+static size_t run_length(const char *s, size_t n, bool *valid)
+{
+    uint32_t cp;
+    size_t i = 0;
+    *valid = pl_utf8_decode(s, n, &cp) > 0;
+    for (int len; i < n && ((len = pl_utf8_decode(s + i, n - i, &cp)) > 0) == *valid;)
+        i += len > 0 ? (size_t)len : 1;
+    return i;
+}
+
+/* Bytes that are no UTF-8 are fragments of their own; the patterns see the runs of characters between them. Validity is
+ * settled here, once: PCRE2 would check the rest of the text anew for each match. */
 pl_status pl_pretok_split(const struct pl_pretok *p, const char *s, size_t n, pl_status (*fn)(void *arg, const char *s, size_t n),
                           void *arg)
 {
     struct cut c = {p, fn, arg};
-    return cut_stage(&c, 0, s, n);
+    pl_status st = PL_OK;
+    for (size_t i = 0, len; i < n && st == PL_OK; i += len) {
+        bool valid;
+        len = run_length(s + i, n - i, &valid);
+        st = valid ? cut_stage(&c, 0, s + i, len) : fn(arg, s + i, len);
+    }
+    return st;
 }

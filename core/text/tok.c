@@ -28,34 +28,67 @@ pl_status pl_ids_push(struct pl_ids *ids, int32_t id)
     return PL_OK;
 }
 
+/* ---- special tokens ------------------------------------------------------------------------------------------------ */
+
+/* The first of special[lo, hi), which agree in their first `depth` bytes and are longer, whose next byte is at least c. */
+static size_t lower_bound(const struct pl_tok *t, size_t lo, size_t hi, size_t depth, unsigned c)
+{
+    while (lo < hi) {
+        size_t mid = lo + (hi - lo) / 2, len;
+        if ((unsigned char)pl_tok_text(t, t->special[mid], &len)[depth] < c)
+            lo = mid + 1;
+        else
+            hi = mid;
+    }
+    return lo;
+}
+
+int32_t pl_tok_special_at(const struct pl_tok *t, const char *s, size_t n, size_t n_control, bool user)
+{
+    size_t lo = 0, hi = t->n_special, best_len = 0;
+    int32_t best = -1;
+    for (size_t depth = 0; lo < hi; depth++) {
+        for (size_t len; lo < hi && (pl_tok_text(t, t->special[lo], &len), len == depth); lo++) {
+            bool counts = t->type[t->special[lo]] == PL_TOK_USER ? user : depth <= n_control;
+            if (counts && depth > best_len) { /* the first of equal ones */
+                best = t->special[lo];
+                best_len = depth;
+            }
+        }
+        if (depth == n)
+            break;
+        unsigned c = (unsigned char)s[depth];
+        lo = lower_bound(t, lo, hi, depth, c);
+        hi = lower_bound(t, lo, hi, depth, c + 1);
+    }
+    return best;
+}
+
 /* ---- encoding ------------------------------------------------------------------------------------------------------ */
 
 /* The joined text, and where it may hold special tokens. */
 struct source {
     char *s;
     size_t n;
-    size_t *trusted_end; /* [n_runs][2]: from, to of each run of trusted text, ascending */
+    size_t *trusted; /* [n_runs][2]: from, to of each run of trusted text, ascending */
     size_t n_runs;
 };
 
-static bool in_trusted(const struct source *src, size_t *run, size_t from, size_t to)
+/* How many bytes of trusted text there are from `at` on. *run only moves forward, as `at` does. */
+static size_t trusted_bytes(const struct source *src, size_t *run, size_t at)
 {
-    while (*run < src->n_runs && src->trusted_end[2 * *run + 1] <= from)
+    while (*run < src->n_runs && src->trusted[2 * *run + 1] <= at)
         (*run)++;
-    return *run < src->n_runs && src->trusted_end[2 * *run] <= from && to <= src->trusted_end[2 * *run + 1];
+    return *run < src->n_runs && src->trusted[2 * *run] <= at ? src->trusted[2 * *run + 1] - at : 0;
 }
 
-/* The special token at `at`, -1 = none. Control tokens count only inside a trusted run. */
+/* The special token at `at` that splits the text, -1 = none. Control tokens count only inside a trusted run. SentencePiece
+ * finds user-defined tokens itself, as they are no border there. */
 static int32_t special_at(const struct pl_tok *t, const struct source *src, size_t *run, size_t at)
 {
-    for (size_t i = 0; t->special_start[(unsigned char)src->s[at]] && i < t->n_special; i++) {
-        size_t n;
-        const char *text = pl_tok_text(t, t->special[i], &n);
-        if (n <= src->n - at && memcmp(text, src->s + at, n) == 0 &&
-            (t->type[t->special[i]] == PL_TOK_USER || in_trusted(src, run, at, at + n)))
-            return t->special[i];
-    }
-    return -1;
+    if (!t->special_start[(unsigned char)src->s[at]])
+        return -1;
+    return pl_tok_special_at(t, src->s + at, src->n - at, trusted_bytes(src, run, at), !t->spm);
 }
 
 /* Ordinary text in SentencePiece's form: a space in front, and U+2581, which stands for one in its files, as a space. */
@@ -96,10 +129,9 @@ static pl_status encode_source(const struct pl_tok *t, const struct source *src,
     return st;
 }
 
-static pl_status finish(const struct pl_tok *t, pl_status st, size_t max, const struct pl_ids *ids, struct pl_err *err)
+static pl_status finish(pl_status st, size_t max, size_t n, struct pl_err *err)
 {
-    (void)t;
-    if (st == PL_OK && max > 0 && ids->n > max)
+    if (st == PL_OK && max > 0 && n > max)
         st = PL_ETOOLONG;
     if (st == PL_ETOOLONG)
         return pl_fail(err, PL_ETOOLONG, "the text has more than %zu tokens", max);
@@ -109,39 +141,39 @@ static pl_status finish(const struct pl_tok *t, pl_status st, size_t max, const 
 pl_status pl_tok_encode_pieces(const struct pl_tok *t, const struct pl_piece *pieces, size_t n_pieces, unsigned flags, size_t max,
                                struct pl_ids *ids, struct pl_err *err)
 {
-    struct source src = {.trusted_end = calloc(2 * n_pieces + 2, sizeof(size_t))};
+    struct source src = {.trusted = calloc(2 * n_pieces + 2, sizeof(size_t))};
     struct pl_buf text;
     size_t first = ids->n;
     pl_buf_init(&text, 0);
-    for (size_t i = 0; i < n_pieces && src.trusted_end != NULL; i++) {
+    for (size_t i = 0; i < n_pieces && src.trusted != NULL; i++) {
         size_t from = text.len;
         pl_buf_add(&text, pieces[i].s, pieces[i].n);
         if (!pieces[i].trusted || pieces[i].n == 0)
             continue;
-        if (src.n_runs > 0 && src.trusted_end[2 * src.n_runs - 1] == from)
-            src.trusted_end[2 * src.n_runs - 1] = text.len;
+        if (src.n_runs > 0 && src.trusted[2 * src.n_runs - 1] == from)
+            src.trusted[2 * src.n_runs - 1] = text.len;
         else {
-            src.trusted_end[2 * src.n_runs] = from;
-            src.trusted_end[2 * src.n_runs++ + 1] = text.len;
+            src.trusted[2 * src.n_runs] = from;
+            src.trusted[2 * src.n_runs++ + 1] = text.len;
         }
     }
     if (!(flags & PL_TOK_SPECIAL))
         src.n_runs = 0;
-    pl_status st = text.failed || src.trusted_end == NULL ? PL_ENOMEM : PL_OK;
+    pl_status st = text.failed || src.trusted == NULL ? PL_ENOMEM : PL_OK;
     src.s = text.data;
     src.n = text.len;
     if (st == PL_OK && (flags & PL_TOK_BOS) && t->add_bos && t->bos >= 0) {
         size_t n;
         const char *bos = pl_tok_text(t, t->bos, &n);
-        bool there = src.n_runs > 0 && src.trusted_end[0] == 0 && src.trusted_end[1] >= n && memcmp(src.s, bos, n) == 0;
+        bool there = src.n_runs > 0 && src.trusted[0] == 0 && src.trusted[1] >= n && memcmp(src.s, bos, n) == 0;
         if (!there)
             st = pl_ids_push(ids, t->bos);
     }
     if (st == PL_OK && src.n > 0)
         st = encode_source(t, &src, max > 0 ? first + max : 0, ids);
     pl_buf_fini(&text);
-    free(src.trusted_end);
-    return finish(t, st, max > 0 ? first + max : 0, ids, err);
+    free(src.trusted);
+    return finish(st, max, ids->n - first, err);
 }
 
 pl_status pl_tok_encode(const struct pl_tok *t, const char *s, size_t n, unsigned flags, size_t max, struct pl_ids *ids,
@@ -209,11 +241,9 @@ bool pl_tok_is_control(const struct pl_tok *t, int32_t id)
 
 int32_t pl_tok_find(const struct pl_tok *t, const char *text, size_t n)
 {
-    for (size_t i = 0; i < t->n_special; i++) {
-        size_t len;
-        const char *s = pl_tok_text(t, t->special[i], &len);
-        if (len == n && memcmp(s, text, n) == 0)
-            return t->special[i];
-    }
+    int32_t id = n > 0 ? pl_tok_special_at(t, text, n, n, true) : -1;
+    size_t len;
+    if (id >= 0 && (pl_tok_text(t, id, &len), len == n))
+        return id;
     return pl_tok_map_find(t, text, n);
 }

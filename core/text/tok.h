@@ -16,7 +16,7 @@ struct pl_tok;
 struct pl_gguf;
 
 /* Reads tokenizer.ggml.*: model, pre, tokens, scores, token_type, merges, bos/eos/eot/unk/pad ids, add_bos_token,
- * add_eos_token, add_space_prefix. */
+ * add_space_prefix. */
 pl_status pl_tok_load(struct pl_tok **out, const struct pl_gguf *g, struct pl_err *err) PL_MUST_CHECK;
 void pl_tok_free(struct pl_tok *t);
 

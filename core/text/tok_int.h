@@ -39,12 +39,13 @@ struct pl_tok {
     /* SentencePiece */
     float *score;
     bool space_prefix;
-    /* special tokens: control and user-defined, longest first */
+    /* special tokens: control and user-defined, in the order of their bytes */
     int32_t *special;
     size_t n_special;
+    bool has_user;
     bool special_start[256];
     int32_t bos, eos, unk;
-    bool add_bos, add_eos;
+    bool add_bos;
     uint8_t *eog; /* [n] */
 };
 
@@ -55,6 +56,9 @@ static inline const char *pl_tok_text(const struct pl_tok *t, int32_t id, size_t
 }
 
 int32_t pl_tok_map_find(const struct pl_tok *t, const char *s, size_t n); /* -1 = none */
+/* The longest special token that s begins with, -1 = none. Control tokens must lie in the first n_control bytes;
+ * user-defined ones count if `user`. */
+int32_t pl_tok_special_at(const struct pl_tok *t, const char *s, size_t n, size_t n_control, bool user);
 pl_status pl_ids_push(struct pl_ids *ids, int32_t id) PL_MUST_CHECK;
 
 /* Ordinary text without special tokens, appended to ids. */

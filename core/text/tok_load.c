@@ -2,7 +2,6 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include <math.h>
 #include <stddef.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -81,15 +80,14 @@ static size_t spaced_bytes(struct pl_gguf_str in, char *out)
     return n;
 }
 
-/* "<0x0A>" */
+/* The byte that "<0x0A>" stands for, -1 = another text. */
 static int byte_token(struct pl_gguf_str s)
 {
-    unsigned v;
-    char text[8] = {0};
-    if (s.n != 6)
+    static const char digits[] = "0123456789ABCDEF";
+    if (s.n != 6 || memcmp(s.s, "<0x", 3) != 0 || s.s[5] != '>')
         return -1;
-    memcpy(text, s.s, 6);
-    return sscanf(text, "<0x%2X>", &v) == 1 && text[5] == '>' ? (int)v : -1;
+    const char *high = memchr(digits, s.s[3], 16), *low = memchr(digits, s.s[4], 16);
+    return high != NULL && low != NULL ? (int)(high - digits) * 16 + (int)(low - digits) : -1;
 }
 
 /* ---- tables -------------------------------------------------------------------------------------------------------- */
@@ -119,9 +117,13 @@ static pl_status read_ids(struct loader *l)
         if (st == PL_OK && v != UINT32_MAX)
             *id = (int32_t)v;
     }
-    (void)pl_gguf_bool(l->g, "tokenizer.ggml.add_bos_token", &l->t->add_bos);
-    (void)pl_gguf_bool(l->g, "tokenizer.ggml.add_eos_token", &l->t->add_eos);
-    (void)pl_gguf_bool(l->g, "tokenizer.ggml.add_space_prefix", &l->t->space_prefix);
+    const struct {
+        const char *key;
+        bool *v;
+    } flags[] = {{"tokenizer.ggml.add_bos_token", &l->t->add_bos}, {"tokenizer.ggml.add_space_prefix", &l->t->space_prefix}};
+    for (size_t i = 0; i < sizeof flags / sizeof flags[0]; i++)
+        if (pl_gguf_bool(l->g, flags[i].key, flags[i].v) == PL_EFORMAT)
+            return pl_fail(l->err, PL_EFORMAT, "key %s is not a boolean", flags[i].key);
     return PL_OK;
 }
 
@@ -134,14 +136,17 @@ static pl_status read_types(struct loader *l)
         return pl_fail(l->err, PL_ENOMEM, "no memory for the tokenizer");
     }
     pl_status st = pl_gguf_array_i32(l->g, "tokenizer.ggml.token_type", types, (uint64_t)t->n);
+    if (st == PL_ENOENT && t->spm)
+        st = PL_EFORMAT; /* which tokens are bytes or control tokens cannot be told from their texts */
     for (int32_t i = 0; i < t->n; i++) {
         t->type[i] = st == PL_OK ? (uint8_t)types[i] : PL_TOK_NORMAL;
         if (st == PL_OK && (types[i] < 0 || types[i] > PL_TOK_BYTE))
             st = PL_EFORMAT;
     }
     free(types);
-    return st == PL_OK || st == PL_ENOENT ? PL_OK
-                                          : pl_fail(l->err, PL_EFORMAT, "key tokenizer.ggml.token_type is not one known type per token");
+    if (st != PL_OK && st != PL_ENOENT)
+        return pl_fail(l->err, PL_EFORMAT, "key tokenizer.ggml.token_type is not one known type per token");
+    return PL_OK;
 }
 
 static pl_status read_texts(struct loader *l)
@@ -163,9 +168,11 @@ static pl_status read_texts(struct loader *l)
     for (int32_t i = 0; i < t->n; i++) {
         struct pl_gguf_str s = l->texts[i];
         char *out = t->blob + at;
-        bool literal = t->type[i] == PL_TOK_CONTROL || t->type[i] == PL_TOK_USER || t->type[i] == PL_TOK_UNKNOWN;
+        bool literal = t->type[i] == PL_TOK_CONTROL || t->type[i] == PL_TOK_UNKNOWN || (t->type[i] == PL_TOK_USER && !t->spm);
         int byte = t->spm && t->type[i] == PL_TOK_BYTE ? byte_token(s) : -1;
         size_t n = s.n;
+        if (t->spm && t->type[i] == PL_TOK_BYTE && (byte < 0 || t->byte_id[byte] >= 0))
+            return pl_fail(l->err, PL_EFORMAT, "token %d is of the byte type, but its text is not that of one more byte", i);
         if (byte >= 0) {
             *out = (char)byte;
             n = 1;
@@ -215,12 +222,13 @@ static pl_status build_map(struct loader *l)
     return PL_OK;
 }
 
-static int longest_first(const void *a, const void *b, void *tok)
+static int by_text(const void *a, const void *b, void *tok)
 {
+    const int32_t ia = *(const int32_t *)a, ib = *(const int32_t *)b;
     size_t na, nb;
-    (void)pl_tok_text(tok, *(const int32_t *)a, &na);
-    (void)pl_tok_text(tok, *(const int32_t *)b, &nb);
-    return na != nb ? (na < nb) - (na > nb) : *(const int32_t *)a - *(const int32_t *)b;
+    const char *sa = pl_tok_text(tok, ia, &na), *sb = pl_tok_text(tok, ib, &nb);
+    int c = memcmp(sa, sb, na < nb ? na : nb);
+    return c != 0 ? c : na != nb ? (na > nb) - (na < nb) : ia - ib;
 }
 
 static pl_status collect_special(struct loader *l)
@@ -235,15 +243,20 @@ static pl_status collect_special(struct loader *l)
             continue;
         t->special_start[(unsigned char)s[0]] = true;
         t->special[t->n_special++] = id;
+        t->has_user |= t->type[id] == PL_TOK_USER;
         for (size_t k = 0; k < sizeof eog_names / sizeof eog_names[0]; k++)
             t->eog[id] |= strlen(eog_names[k]) == n && memcmp(eog_names[k], s, n) == 0;
     }
-    qsort_r(t->special, t->n_special, sizeof *t->special, longest_first, t);
+    qsort_r(t->special, t->n_special, sizeof *t->special, by_text, t);
     static const char *const keys[] = {"tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"};
     for (size_t k = 0; k < sizeof keys / sizeof keys[0]; k++) {
         uint32_t v;
-        if (pl_gguf_u32(l->g, keys[k], &v) == PL_OK && v < (uint32_t)t->n)
-            t->eog[v] = 1;
+        pl_status st = pl_gguf_u32(l->g, keys[k], &v);
+        if (st == PL_ENOENT || (st == PL_OK && v == UINT32_MAX))
+            continue;
+        if (st != PL_OK || v >= (uint32_t)t->n)
+            return pl_fail(l->err, PL_EFORMAT, "key %s is not a token of the vocabulary", keys[k]);
+        t->eog[v] = 1;
     }
     return PL_OK;
 }
@@ -317,6 +330,12 @@ static pl_status load_spm(struct loader *l)
     for (int32_t i = 0; i < t->n; i++)
         if (isnan(t->score[i]))
             return pl_fail(l->err, PL_EFORMAT, "the score of token %d is not a number", i);
+    int n_bytes = 0;
+    for (int i = 0; i < 256; i++)
+        n_bytes += t->byte_id[i] >= 0;
+    if (n_bytes != 256 && (n_bytes != 0 || t->unk < 0))
+        return pl_fail(l->err, PL_EFORMAT, "the vocabulary has %d of 256 byte tokens and %s unknown token: not all text can be written", n_bytes,
+                       t->unk < 0 ? "no" : "an");
     return PL_OK;
 }
 

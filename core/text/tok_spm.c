@@ -1,5 +1,6 @@
 /* tok_spm: SentencePiece's BPE: characters are symbols, and the adjacent pair whose joined text is the token with the
- * highest score is joined until none is left; what is no token then is written as byte tokens.
+ * highest score is joined until none is left; what is no token then is written as byte tokens, or as one unknown token for
+ * each run of such symbols where the vocabulary has no byte tokens. User-defined tokens are symbols that are never joined.
  * Source: Kudo and Richardson 2018, "SentencePiece".
  * SPDX-License-Identifier: Apache-2.0 */
 #include <stdlib.h>
@@ -11,6 +12,7 @@
 struct symbol {
     size_t at;
     uint32_t n; /* bytes; 0 = joined to the left */
+    bool whole; /* a user-defined token */
     int32_t prev, next;
 };
 
@@ -59,7 +61,7 @@ static struct candidate heap_pop(struct work *w)
 static void consider(struct work *w, int32_t left)
 {
     int32_t right = left >= 0 ? w->symbols[left].next : -1;
-    if (right < 0)
+    if (right < 0 || w->symbols[left].whole || w->symbols[right].whole)
         return;
     uint32_t n = w->symbols[left].n + w->symbols[right].n;
     int32_t id = n <= w->t->longest ? pl_tok_map_find(w->t, w->s + w->symbols[left].at, n) : -1;
@@ -85,20 +87,20 @@ static void join_all(struct work *w)
     }
 }
 
-static pl_status emit(const struct work *w, const struct symbol *sym, struct pl_ids *ids)
+/* unknown: whether the symbol before was written as the unknown token. */
+static pl_status emit(const struct work *w, const struct symbol *sym, bool *unknown, struct pl_ids *ids)
 {
     const struct pl_tok *t = w->t;
     int32_t id = pl_tok_map_find(t, w->s + sym->at, sym->n);
+    bool again = *unknown;
+    *unknown = id < 0 && t->byte_id[0] < 0; /* there are all byte tokens or none */
     if (id >= 0)
         return pl_ids_push(ids, id);
+    if (*unknown)
+        return again ? PL_OK : pl_ids_push(ids, t->unk);
     pl_status st = PL_OK;
-    for (uint32_t i = 0; i < sym->n && st == PL_OK; i++) {
-        id = t->byte_id[(unsigned char)w->s[sym->at + i]];
-        if (id >= 0)
-            st = pl_ids_push(ids, id);
-        else
-            return t->unk >= 0 ? pl_ids_push(ids, t->unk) : PL_OK;
-    }
+    for (uint32_t i = 0; i < sym->n && st == PL_OK; i++)
+        st = pl_ids_push(ids, t->byte_id[(unsigned char)w->s[sym->at + i]]);
     return st;
 }
 
@@ -111,9 +113,12 @@ pl_status pl_tok_spm(const struct pl_tok *t, const char *s, size_t n, size_t max
     int32_t count = 0;
     for (size_t i = 0; i < n && st == PL_OK; count++) {
         uint32_t cp;
+        int32_t user = t->has_user ? pl_tok_special_at(t, s + i, n - i, 0, true) : -1;
         int len = pl_utf8_decode(s + i, n - i, &cp);
-        uint32_t bytes = len > 0 ? (uint32_t)len : 1;
-        w.symbols[count] = (struct symbol){i, bytes, count - 1, count + 1};
+        size_t bytes = len > 0 ? (size_t)len : 1;
+        if (user >= 0)
+            (void)pl_tok_text(t, user, &bytes);
+        w.symbols[count] = (struct symbol){i, (uint32_t)bytes, user >= 0, count - 1, count + 1};
         i += bytes;
     }
     if (count > 0 && st == PL_OK) {
@@ -121,8 +126,9 @@ pl_status pl_tok_spm(const struct pl_tok *t, const char *s, size_t n, size_t max
         for (int32_t i = 0; i + 1 < count; i++)
             consider(&w, i);
         join_all(&w);
+        bool unknown = false;
         for (int32_t i = 0; i >= 0 && st == PL_OK; i = w.symbols[i].next)
-            st = max > 0 && ids->n > max ? PL_ETOOLONG : emit(&w, &w.symbols[i], ids);
+            st = max > 0 && ids->n > max ? PL_ETOOLONG : emit(&w, &w.symbols[i], &unknown, ids);
     }
     free(w.symbols);
     free(w.heap);
