@@ -146,6 +146,8 @@ static pl_status read_types(struct loader *l)
     free(types);
     if (st != PL_OK && st != PL_ENOENT)
         return pl_fail(l->err, PL_EFORMAT, "key tokenizer.ggml.token_type is not one known type per token");
+    if (t->unk >= 0 && t->type[t->unk] == PL_TOK_CONTROL)
+        t->unk = -1; /* text must not become a control token: bytes that the vocabulary lacks are left out, as elsewhere */
     return PL_OK;
 }
 
