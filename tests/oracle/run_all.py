@@ -47,6 +47,8 @@ def main():
             shutil.copytree(kept, FIXTURES)
     for name, ok in results.items():
         print(name, "is the same" if ok else "DIFFERS")
+    for what in (["make_dtype.py"], ["make_tokenizer.py", "--model", str(MODEL)]):
+        results[what[0]] = subprocess.run([sys.executable, str(HERE / what[0]), "--check", *what[1:]]).returncode == 0
     failed = sum(not ok for ok in results.values())
     print(f"oracle: {len(results) - failed} passed, {failed} failed")
     sys.exit(failed != 0)

@@ -164,9 +164,214 @@ START_TEST(lies)
 }
 END_TEST
 
+/* ---- files written byte by byte: what no writer would write ---- */
+
+struct raw {
+    uint8_t b[2048];
+    size_t n;
+};
+
+static void put(struct raw *r, const void *p, size_t n)
+{
+    memcpy(r->b + r->n, p, n);
+    r->n += n;
+}
+
+static void u32(struct raw *r, uint32_t v)
+{
+    put(r, &v, sizeof v);
+}
+
+static void u64(struct raw *r, uint64_t v)
+{
+    put(r, &v, sizeof v);
+}
+
+static void str_n(struct raw *r, const char *s, size_t n)
+{
+    u64(r, n);
+    put(r, s, n);
+}
+
+static void str(struct raw *r, const char *s)
+{
+    str_n(r, s, strlen(s));
+}
+
+static struct raw header(uint64_t n_tensors, uint64_t n_kv)
+{
+    struct raw r = {.n = 0};
+    put(&r, "GGUF", 4);
+    u32(&r, 3);
+    u64(&r, n_tensors);
+    u64(&r, n_kv);
+    return r;
+}
+
+/* A tensor of one dimension. */
+static void tensor(struct raw *r, const char *name, uint64_t ne, uint32_t type, uint64_t offset)
+{
+    str(r, name);
+    u32(r, 1);
+    u64(r, ne);
+    u32(r, type);
+    u64(r, offset);
+}
+
+/* Zero bytes up to the data section, then n of data. */
+static void data(struct raw *r, size_t n)
+{
+    r->n = (r->n + 31) / 32 * 32 + n;
+}
+
+enum { U8, I8, U16, I16, U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64 };
+
+START_TEST(odd_keys)
+{
+    static const struct {
+        const char *key;
+        size_t n_key;
+        uint32_t type;
+        uint64_t v[3]; /* what follows: for an array the element type (u32), the count and one more word */
+        const char *word;
+    } rows[] = {
+        {"", 0, U32, {0}, "a key of 0 bytes"},
+        {"a\0b", 3, U32, {0}, "control character"},
+        {"a\nb", 3, U32, {0}, "control character"},
+        {"a\xff", 2, U32, {0}, "UTF-8"},
+        {"flag", 4, BOOL, {2}, "key flag"},
+        {"kind", 4, 13, {0}, "key kind"},
+        {"kind", 4, UINT32_MAX, {0}, "key kind"},
+        {"text", 4, STRING, {UINT64_MAX}, "key text"},
+        {"text", 4, STRING, {(1u << 30) + 1}, "key text"},
+        {"list", 4, ARRAY, {ARRAY, 1, 0}, "array of arrays"},
+        {"list", 4, ARRAY, {13, 1, 0}, "key list"},
+        {"list", 4, ARRAY, {U32, (uint64_t)1 << 62, 0}, "key list"},
+        {"list", 4, ARRAY, {F64, UINT64_MAX / 8 + 2, 0}, "key list"},
+        {"list", 4, ARRAY, {STRING, 1000000000, 0}, "key list"},
+        {"list", 4, ARRAY, {STRING, 1, UINT64_MAX}, "key list"},
+        {"list", 4, ARRAY, {BOOL, 8, 0x0301}, "key list"},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        struct raw r = header(0, 1);
+        str_n(&r, rows[i].key, rows[i].n_key);
+        u32(&r, rows[i].type);
+        if (rows[i].type == ARRAY)
+            u32(&r, (uint32_t)rows[i].v[0]), u64(&r, rows[i].v[1]), u64(&r, rows[i].v[2]);
+        else
+            u64(&r, rows[i].v[0]);
+        data(&r, 64);
+        struct pl_err err;
+        pl_status st = open_copy(r.b, r.n, &err);
+        ck_assert_msg(st == PL_EFORMAT || st == PL_ENOTSUP, "row %zu", i);
+        ck_assert_msg(strstr(err.msg, rows[i].word) != NULL, "row %zu: \"%s\" is not in \"%s\"", i, rows[i].word, err.msg);
+    }
+    struct raw r = header(0, 2);
+    for (int i = 0; i < 2; i++)
+        str(&r, "same.key"), u32(&r, U8), put(&r, "x", 1);
+    refused(r.b, r.n, PL_EFORMAT, "same.key appears twice");
+}
+END_TEST
+
+START_TEST(odd_tensors)
+{
+    static const struct {
+        uint64_t ne[2], offset[2];
+        uint32_t type;
+        const char *word;
+    } rows[] = {
+        {{8, 8}, {0, 32}, 0, NULL},
+        {{8, 8}, {32, 0}, 0, NULL}, /* in another order */
+        {{8, 8}, {0, 0}, 0, "overlaps"},
+        {{16, 8}, {0, 32}, 0, "overlaps"},
+        {{8, 8}, {0, 16}, 0, "tensor b lies at offset 16"},
+        {{8, 8}, {0, 128}, 0, "tensor b"},  /* behind the end */
+        {{8, 64}, {0, 32}, 0, "tensor b"},  /* past the end */
+        {{8, 8}, {0, (uint64_t)INT64_MAX - 31}, 0, "tensor b"},
+        {{8, 8}, {0, UINT64_MAX - 31}, 0, "tensor b"},
+        {{33, 32}, {0, 64}, 2, "tensor a has rows of 33 elements"},
+        {{8, UINT64_MAX}, {0, 32}, 0, "tensor b has an impossible shape"},
+        {{8, UINT64_MAX / 4}, {0, 32}, 0, "tensor b"},
+        {{8, (uint64_t)1 << 62}, {0, 32}, 0, "tensor b"},
+        {{8, 0}, {0, 32}, 0, "tensor b has an impossible shape"},
+        {{8, 8}, {0, 32}, 4, "type number 4"}, /* removed from the format */
+        {{8, 8}, {0, 32}, UINT32_MAX, "type number 4294967295"},
+        {{8, 8}, {0, 32}, 1u << 31, "type number 2147483648"},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        struct raw r = header(2, 0);
+        tensor(&r, "a", rows[i].ne[0], rows[i].type, rows[i].offset[0]);
+        tensor(&r, "b", rows[i].ne[1], rows[i].type, rows[i].offset[1]);
+        data(&r, 96);
+        struct pl_err err;
+        pl_status st = open_copy(r.b, r.n, &err);
+        ck_assert_msg((st == PL_OK) == (rows[i].word == NULL), "row %zu: %s", i, err.msg);
+        if (rows[i].word != NULL)
+            ck_assert_msg(strstr(err.msg, rows[i].word) != NULL, "row %zu: \"%s\" is not in \"%s\"", i, rows[i].word, err.msg);
+    }
+    char name[66];
+    memset(name, 'n', 65), name[65] = '\0';
+    struct raw r = header(1, 0);
+    tensor(&r, name, 8, 0, 0), data(&r, 32);
+    refused(r.b, r.n, PL_EFORMAT, "65 bytes");
+    r = header(1, 0);
+    tensor(&r, name + 1, 8, 0, 0), data(&r, 32);
+    ck_assert_int_eq(open_copy(r.b, r.n, &(struct pl_err){0}), PL_OK);
+    r = header(1, 0);
+    tensor(&r, "", 8, 0, 0), data(&r, 32);
+    refused(r.b, r.n, PL_EFORMAT, "tensor name of 0 bytes");
+}
+END_TEST
+
+/* Numbers of every type through the getters: converted when in range, refused when not. */
+START_TEST(numbers)
+{
+    struct raw r = header(0, 9);
+    int64_t minus = -1;
+    uint64_t big = (uint64_t)1 << 32;
+    double half = 0.5;
+    str(&r, "u8"), u32(&r, U8), put(&r, "\xff", 1);
+    str(&r, "i8"), u32(&r, I8), put(&r, "\xff", 1);
+    str(&r, "i64"), u32(&r, I64), put(&r, &minus, 8);
+    str(&r, "u64"), u32(&r, U64), u64(&r, big);
+    str(&r, "f64"), u32(&r, F64), put(&r, &half, 8);
+    str(&r, "true"), u32(&r, BOOL), put(&r, "\1", 1);
+    str(&r, "i16s"), u32(&r, ARRAY), u32(&r, I16), u64(&r, 2), put(&r, "\xfe\xff\x02\x00", 4);
+    str(&r, "u64s"), u32(&r, ARRAY), u32(&r, U64), u64(&r, 1), u64(&r, big);
+    str(&r, "none"), u32(&r, ARRAY), u32(&r, STRING), u64(&r, 0);
+    struct pl_gguf *g;
+    struct pl_err err = {0};
+    ck_assert_msg(pl_gguf_open_memory(&g, r.b, r.n, &err) == PL_OK, "%s", err.msg);
+    uint32_t u;
+    float f;
+    bool b;
+    int32_t v[2];
+    uint64_t n;
+    ck_assert(pl_gguf_u32(g, "u8", &u) == PL_OK && u == 255);
+    ck_assert_int_eq(pl_gguf_u32(g, "i8", &u), PL_EFORMAT);
+    ck_assert_int_eq(pl_gguf_u32(g, "i64", &u), PL_EFORMAT);
+    ck_assert_int_eq(pl_gguf_u32(g, "u64", &u), PL_EFORMAT);
+    ck_assert_int_eq(pl_gguf_u32(g, "true", &u), PL_EFORMAT);
+    ck_assert_int_eq(pl_gguf_u32(g, "i16s", &u), PL_EFORMAT);
+    ck_assert(pl_gguf_f32(g, "f64", &f) == PL_OK && f == 0.5f);
+    ck_assert_int_eq(pl_gguf_f32(g, "u8", &f), PL_EFORMAT);
+    ck_assert(pl_gguf_bool(g, "true", &b) == PL_OK && b);
+    ck_assert_int_eq(pl_gguf_bool(g, "u8", &b), PL_EFORMAT);
+    ck_assert(pl_gguf_array_i32(g, "i16s", v, 2) == PL_OK && v[0] == -2 && v[1] == 2);
+    ck_assert_int_eq(pl_gguf_array_i32(g, "i16s", v, 1), PL_EFORMAT); /* another length */
+    ck_assert_int_eq(pl_gguf_array_i32(g, "u64s", v, 1), PL_EFORMAT);
+    ck_assert_int_eq(pl_gguf_array_f32(g, "i16s", &f, 2), PL_EFORMAT);
+    ck_assert_int_eq(pl_gguf_array_i32(g, "u8", v, 1), PL_EFORMAT);
+    ck_assert_int_eq(pl_gguf_array_i32(g, "absent", v, 1), PL_ENOENT);
+    ck_assert(pl_gguf_array_len(g, "none", &n) == PL_OK && n == 0);
+    ck_assert_int_eq(pl_gguf_array_str(g, "none", NULL, 0), PL_OK);
+    pl_gguf_close(g);
+}
+END_TEST
+
 START_TEST(alignment)
 {
-    static const uint32_t bad[] = {0, 3, 33, 1u << 31};
+    static const uint32_t bad[] = {0, 1, 4, 3, 33, 1u << 21, 1u << 31};
     struct pl_err err;
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         size_t n;
@@ -224,6 +429,9 @@ Suite *suite_gguf(void)
     tcase_add_test(t, truncated);
     tcase_add_test(t, damaged);
     tcase_add_test(t, lies);
+    tcase_add_test(t, odd_keys);
+    tcase_add_test(t, odd_tensors);
+    tcase_add_test(t, numbers);
     tcase_add_test(t, alignment);
     tcase_add_test(t, tokenizers);
     tcase_add_test(t, no_file);

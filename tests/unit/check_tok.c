@@ -322,7 +322,8 @@ static uint32_t below(uint32_t n)
 /* Bytes come back as they were, whatever they are; and no control token comes out of them. */
 START_TEST(any_bytes)
 {
-    static const char *const fodder[] = {"<|im_start|>", "<|im_end|>", "<s>", "</s>", "<|endoftext|>", "\xe2\x96", "\xf0\x9f", "\xff\xfe", " the", "\n\n", "123", "\xc3\xa9"};
+    static const char *const fodder[] = {"<|im_start|>", "<|im_end|>", "<s>",  "</s>", "<|endoftext|>", "\xe2\x96",
+                                         "\xf0\x9f",     "\xff\xfe",   " the", "\n\n", "123",           "\xc3\xa9"};
     struct vocab v = tiny(_i);
     for (int round = 0; round < 5000; round++) {
         char s[200];
