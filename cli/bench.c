@@ -149,6 +149,7 @@ int cli_bench(int argc, char **argv)
     struct bench *b = pl_xcalloc(1, sizeof *b);
     if (!cli_open(&b->m, model, threads, isa, CHUNK, MAX_BATCH))
         return 1;
+    b->m.dev->ops->attach(b->m.dev);
     b->pages_per_seq = (longest + PL_KV_PAGE - 1) / PL_KV_PAGE;
     const struct pl_kv_shape shape = pl_model_kv_shape(b->m.model, PL_KV_PAGE, most * b->pages_per_seq, PL_F16);
     int status = 1;

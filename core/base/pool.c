@@ -184,6 +184,22 @@ pl_status pl_pool_new(struct pl_pool **out, unsigned n_threads, struct pl_err *e
     return PL_OK;
 }
 
+void pl_pool_pin(struct pl_pool *p)
+{
+    cpu_set_t all, one;
+    if (p->n_workers < 2 || sched_getaffinity(0, sizeof all, &all) != 0 || CPU_COUNT(&all) != (int)p->n_workers ||
+        pl_pool_cpus() != p->n_workers)
+        return;
+    for (unsigned cpu = 0, i = 0; i < p->n_workers; cpu++) {
+        if (!CPU_ISSET(cpu, &all))
+            continue;
+        CPU_ZERO(&one);
+        CPU_SET(cpu, &one);
+        pthread_setaffinity_np(i == 0 ? pthread_self() : p->workers[i].thread, sizeof one, &one);
+        i++;
+    }
+}
+
 void pl_pool_free(struct pl_pool *p)
 {
     if (p == NULL)

@@ -15,6 +15,10 @@ struct pl_pool;
 
 /* n_threads 0 = as many as this process may use (affinity mask and cgroup quota). */
 pl_status pl_pool_new(struct pl_pool **out, unsigned n_threads, struct pl_err *err) PL_MUST_CHECK;
+/* Ties each thread of the team, the caller as worker 0, to a processor of its own, if there is one for each in the affinity
+ * mask and the cgroup's quota allows as many; else does nothing. Two of them on one processor would halve the speed. What
+ * the caller starts later inherits its processor. */
+void pl_pool_pin(struct pl_pool *p);
 void pl_pool_free(struct pl_pool *p);
 unsigned pl_pool_size(const struct pl_pool *p);
 unsigned pl_pool_cpus(void); /* what n_threads 0 means here */

@@ -78,6 +78,9 @@ typedef enum { PL_ACT_SILU, PL_ACT_GELU_TANH } pl_act_kind;
 struct pl_device_ops {
     const char *name;
     void (*close)(struct pl_device *dev);
+    /* The calling thread will issue the operations from now on; one that serves and does nothing else, since the CPU device
+     * ties it and its team to one processor each. Not needed for results. */
+    void (*attach)(struct pl_device *dev);
 
     pl_status (*buf_new)(struct pl_device *dev, size_t n_floats, struct pl_dbuf **out);
     void (*buf_free)(struct pl_device *dev, struct pl_dbuf *buf);

@@ -38,8 +38,8 @@ static pl_status attention(struct pl_model *m, uint32_t layer, struct pl_kvdev *
     STEP(norm, s->norm, h, x, l->attn_norm, l->attn_norm_b, s->norm_eps);
     STEP(matmul, qkv, h, l->qkv, l->qkv_b, false);
     if (s->rope != PL_ROPE_NONE) {
-        STEP(rope, s->rope, q, D, s->rope_dims, m->top.rope_freq, b->pos);
-        STEP(rope, s->rope, k, D, s->rope_dims, m->top.rope_freq, b->pos);
+        const pl_view qk = pl_view_cols(qkv, 0, Q + K); /* one after the other: rotated together */
+        STEP(rope, s->rope, qk, D, s->rope_dims, m->top.rope_freq, b->pos);
     }
     STEP(kv_write, kv, layer, k, v, b);
     if (b->n_rows == 0 && layer + 1 == s->n_layers)

@@ -639,6 +639,8 @@ static void *engine_main(void *arg)
 {
     struct pl_engine *e = arg;
     bool idle = true;
+    if (e->runner.attach != NULL)
+        e->runner.attach(e->runner.self);
     while (take_inbox(e, idle)) {
         atomic_store(&e->busy_since, pl_now_ns());
         end_cancelled(e);

@@ -20,6 +20,12 @@ static pl_status forward(void *self, const struct pl_batch *b, const float **log
     return pl_model_forward(r->model, r->kv, b, logits);
 }
 
+static void attach(void *self)
+{
+    struct model_runner *r = self;
+    r->dev->ops->attach(r->dev);
+}
+
 static void free_runner(void *self)
 {
     struct model_runner *r = self;
@@ -66,7 +72,7 @@ pl_status pl_engine_new(struct pl_engine **out, const struct pl_engine_opts *opt
         return pl_fail_param(err, st, "kv-cache-mb", "no memory for a KV cache of %llu MiB: lower kv-cache-mb",
                              (unsigned long long)(wanted * page_bytes >> 20));
     }
-    struct pl_runner runner = {.self = r, .forward = forward, .free = free_runner, .n_vocab = pl_model_spec(model)->n_vocab};
+    struct pl_runner runner = {.self = r, .forward = forward, .attach = attach, .free = free_runner, .n_vocab = pl_model_spec(model)->n_vocab};
     st = pl_engine_new_with(out, &o, &runner, tok, err);
     if (st != PL_OK)
         free_runner(r);

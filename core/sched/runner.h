@@ -12,6 +12,7 @@ struct pl_runner {
     void *self;
     /* As pl_model_forward. */
     pl_status (*forward)(void *self, const struct pl_batch *b, const float **logits);
+    void (*attach)(void *self); /* by the engine's thread, first; NULL = nothing to do */
     void (*free)(void *self);
     uint32_t n_vocab;
 };

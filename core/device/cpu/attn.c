@@ -64,6 +64,8 @@ static uint8_t *head_page(const struct pl_kvdev *kv, uint32_t layer, uint32_t pa
     return kv->data + layer * kv->layer_bytes + page * kv->page_bytes + head * kv->head_bytes;
 }
 
+enum { KV_TOKENS = 16 }; /* of a work item */
+
 struct kv_job {
     const struct pl_cpu_kernels *kernels;
     struct pl_kvdev *kv;
@@ -72,28 +74,35 @@ struct kv_job {
     const struct pl_batch *b;
 };
 
-static void kv_item(void *arg, size_t t, unsigned worker)
+static void write_token(const struct kv_job *j, uint32_t t)
 {
-    (void)worker;
-    const struct kv_job *j = arg;
     const struct pl_kv_shape *s = &j->kv->shape;
     uint32_t page = j->b->slot[t] / s->page_size, at = j->b->slot[t] % s->page_size, D = s->head_dim;
     size_t element = j->kv->element;
     uint8_t narrow[PL_CPU_MAX_DIM * sizeof(float)];
     for (uint32_t h = 0; h < s->n_kv_heads; h++) {
         uint8_t *k = head_page(j->kv, j->layer, page, h), *v = k + j->kv->head_bytes / 2;
-        j->kernels->narrow(s->dtype, pl_cpu_row(j->k, (uint32_t)t) + h * D, D, narrow);
+        j->kernels->narrow(s->dtype, pl_cpu_row(j->k, t) + h * D, D, narrow);
         for (uint32_t d = 0; d < D; d++)
             memcpy(k + ((size_t)d * s->page_size + at) * element, narrow + d * element, element);
-        j->kernels->narrow(s->dtype, pl_cpu_row(j->v, (uint32_t)t) + h * D, D, v + at * D * element);
+        j->kernels->narrow(s->dtype, pl_cpu_row(j->v, t) + h * D, D, v + at * D * element);
     }
+}
+
+static void kv_item(void *arg, size_t item, unsigned worker)
+{
+    (void)worker;
+    const struct kv_job *j = arg;
+    uint32_t from = (uint32_t)item * KV_TOKENS;
+    for (uint32_t t = from; t < from + KV_TOKENS && t < j->b->n_tokens; t++)
+        write_token(j, t);
 }
 
 pl_status pl_cpu_kv_write(struct pl_device *dev, struct pl_kvdev *kv, uint32_t layer, pl_view k, pl_view v,
                           const struct pl_batch *b)
 {
     struct kv_job j = {pl_cpu_of(dev)->k, kv, layer, k, v, b};
-    pl_pool_run(pl_cpu_of(dev)->pool, kv_item, &j, b->n_tokens);
+    pl_pool_run(pl_cpu_of(dev)->pool, kv_item, &j, (b->n_tokens + KV_TOKENS - 1) / KV_TOKENS);
     return PL_OK;
 }
 
@@ -108,6 +117,7 @@ struct attn_job {
     pl_view out, q;
     uint32_t layer, per_kv, rows_per_tile; /* query heads of a key/value head; tokens of a work item */
     float scale;
+    bool quant; /* rows of out too: the columns of one key/value head at a time */
 };
 
 /* Where tile number i is: its sequence and first token. Tiles never cross sequences. */
@@ -207,6 +217,8 @@ static void tile_item(void *arg, size_t item, unsigned worker)
     for (uint32_t i = 0; i < n_q; i++)
         for (uint32_t d = 0; d < D; d++)
             total[i][d] /= m[i].sum;
+    for (uint32_t t = 0; j->quant && t < n_tokens; t++)
+        pl_cpu_quant(j->cpu, j->out, token + t, head * j->per_kv * D, j->per_kv * D);
 }
 
 /* Decoding few sequences with long contexts: an item is one (token, head, segment). Work of item i:
@@ -259,15 +271,23 @@ static void join_splits(const struct split_job *s, size_t tile)
             for (uint32_t d = 0; d < D; d++)
                 out[d] /= m.sum;
         }
+    if (j->quant)
+        pl_cpu_quant(j->cpu, j->out, token, 0, j->out.cols);
 }
 
 pl_status pl_cpu_attn_op(struct pl_device *dev, pl_view out, pl_view q, const struct pl_kvdev *kv, uint32_t layer, float scale,
                          const struct pl_batch *b)
 {
     const struct pl_kv_shape *shape = &kv->shape;
-    struct attn_job j = {pl_cpu_of(dev), kv, b, out, q, layer, q.cols / shape->head_dim / shape->n_kv_heads, 1, scale};
+    struct attn_job j = {.cpu = pl_cpu_of(dev), .kv = kv, .b = b, .out = out, .q = q, .layer = layer, .rows_per_tile = 1,
+                         .per_kv = q.cols / shape->head_dim / shape->n_kv_heads, .scale = scale};
     if (j.per_kv == 0 || j.per_kv > MAX_QUERIES)
         return PL_ENOTSUP;
+    j.quant = pl_cpu_writes(out);
+    if (j.per_kv * shape->head_dim % 32 != 0) {
+        j.quant = false;
+        out.buf->n_quantized = 0;
+    }
     uint32_t longest = 0;
     for (uint32_t s = 0; s < b->n_seqs; s++)
         longest = b->ctx[s] > longest ? b->ctx[s] : longest;

@@ -83,6 +83,7 @@ static void buf_free(struct pl_device *dev, struct pl_dbuf *buf)
     (void)dev;
     if (buf == NULL)
         return;
+    pl_cpu_act_free(&buf->act);
     pl_cpu_release(buf->data, buf->n * sizeof(float));
     free(buf);
 }
@@ -93,6 +94,7 @@ static pl_status put(struct pl_device *dev, struct pl_dbuf *buf, size_t offset, 
     if (offset > buf->n || n > buf->n - offset)
         return PL_EINVAL;
     memcpy(buf->data + offset, src, n * sizeof *src);
+    buf->n_quantized = 0;
     return PL_OK;
 }
 
@@ -122,6 +124,7 @@ struct row_job {
     float eps;
     uint32_t n, head_dim, n_dims, rows_per_item;
     const uint32_t *idx;
+    bool quant; /* rows of out too */
     void (*row)(const struct row_job *j, uint32_t row);
 };
 
@@ -130,8 +133,11 @@ static void run_item(void *arg, size_t item, unsigned worker)
     (void)worker;
     const struct row_job *j = arg;
     uint32_t from = (uint32_t)item * j->rows_per_item, to = from + j->rows_per_item;
-    for (uint32_t r = from; r < to && r < j->x.rows; r++)
+    for (uint32_t r = from; r < to && r < j->x.rows; r++) {
         j->row(j, r);
+        if (j->quant)
+            pl_cpu_quant(j->cpu, j->out, r, 0, j->out.cols);
+    }
 }
 
 /* Few rows are done by the caller: waking the team costs more. */
@@ -152,6 +158,7 @@ static void norm_row(const struct row_job *j, uint32_t r)
 static pl_status norm(struct pl_device *dev, pl_norm_kind kind, pl_view out, pl_view x, pl_view gain, pl_view bias, float eps)
 {
     struct row_job j = {pl_cpu_of(dev), out, x, gain, bias, .norm = kind, .eps = eps, .row = norm_row};
+    j.quant = pl_cpu_writes(out);
     return run_rows(&j);
 }
 
@@ -186,6 +193,7 @@ static pl_status rope(struct pl_device *dev, pl_rope_kind kind, pl_view x, uint3
         cpu->rope_pos = pos;
     }
     j.row = rope_row;
+    x.buf->n_quantized = 0;
     return run_rows(&j);
 }
 
@@ -198,6 +206,7 @@ static void glu_row(const struct row_job *j, uint32_t r)
 static pl_status glu(struct pl_device *dev, pl_act_kind kind, pl_view out, pl_view x)
 {
     struct row_job j = {.cpu = pl_cpu_of(dev), .out = out, .x = x, .act = kind, .row = glu_row};
+    j.quant = pl_cpu_writes(out);
     return run_rows(&j);
 }
 
@@ -208,13 +217,15 @@ static void act_row(const struct row_job *j, uint32_t r)
 
 static pl_status act(struct pl_device *dev, pl_act_kind kind, pl_view x)
 {
-    struct row_job j = {.cpu = pl_cpu_of(dev), .x = x, .act = kind, .row = act_row};
+    struct row_job j = {.cpu = pl_cpu_of(dev), .out = x, .x = x, .act = kind, .row = act_row};
+    j.quant = pl_cpu_writes(x);
     return run_rows(&j);
 }
 
 static pl_status gather(struct pl_device *dev, pl_view out, pl_view x, const uint32_t *rows)
 {
     (void)dev;
+    out.buf->n_quantized = 0;
     for (uint32_t r = 0; r < out.rows; r++)
         memcpy(pl_cpu_row(out, r), pl_cpu_row(x, rows[r]), out.cols * sizeof(float));
     return PL_OK;
@@ -241,19 +252,21 @@ static void close_device(struct pl_device *dev)
     struct pl_cpu *cpu = pl_cpu_of(dev);
     if (cpu == NULL)
         return;
-    free(cpu->act.q);
-    free(cpu->act.d);
-    free(cpu->act.sum16);
-    free(cpu->act.sum32);
+    pl_cpu_act_free(&cpu->act);
     pl_cpu_release(cpu->rope_cos, cpu->rope_cap * sizeof(float));
     pl_cpu_release(cpu->rope_sin, cpu->rope_cap * sizeof(float));
     pl_cpu_release(cpu->attn_work, cpu->attn_cap * sizeof(float));
     free(cpu);
 }
 
+static void attach(struct pl_device *dev)
+{
+    pl_pool_pin(pl_cpu_of(dev)->pool);
+}
+
 #define CPU_OPS(isa)                                                                                                   \
     {                                                                                                                  \
-        .name = "cpu-" isa, .close = close_device, .buf_new = buf_new, .buf_free = buf_free, .put = put, .get = get,   \
+        .name = "cpu-" isa, .close = close_device, .attach = attach, .buf_new = buf_new, .buf_free = buf_free, .put = put, .get = get,   \
         .host = host, .weight_new = pl_cpu_weight_new, .weight_free = pl_cpu_weight_free,                              \
         .kv_bytes = pl_cpu_kv_bytes, .kv_new = pl_cpu_kv_new, .kv_free = pl_cpu_kv_free, .step_begin = step_begin,     \
         .step_end = step_end, .embed = pl_cpu_embed, .norm = norm, .matmul = pl_cpu_matmul, .rope = rope,              \

@@ -20,11 +20,6 @@ enum {
 /* A block of activations no larger than this counts as zero: 127 / max would overflow. */
 #define PL_CPU_TINY 0x1p-100f
 
-struct pl_dbuf {
-    float *data;
-    size_t n;
-};
-
 /* One part of a weight, packed in groups of 16 rows; rows that fill up the last group are zero.
  *
  * Block types, per group and sub-block of `sub` inputs (16 or 32), so that one 64-byte load feeds 16 rows:
@@ -68,6 +63,16 @@ struct pl_cpu_act {
     size_t cap; /* elements of q */
 };
 
+/* A buffer whose rows a product has once read as quantized activations (`wanted`) gets them from whatever writes rows to
+ * it next, while they are still in the cache: `act` holds the first n_quantized rows then. Every other write makes that 0. */
+struct pl_dbuf {
+    float *data;
+    size_t n;
+    struct pl_cpu_act act;
+    uint32_t n_quantized;
+    bool wanted;
+};
+
 /* One segment of attention for n_q query vectors that read the same key/value head. */
 struct pl_cpu_attn {
     pl_dtype dtype;
@@ -88,11 +93,11 @@ struct pl_cpu_kernels {
     const char *name;
     bool packed; /* reads pl_cpu_part.packed, else .src */
     void (*quant_row)(const float *x, uint32_t n, int8_t *q, float *d, float *sum16, float *sum32);
-    /* out[i][r] = sum over the inputs of row group * 16 + r for tokens t0 + i, i < n_t <= PL_CPU_TILE */
+    /* out[i * stride + r] (+)= sum over the inputs of row group * 16 + r, r < 16, for tokens t0 + i, i < n_t <= PL_CPU_TILE */
     void (*tile_block)(const struct pl_cpu_part *w, uint32_t group, const struct pl_cpu_act *x, uint32_t t0, uint32_t n_t,
-                       float out[][PL_CPU_GROUP]);
-    void (*tile_float)(const struct pl_cpu_part *w, uint32_t group, const float *x, size_t stride, uint32_t n_t,
-                       float out[][PL_CPU_GROUP]);
+                       float *out, size_t stride, bool add);
+    void (*tile_float)(const struct pl_cpu_part *w, uint32_t group, const float *x, size_t x_stride, uint32_t n_t, float *out,
+                       size_t stride, bool add);
     void (*norm)(pl_norm_kind kind, float *out, const float *x, const float *gain, const float *bias, uint32_t n, float eps);
     /* cos and sin are [n_dims / 2] */
     void (*rope)(pl_rope_kind kind, float *x, uint32_t n_heads, uint32_t head_dim, uint32_t n_dims, const float *cos,
@@ -129,6 +134,24 @@ static inline float *pl_cpu_row(pl_view v, uint32_t row)
 {
     return v.buf->data + v.offset + (size_t)row * v.stride;
 }
+
+/* Whole rows of a buffer from its start, which is what n_quantized counts */
+static inline bool pl_cpu_is_whole(pl_view v)
+{
+    return v.offset == 0 && v.stride == v.cols;
+}
+
+/* Says that rows of `out` are about to be written. True when they are to be quantized too (pl_cpu_quant). */
+bool pl_cpu_writes(pl_view out);
+/* Quantizes n columns of a row from column `from` (a multiple of 32) into the buffer's act. */
+static inline void pl_cpu_quant(const struct pl_cpu *cpu, pl_view v, uint32_t row, uint32_t from, uint32_t n)
+{
+    const struct pl_cpu_act *a = &v.buf->act;
+    size_t at = (size_t)row * a->cols + from;
+    cpu->k->quant_row(pl_cpu_row(v, row) + from, n, a->q + at, a->d + at / 32, a->sum16 + at / 16, a->sum32 + at / 32);
+}
+pl_status pl_cpu_act_reserve(struct pl_cpu_act *a, uint32_t rows, uint32_t cols);
+void pl_cpu_act_free(struct pl_cpu_act *a);
 
 /* 64-byte aligned, zeroed; in 2 MiB pages where it is large. NULL when memory is out. */
 void *pl_cpu_alloc(size_t n);

@@ -1,6 +1,8 @@
 /* kernels_avx512: the kernels for AVX-512 with VNNI.
  * SPDX-License-Identifier: Apache-2.0 */
 #include <immintrin.h>
+#include <math.h>
+#include <string.h>
 
 #include "core/device/cpu/cpu.h"
 
@@ -33,50 +35,88 @@ static inline void vf_store_f16(uint16_t *p, vf v)
 {
     _mm256_storeu_si256((void *)p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
-/* Rounds to int8 (values within ±127), stores, returns the sum. */
-static inline int vf_round_i8(vf v, int8_t *q)
+/* The halves are added to each other until one lane is left. */
+static inline float vf_sum(vf v)
 {
-    __m512i i = _mm512_max_epi32(_mm512_cvtps_epi32(v), _mm512_set1_epi32(-127)); /* NaN converts to -2^31 */
-    _mm_storeu_si128((void *)q, _mm512_cvtsepi32_epi8(i));
-    return _mm512_reduce_add_epi32(i);
+    __m256 h = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+    __m128 q = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+    q = _mm_add_ps(q, _mm_movehl_ps(q, q));
+    return _mm_cvtss_f32(_mm_add_ss(q, _mm_movehdup_ps(q)));
+}
+/* NaN when a lane is NaN */
+static inline float vf_largest(vf v)
+{
+    return _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q) != 0 ? NAN : _mm512_reduce_max_ps(v);
+}
+/* Largest magnitude of 32 values; NaN when one of them is not finite. Magnitudes order as their bits do. */
+static inline float vf_magnitude(vf a, vf b)
+{
+    const __m512i x = _mm512_castps_si512(_mm512_abs_ps(a)), y = _mm512_castps_si512(_mm512_abs_ps(b));
+    uint32_t bits = _mm512_reduce_max_epu32(_mm512_max_epu32(x, y));
+    float max;
+    memcpy(&max, &bits, sizeof max);
+    return bits < 0x7f800000 ? max : NAN;
+}
+/* Rounds 32 values within ±127 to int8, stores them, and gives the sums of the first and of the last 16. */
+static inline void vf_round_i8(vf a, vf b, int8_t *q, int *sum_a, int *sum_b)
+{
+    const __m512i least = _mm512_set1_epi32(-127); /* NaN converts to -2^31 */
+    __m128i x = _mm512_cvtsepi32_epi8(_mm512_max_epi32(_mm512_cvtps_epi32(a), least));
+    __m128i y = _mm512_cvtsepi32_epi8(_mm512_max_epi32(_mm512_cvtps_epi32(b), least));
+    __m256i both = _mm256_set_m128i(y, x);
+    _mm256_storeu_si256((void *)q, both);
+    __m256i s = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), both);
+    s = _mm256_hadd_epi32(s, s);
+    s = _mm256_hadd_epi32(s, s);
+    *sum_a = _mm256_extract_epi32(s, 0);
+    *sum_b = _mm256_extract_epi32(s, 4);
 }
 
 #include "core/device/cpu/vec.h"
 
-/* One group of 16 rows × n_t tokens. A step feeds 4 inputs of 16 rows to VPDPBUSD; sums within a sub-block are exact
- * integers, then one multiply-add per sub-block for the scale and one for the minimum, in order. */
+/* dot[i] += four weights of each of 16 rows times inputs q[i * stride] and the three after them, for n_t tokens */
+static inline __attribute__((always_inline)) void step_dots(__m512i weights, const int8_t *q, size_t stride, uint32_t n_t,
+                                                            __m512i dot[])
+{
+#pragma GCC unroll 8
+    for (uint32_t i = 0; i < n_t; i++) {
+        int32_t four;
+        memcpy(&four, q + i * stride, 4);
+        dot[i] = _mm512_dpbusd_epi32(dot[i], weights, _mm512_set1_epi32(four));
+    }
+}
+
+/* One group of 16 rows × n_t tokens. A step feeds 4 inputs of 16 rows to VPDPBUSD for every token before the next step:
+ * chains of one token after the other would fill the scheduler with instructions that wait. In each token, the sums of a sub-block
+ * are exact integers, then one multiply-add per sub-block for the scale and one for the minimum, in order. */
 static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part *p, const uint8_t *w, const struct pl_cpu_act *x,
                                                        uint32_t t0, uint32_t bits, uint32_t sub, bool has_min, bool half,
-                                                       uint32_t n_t, float out[][PL_CPU_GROUP])
+                                                       uint32_t n_t, float *out, size_t stride, bool add)
 {
-    const uint32_t steps = sub / 4, K = p->cols, n_subs = K / sub;
+    const uint32_t loads = sub * bits / 32, K = p->cols, n_subs = K / sub;
     const float *sums = sub == 16 ? x->sum16 : x->sum32;
     const __m512i low = _mm512_set1_epi8(15);
     const vf minus_offset = vf_set(-p->offset);
-    const int8_t *q[PL_CPU_TILE];
-    const float *d[PL_CPU_TILE], *s[PL_CPU_TILE];
+    const int8_t *q = x->q + (size_t)t0 * K;
+    const float *d = x->d + (size_t)t0 * (K / 32), *s = sums + (size_t)t0 * n_subs;
     vf acc[PL_CPU_TILE];
-    for (uint32_t i = 0; i < n_t; i++) {
-        size_t t = t0 + i;
-        q[i] = x->q + t * K;
-        d[i] = x->d + t * (K / 32);
-        s[i] = sums + t * n_subs;
+    for (uint32_t i = 0; i < n_t; i++)
         acc[i] = vf_set(0.f);
-    }
     for (uint32_t b = 0; b < n_subs; b++) {
-        __m512i v[8];
-        if (bits == 4) {
-            for (uint32_t k = 0; k < steps / 2; k++) {
-                __m512i both = _mm512_loadu_si512(w + 64 * k);
-                v[k] = _mm512_and_si512(both, low);
-                v[k + steps / 2] = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
+        __m512i dot[PL_CPU_TILE];
+#pragma GCC unroll 8
+        for (uint32_t i = 0; i < n_t; i++)
+            dot[i] = _mm512_setzero_si512();
+        for (uint32_t k = 0; k < loads; k++) {
+            __m512i v = _mm512_loadu_si512(w + 64 * k);
+            if (bits == 4) {
+                step_dots(_mm512_and_si512(v, low), q + b * sub + 4 * k, K, n_t, dot);
+                step_dots(_mm512_and_si512(_mm512_srli_epi16(v, 4), low), q + b * sub + 4 * k + sub / 2, K, n_t, dot);
+            } else {
+                step_dots(v, q + b * sub + 4 * k, K, n_t, dot);
             }
-            w += 32 * steps;
-        } else {
-            for (uint32_t k = 0; k < steps; k++)
-                v[k] = _mm512_loadu_si512(w + 64 * k);
-            w += 64 * steps;
         }
+        w += sub * PL_CPU_GROUP * bits / 8;
         vf scale = half ? vf_load_f16((const uint16_t *)w) : vf_load((const float *)w), min;
         w += half ? 32 : 64;
         if (has_min) {
@@ -89,49 +129,44 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
         _mm_prefetch((const char *)w + 1088, _MM_HINT_T0);
         _mm_prefetch((const char *)w + 1152, _MM_HINT_T0);
         _mm_prefetch((const char *)w + 1216, _MM_HINT_T0);
+#pragma GCC unroll 8
         for (uint32_t i = 0; i < n_t; i++) {
-            const int8_t *in = q[i] + b * sub;
-            __m512i dot = _mm512_setzero_si512();
-            for (uint32_t k = 0; k < steps; k++) {
-                int32_t four;
-                memcpy(&four, in + 4 * k, 4);
-                dot = _mm512_dpbusd_epi32(dot, v[k], _mm512_set1_epi32(four));
-            }
-            acc[i] = vf_fma(_mm512_cvtepi32_ps(dot), vf_mul(scale, vf_set(d[i][b * sub / 32])), acc[i]);
-            acc[i] = vf_fma(min, vf_set(s[i][b]), acc[i]);
+            acc[i] = vf_fma(_mm512_cvtepi32_ps(dot[i]), vf_mul(scale, vf_set(d[i * (K / 32) + b * sub / 32])), acc[i]);
+            acc[i] = vf_fma(min, vf_set(s[i * n_subs + b]), acc[i]);
         }
     }
-    for (uint32_t i = 0; i < n_t; i++)
-        vf_store(out[i], acc[i]);
+#pragma GCC unroll 8
+    for (uint32_t i = 0; i < n_t; i++, out += stride)
+        vf_store(out, add ? vf_add(vf_load(out), acc[i]) : acc[i]);
 }
 
 /* The tiles of one layout; the token counts that are not listed are put together from those that are. */
 #define LAYOUT(bits, sub, has_min, half)                                                                               \
-    static void tile_##bits##_##sub##_##has_min##_##half(const struct pl_cpu_part *p, const uint8_t *w,               \
-                                                         const struct pl_cpu_act *x, uint32_t t0, uint32_t n_t,      \
-                                                         float out[][PL_CPU_GROUP])                                  \
+    static void tile_##bits##_##sub##_##has_min##_##half(const struct pl_cpu_part *p, const uint8_t *w,                \
+                                                         const struct pl_cpu_act *x, uint32_t t0, uint32_t n_t,        \
+                                                         float *out, size_t stride, bool add)                          \
     {                                                                                                                  \
         if (n_t == 8) {                                                                                                \
-            tile(p, w, x, t0, bits, sub, has_min, half, 8, out);                                                       \
+            tile(p, w, x, t0, bits, sub, has_min, half, 8, out, stride, add);                                          \
             return;                                                                                                    \
         }                                                                                                              \
         if (n_t & 4)                                                                                                   \
-            tile(p, w, x, t0, bits, sub, has_min, half, 4, out), t0 += 4, out += 4;                                    \
+            tile(p, w, x, t0, bits, sub, has_min, half, 4, out, stride, add), t0 += 4, out += 4 * stride;              \
         if (n_t & 2)                                                                                                   \
-            tile(p, w, x, t0, bits, sub, has_min, half, 2, out), t0 += 2, out += 2;                                    \
+            tile(p, w, x, t0, bits, sub, has_min, half, 2, out, stride, add), t0 += 2, out += 2 * stride;              \
         if (n_t & 1)                                                                                                   \
-            tile(p, w, x, t0, bits, sub, has_min, half, 1, out);                                                       \
+            tile(p, w, x, t0, bits, sub, has_min, half, 1, out, stride, add);                                          \
     }
 #include "core/device/cpu/layouts.h"
 #undef LAYOUT
 
 static void tile_block(const struct pl_cpu_part *p, uint32_t group, const struct pl_cpu_act *x, uint32_t t0, uint32_t n_t,
-                       float out[][PL_CPU_GROUP])
+                       float *out, size_t stride, bool add)
 {
     const uint8_t *w = p->packed + group * p->group_bytes;
 #define LAYOUT(bits_, sub_, has_min_, half_)                                                                           \
     if (p->bits == bits_ && p->sub == sub_ && p->has_min == has_min_ && p->half_scales == half_)                       \
-        tile_##bits_##_##sub_##_##has_min_##_##half_(p, w, x, t0, n_t, out);
+        tile_##bits_##_##sub_##_##has_min_##_##half_(p, w, x, t0, n_t, out, stride, add);
 #include "core/device/cpu/layouts.h"
 #undef LAYOUT
 }

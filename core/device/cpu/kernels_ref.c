@@ -53,20 +53,20 @@ static float dot_blocks(const struct pl_cpu_part *w, const uint8_t *row, const i
 }
 
 static void tile_block(const struct pl_cpu_part *w, uint32_t group, const struct pl_cpu_act *x, uint32_t t0, uint32_t n_t,
-                       float out[][PL_CPU_GROUP])
+                       float *out, size_t stride, bool add)
 {
     size_t row_bytes = pl_dtype_row_bytes(w->dtype, w->cols);
     for (uint32_t i = 0; i < n_t; i++)
         for (uint32_t r = 0; r < PL_CPU_GROUP; r++) {
             uint32_t row = group * PL_CPU_GROUP + r;
             size_t t = t0 + i;
-            out[i][r] = row >= w->rows ? 0
-                                       : dot_blocks(w, w->src + row * row_bytes, x->q + t * w->cols, x->d + t * (w->cols / 32));
+            float sum = row >= w->rows ? 0 : dot_blocks(w, w->src + row * row_bytes, x->q + t * w->cols, x->d + t * (w->cols / 32));
+            out[i * stride + r] = add ? out[i * stride + r] + sum : sum;
         }
 }
 
-static void tile_float(const struct pl_cpu_part *w, uint32_t group, const float *x, size_t stride, uint32_t n_t,
-                       float out[][PL_CPU_GROUP])
+static void tile_float(const struct pl_cpu_part *w, uint32_t group, const float *x, size_t stride, uint32_t n_t, float *out,
+                       size_t out_stride, bool add)
 {
     size_t element = pl_dtype_block_bytes(w->dtype);
     for (uint32_t i = 0; i < n_t; i++)
@@ -78,7 +78,8 @@ static void tile_float(const struct pl_cpu_part *w, uint32_t group, const float 
                 pl_dequant_row(w->dtype, w->src + ((size_t)row * w->cols + k) * element, &v, 1);
                 sum += (double)v * x[i * stride + k];
             }
-            out[i][r] = (float)sum;
+            float *to = out + i * out_stride + r;
+            *to = add ? *to + (float)sum : (float)sum;
         }
 }
 

@@ -1,6 +1,6 @@
 /* vec: the kernels that are the same for every vector instruction set, over 16 float32 lanes. A file that includes this has
- * defined the lane type `vf` and vf_load, vf_store, vf_set, vf_fma (a*b+c), vf_max, vf_load_f16, vf_load_bf16, vf_store_f16,
- * vf_store_bf16 and vf_pow2 (2^n for integral n) for its instruction set; everything here is static.
+ * defined the lane type `vf` and vf_load, vf_store, vf_set, vf_fma (a*b+c), vf_max, vf_sum, vf_largest, vf_magnitude,
+ * vf_round_i8, vf_load_f16, vf_load_bf16, vf_store_f16 and vf_pow2 (2^n for integral n) for its instruction set; everything here is static.
  *
  * Every sum runs in a fixed order over its own row, so that results do not depend on what else is computed.
  * SPDX-License-Identifier: Apache-2.0 */
@@ -13,26 +13,6 @@
 #include "core/device/cpu/cpu.h"
 
 enum { VF = 16 };
-
-static inline float vf_sum(vf v)
-{
-    float x[VF];
-    vf_store(x, v);
-    for (int half = VF / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; i++)
-            x[i] += x[i + half];
-    return x[0];
-}
-
-static inline float vf_largest(vf v)
-{
-    float x[VF];
-    vf_store(x, v);
-    for (int half = VF / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; i++)
-            x[i] = x[i] >= x[i + half] || x[i] != x[i] ? x[i] : x[i + half];
-    return x[0];
-}
 
 /* exp(x): x = n ln 2 + r, |r| <= ln 2 / 2, a polynomial of degree 6 for exp(r) (relative error below 2^-22). Arguments are
  * clamped to [-87, 88]; NaN stays NaN. */
@@ -59,11 +39,10 @@ static void vec_quant_row(const float *x, uint32_t n, int8_t *q, float *d, float
 {
     for (uint32_t b = 0; b < n / 32; b++, x += 32, q += 32) {
         vf x0 = vf_load(x), x1 = vf_load(x + 16);
-        float max = vf_largest(vf_max(vf_abs(x0), vf_abs(x1)));
-        float check = vf_sum(vf_mul(vf_add(x0, x1), vf_set(0.f))); /* 0, or NaN when something is not finite */
-        float inverse = max > PL_CPU_TINY ? 127 / max : 0;
-        d[b] = max / 127 + check;
-        int s0 = vf_round_i8(vf_mul(x0, vf_set(inverse)), q), s1 = vf_round_i8(vf_mul(x1, vf_set(inverse)), q + 16);
+        float max = vf_magnitude(x0, x1), inverse = max > PL_CPU_TINY ? 127 / max : 0;
+        d[b] = max / 127;
+        int s0, s1;
+        vf_round_i8(vf_mul(x0, vf_set(inverse)), vf_mul(x1, vf_set(inverse)), q, &s0, &s1);
         sum16[2 * b] = d[b] * (float)s0;
         sum16[2 * b + 1] = d[b] * (float)s1;
         sum32[b] = d[b] * (float)(s0 + s1);
@@ -175,7 +154,8 @@ static inline __attribute__((always_inline)) vf load_as(pl_dtype t, const uint8_
 /* ---- products with float weights ----------------------------------------------------------------------------------- */
 
 static inline __attribute__((always_inline)) void float_tile(pl_dtype t, const uint8_t *w, uint32_t cols, const float *x,
-                                                             size_t stride, uint32_t n_t, float out[][PL_CPU_GROUP])
+                                                             size_t stride, uint32_t n_t, float *out, size_t out_stride,
+                                                             bool add)
 {
     vf acc[PL_CPU_TILE];
     for (uint32_t i = 0; i < n_t; i++)
@@ -185,22 +165,22 @@ static inline __attribute__((always_inline)) void float_tile(pl_dtype t, const u
         for (uint32_t i = 0; i < n_t; i++)
             acc[i] = vf_fma(v, vf_set(x[i * stride + k]), acc[i]);
     }
-    for (uint32_t i = 0; i < n_t; i++)
-        vf_store(out[i], acc[i]);
+    for (uint32_t i = 0; i < n_t; i++, out += out_stride)
+        vf_store(out, add ? vf_add(vf_load(out), acc[i]) : acc[i]);
 }
 
 static void vec_tile_float(const struct pl_cpu_part *p, uint32_t group, const float *x, size_t stride, uint32_t n_t,
-                           float out[][PL_CPU_GROUP])
+                           float *out, size_t out_stride, bool add)
 {
     const uint8_t *w = p->packed + group * p->group_bytes;
 #define TILES(t)                                                                                                       \
     do {                                                                                                               \
         if (n_t == PL_CPU_TILE)                                                                                        \
-            float_tile(t, w, p->cols, x, stride, PL_CPU_TILE, out);                                                    \
+            float_tile(t, w, p->cols, x, stride, PL_CPU_TILE, out, out_stride, add);                              \
         else if (n_t == 1)                                                                                             \
-            float_tile(t, w, p->cols, x, stride, 1, out);                                                              \
+            float_tile(t, w, p->cols, x, stride, 1, out, out_stride, add);                                        \
         else                                                                                                           \
-            float_tile(t, w, p->cols, x, stride, n_t, out);                                                            \
+            float_tile(t, w, p->cols, x, stride, n_t, out, out_stride, add);                                      \
     } while (0)
     if (p->dtype == PL_F32)
         TILES(PL_F32);

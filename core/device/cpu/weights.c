@@ -150,6 +150,7 @@ pl_status pl_cpu_embed(struct pl_device *dev, pl_view out, const struct pl_weigh
     struct pl_cpu *cpu = pl_cpu_of(dev);
     if (pl_cpu_grow(&cpu->attn_work, &cpu->attn_cap, w->cols) != PL_OK)
         return PL_ENOMEM;
+    out.buf->n_quantized = 0;
     for (uint32_t t = 0; t < out.rows; t++) {
         uint32_t row = idx[t], i = 0;
         while (i + 1 < w->n_parts && row >= w->parts[i].rows)
