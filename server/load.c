@@ -226,6 +226,10 @@ static pl_status open_engine(struct pl_load *l, const struct pl_config *c, struc
             return pl_fail_param(err, PL_EINVAL, "kv-cache-mb", "one cache page takes %zu bytes: raise --kv-cache-mb", page_bytes);
         o.n_pages = n > UINT32_MAX ? UINT32_MAX : (uint32_t)n;
     }
+    if (strcmp(c->speculation, "ngram") == 0) {
+        o.max_draft = (uint32_t)c->max_draft;
+        o.draft_sequences = (uint32_t)c->speculation_max_seqs;
+    }
     rc = pl_engine_new(&l->engine, &o, l->device, l->model, l->tok, err);
     if (rc == PL_OK)
         rc = pl_engine_start(l->engine, err);

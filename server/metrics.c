@@ -180,6 +180,8 @@ static void render_engine(struct pl_buf *b, const struct pl_server *s)
     counter(b, s, "prompt_tokens_total", "Prompt tokens of admitted requests.", st.prompt_tokens);
     counter(b, s, "prompt_tokens_cached_total", "Prompt tokens that came from the prefix cache.", st.cached_tokens);
     counter(b, s, "generation_tokens_total", "Tokens generated.", st.generated_tokens);
+    counter(b, s, "spec_decode_num_draft_tokens_total", "Tokens guessed from the sequences' own text.", st.draft_tokens);
+    counter(b, s, "spec_decode_num_accepted_tokens_total", "Guessed tokens that turned out right.", st.draft_accepted);
     counter(b, s, "requests_submitted_total", "Choices accepted by the engine.", st.n_submitted);
     counter(b, s, "requests_refused_total", "Choices refused because the queue was full.", st.n_refused);
     counter(b, s, "requests_failed_total", "Choices that ended in an error.", st.n_failed);

@@ -2,7 +2,7 @@
  *
  * DESIGN. Requests come in through the inbox (the only thing that is locked against other threads, beside the counters) and
  * become jobs; each choice of a job is a sequence. One iteration: take the inbox, end what was cancelled, admit, plan,
- * reserve pages (preempting the newest sequence when there are none left), one forward pass, sample and push.
+ * reserve pages (preempting the newest sequence when there are none left), guess (draft.h), one forward pass, sample and push.
  *
  *   waiting jobs --admit--> running sequences --end--> job done when its last sequence is
  *                              |        ^
@@ -25,21 +25,13 @@
 #include "core/base/log.h"
 #include "core/base/mem.h"
 #include "core/kv/kv.h"
-#include "core/sched/plan.h"
+#include "core/sched/draft.h"
 #include "core/sched/runner.h"
 #include "core/sched/seq.h"
+#include "core/sched/step.h"
 #include "core/text/tok.h"
 
 #define PL_LOG_MODULE "engine"
-
-/* What a step is built in; sized at start. */
-struct step {
-    int32_t *tokens;
-    uint32_t *pos, *slot, *rows, *q_start, *ctx, *page_start, *pages;
-    size_t pages_cap;
-    struct pl_seq **seqs;
-    struct pl_plan_item *plan;
-};
 
 struct pl_engine {
     struct pl_engine_opts opts;
@@ -57,7 +49,8 @@ struct pl_engine {
     struct pl_seq **preempted;             /* [n_preempted] newest first: taken from the end; also those whose client reads nothing */
     uint32_t n_running, n_preempted, preempted_cap;
     uint64_t stamp;
-    struct step step;
+    struct pl_step step;
+    struct pl_draft_cost cost;
     pthread_t thread;
     bool thread_made;
 
@@ -418,7 +411,41 @@ static void admit(struct pl_engine *e)
 
 /* ---- a step -------------------------------------------------------------------------------------------------------- */
 
-/* Sequences that get tokens now, with their takes and pages; oldest first. */
+/* Pages for n guesses without taking from what the running sequences grow into next. */
+static bool reserve_guesses(struct pl_engine *e, struct pl_seq *s, uint32_t n)
+{
+    uint32_t end = s->n_done + s->take + n;
+    return end <= s->table.n_pages * PL_KV_PAGE ||
+           (pl_kv_available(e->kv) > e->n_running && pl_kv_reserve(e->kv, &s->table, end) == PL_OK);
+}
+
+/* Guesses for sequences that decode, while these are few and the batch has room. */
+static void guess(struct pl_engine *e, uint32_t n_seqs)
+{
+    uint32_t used = 0, n_decode = 0;
+    for (uint32_t i = 0; i < n_seqs; i++) {
+        used += e->step.seqs[i]->take;
+        n_decode += pl_seq_decodes(e->step.seqs[i]);
+    }
+    if (n_decode > e->opts.draft_sequences)
+        return;
+    for (uint32_t i = 0; i < n_seqs && used < e->opts.batch_tokens; i++) {
+        struct pl_seq *s = e->step.seqs[i];
+        if (!pl_seq_decodes(s))
+            continue;
+        size_t needs = pl_reply_needs(s->job->n_live), room = pl_reply_room(s->job->reply), most = e->opts.max_draft;
+        size_t left = s->max_new - pl_seq_output(s) - 1, share = room > needs ? (room - needs) / s->job->n_live : 0;
+        most = most < left ? most : left;
+        most = most < share ? most : share;
+        most = most < e->opts.batch_tokens - used ? most : e->opts.batch_tokens - used;
+        uint32_t n = pl_draft_find(&s->draft, s->tokens, s->n_tokens, (uint32_t)most);
+        n = pl_draft_worth(&s->draft, &e->cost, n, n_decode);
+        s->draft.n = n > 0 && reserve_guesses(e, s, n) ? n : 0;
+        used += s->draft.n;
+    }
+}
+
+/* Sequences that get tokens now, with their takes, guesses and pages; oldest first. */
 static uint32_t plan_step(struct pl_engine *e)
 {
     for (uint32_t i = 0; i < e->n_running; i++) {
@@ -427,7 +454,7 @@ static uint32_t plan_step(struct pl_engine *e)
     }
     (void)pl_plan(e->step.plan, e->n_running, e->opts.batch_tokens);
     for (uint32_t i = 0; i < e->n_running; i++)
-        e->running[i]->take = e->step.plan[i].take;
+        e->running[i]->take = e->step.plan[i].take, e->running[i]->draft.n = 0;
     for (uint32_t i = 0; i < e->n_running; i++) {
         struct pl_seq *s = e->running[i];
         while (s->take > 0 && pl_kv_reserve(e->kv, &s->table, s->n_done + s->take) != PL_OK)
@@ -438,52 +465,9 @@ static uint32_t plan_step(struct pl_engine *e)
     for (uint32_t i = 0; i < e->n_running; i++)
         if (e->running[i]->take > 0)
             e->step.seqs[n++] = e->running[i];
+    if (e->opts.max_draft > 0)
+        guess(e, n);
     return n;
-}
-
-static bool wants_all_rows(const struct pl_seq *s)
-{
-    return s->prompt_logprobs != NULL;
-}
-
-/* False when there is no memory for the page list. */
-static bool reserve_pages(struct step *st, size_t n)
-{
-    if (n <= st->pages_cap)
-        return true;
-    uint32_t *pages = realloc(st->pages, 2 * n * sizeof *pages);
-    if (pages == NULL)
-        return false;
-    st->pages = pages;
-    st->pages_cap = 2 * n;
-    return true;
-}
-
-static pl_status build_batch(struct pl_engine *e, uint32_t n_seqs, struct pl_batch *b)
-{
-    struct step *st = &e->step;
-    uint32_t t = 0, rows = 0, n_pages = 0;
-    st->q_start[0] = st->page_start[0] = 0;
-    for (uint32_t i = 0; i < n_seqs; i++) {
-        const struct pl_seq *s = st->seqs[i];
-        if (!reserve_pages(st, (size_t)n_pages + s->table.n_pages))
-            return PL_ENOMEM;
-        memcpy(st->pages + n_pages, s->table.pages, s->table.n_pages * sizeof *st->pages);
-        n_pages += s->table.n_pages;
-        for (uint32_t k = 0; k < s->take; k++, t++) {
-            uint32_t pos = s->n_done + k;
-            st->tokens[t] = s->tokens[pos];
-            st->pos[t] = pos;
-            st->slot[t] = s->table.pages[pos / PL_KV_PAGE] * PL_KV_PAGE + pos % PL_KV_PAGE;
-            if (wants_all_rows(s) || pos + 1 == s->n_tokens)
-                st->rows[rows++] = t;
-        }
-        st->q_start[i + 1] = t;
-        st->ctx[i] = s->n_done + s->take;
-        st->page_start[i + 1] = n_pages;
-    }
-    *b = (struct pl_batch){t, n_seqs, rows, st->tokens, st->pos, st->slot, st->q_start, st->ctx, st->page_start, st->pages, st->rows};
-    return PL_OK;
 }
 
 static void count_token(struct pl_engine *e, struct pl_seq *s)
@@ -502,8 +486,9 @@ static void count_token(struct pl_engine *e, struct pl_seq *s)
     s->last_token_ns = now;
 }
 
-/* Samples the row that follows the sequence's last token. May end the sequence, or its job. */
-static void sample_next(struct pl_engine *e, struct pl_seq *s, const float *logits)
+/* Samples the row that follows the sequence's last token. Returns whether the sequence goes on; if not, it and maybe its job
+ * are gone. *token is what came out, -1 when nothing did. */
+static bool sample_next(struct pl_engine *e, struct pl_seq *s, const float *logits, int32_t *token)
 {
     const struct pl_request *req = s->job->req;
     bool ban = req->ignore_eos || pl_seq_output(s) < req->min_tokens;
@@ -511,13 +496,42 @@ static void sample_next(struct pl_engine *e, struct pl_seq *s, const float *logi
     pl_finish finish;
     pl_status st = pl_sample(s->sampler, e->scratch, logits, e->runner.n_vocab, pl_seq_output(s), ban ? e->eog : NULL,
                              ban ? e->n_eog : 0, &choice);
+    *token = st == PL_OK ? choice.token : -1;
     if (st != PL_OK) {
         fail_job(e, s->job, st, "the model's output is not a number for this request");
-        return;
+        return false;
     }
     count_token(e, s);
-    if (pl_seq_append(s, e->tok, &choice, &e->text, &finish))
-        end_seq(e, s, finish);
+    if (!pl_seq_append(s, e->tok, &choice, &e->text, &finish))
+        return true;
+    end_seq(e, s, finish);
+    return false;
+}
+
+/* The row after the sequence's last token, and as long as what comes out is what was guessed, the row after that guess: its
+ * keys and values are those of the token. The first other token stays, the places of the guesses after it are written again. */
+static void sample_rows(struct pl_engine *e, struct pl_seq *s, const float *logits)
+{
+    const uint32_t n = s->draft.n;
+    uint32_t held = 0;
+    int32_t guesses[PL_DRAFT_MAX], token;
+    memcpy(guesses, s->draft.ids, sizeof guesses);
+    s->draft.n = 0;
+    bool on;
+    while ((on = sample_next(e, s, logits + (size_t)held * e->runner.n_vocab, &token)) && held < n && token == guesses[held]) {
+        held++;
+        s->n_done++;
+        pl_kv_commit(e->kv, &s->table, s->tokens, s->n_done);
+    }
+    if (n == 0)
+        return;
+    held += !on && held < n && token == guesses[held]; /* the guess that ended the text */
+    if (on)
+        pl_draft_learn(&s->draft, n, held);
+    pthread_mutex_lock(&e->stats_lock);
+    e->stats.draft_tokens += n;
+    e->stats.draft_accepted += held;
+    pthread_mutex_unlock(&e->stats_lock);
 }
 
 /* Log-probabilities of prompt tokens: row k of this step tells those of token n_done + k + 1. */
@@ -536,12 +550,11 @@ static pl_status take_prompt_rows(struct pl_engine *e, struct pl_seq *s, const f
     return s->n_done + s->take >= s->n_prompt ? pl_seq_push_prompt(s) : PL_OK;
 }
 
-/* What came out of the forward pass for one sequence; its logits start at `logits`. Returns how many rows were its own. */
-static uint32_t take_result(struct pl_engine *e, struct pl_seq *s, const float *logits)
+/* What came out of the forward pass for one sequence; its logits start at `logits`. */
+static void take_result(struct pl_engine *e, struct pl_seq *s, const float *logits)
 {
-    bool all = wants_all_rows(s), complete = s->n_done + s->take == s->n_tokens;
-    uint32_t rows = all ? s->take : complete;
-    const float *last = logits + (size_t)(rows > 0 ? rows - 1 : 0) * e->runner.n_vocab;
+    bool all = pl_seq_wants_all_rows(s), complete = s->n_done + s->take == s->n_tokens;
+    const float *last = logits + (size_t)(all && s->take > 0 ? s->take - 1 : 0) * e->runner.n_vocab;
     pl_status st = all ? take_prompt_rows(e, s, logits) : PL_OK;
     s->n_done += s->take;
     s->take = 0;
@@ -551,8 +564,7 @@ static uint32_t take_result(struct pl_engine *e, struct pl_seq *s, const float *
     else if (complete && s->max_new == 0)
         end_seq(e, s, PL_FINISH_LENGTH);
     else if (complete)
-        sample_next(e, s, last);
-    return rows;
+        sample_rows(e, s, last);
 }
 
 static bool still_running(const struct pl_engine *e, const struct pl_seq *s)
@@ -573,11 +585,24 @@ static void finish_step(struct pl_engine *e, uint32_t n_tokens)
     pthread_mutex_unlock(&e->stats_lock);
 }
 
+/* A pass of nothing but decodes and their guesses took ns. */
+static void learn_cost(struct pl_engine *e, uint32_t n_seqs, uint64_t ns)
+{
+    uint32_t n_guesses = 0;
+    for (uint32_t i = 0; i < n_seqs; i++) {
+        if (!pl_seq_decodes(e->step.seqs[i]))
+            return;
+        n_guesses += e->step.seqs[i]->draft.n;
+    }
+    pl_draft_cost_learn(&e->cost, n_seqs, n_guesses, ns);
+}
+
 static void run_step(struct pl_engine *e, uint32_t n_seqs)
 {
     struct pl_batch b;
     const float *logits = NULL;
-    pl_status st = build_batch(e, n_seqs, &b);
+    pl_status st = pl_step_build(&e->step, n_seqs, &b);
+    uint64_t began = pl_now_ns();
     if (st == PL_OK)
         st = e->runner.forward(e->runner.self, &b, &logits);
     if (st != PL_OK) {
@@ -586,6 +611,7 @@ static void run_step(struct pl_engine *e, uint32_t n_seqs)
         fail_all(e, PL_EDEVICE, "the compute device failed");
         return;
     }
+    learn_cost(e, n_seqs, pl_now_ns() - began);
     /* a failing request may take sequences with it that come later in this step: their rows are passed over */
     for (uint32_t i = 0, row = 0; i < n_seqs; i++) {
         struct pl_seq *s = e->step.seqs[i];
@@ -593,7 +619,7 @@ static void run_step(struct pl_engine *e, uint32_t n_seqs)
         while (next < b.n_rows && b.rows[next] < b.q_start[i + 1])
             next++;
         if (still_running(e, s))
-            (void)take_result(e, s, logits + (size_t)row * e->runner.n_vocab);
+            take_result(e, s, logits + (size_t)row * e->runner.n_vocab);
         row = next;
     }
     finish_step(e, b.n_tokens);
@@ -680,18 +706,6 @@ static void init_stats(struct pl_engine_stats *s)
 #undef HIST
 }
 
-static bool alloc_step(struct step *s, const struct pl_engine_opts *o)
-{
-    size_t t = o->batch_tokens, n = o->max_sequences;
-    s->pages_cap = 16 * n;
-    return (s->tokens = malloc(t * sizeof *s->tokens)) != NULL && (s->pos = malloc(t * sizeof *s->pos)) != NULL &&
-           (s->slot = malloc(t * sizeof *s->slot)) != NULL && (s->rows = malloc(t * sizeof *s->rows)) != NULL &&
-           (s->q_start = malloc((n + 1) * sizeof *s->q_start)) != NULL && (s->ctx = malloc(n * sizeof *s->ctx)) != NULL &&
-           (s->page_start = malloc((n + 1) * sizeof *s->page_start)) != NULL &&
-           (s->pages = malloc(s->pages_cap * sizeof *s->pages)) != NULL && (s->seqs = malloc(n * sizeof(void *))) != NULL &&
-           (s->plan = malloc(n * sizeof *s->plan)) != NULL;
-}
-
 static bool collect_eog(struct pl_engine *e)
 {
     int32_t n = e->tok != NULL ? pl_tok_count(e->tok) : 0;
@@ -711,6 +725,8 @@ pl_status pl_engine_new_with(struct pl_engine **out, const struct pl_engine_opts
     uint64_t salt = 0;
     if (opts->max_sequences < 1 || opts->batch_tokens < opts->max_sequences || opts->max_context < 2)
         return pl_fail(err, PL_EINVAL, "batch-tokens must be at least max-sequences, and the context at least 2");
+    if (opts->max_draft > PL_DRAFT_MAX || opts->draft_sequences > PL_DRAFT_SEQS)
+        return pl_fail(err, PL_EINVAL, "at most %d tokens can be guessed, for %d sequences", PL_DRAFT_MAX, PL_DRAFT_SEQS);
     if (getrandom(&salt, sizeof salt, 0) != (ssize_t)sizeof salt)
         return pl_fail(err, PL_EIO, "the system gives no random numbers");
     struct pl_engine *e = calloc(1, sizeof *e);
@@ -729,11 +745,13 @@ pl_status pl_engine_new_with(struct pl_engine **out, const struct pl_engine_opts
     pthread_cond_init(&e->idle, &attr);
     pthread_condattr_destroy(&attr);
     init_stats(&e->stats);
+    pl_draft_cost_init(&e->cost);
     e->running = malloc(opts->max_sequences * sizeof(void *));
     e->preempted_cap = opts->max_sequences;
     e->preempted = malloc(e->preempted_cap * sizeof(void *));
     pl_status st = pl_kv_new(&e->kv, opts->n_pages, salt, err);
-    if (st == PL_OK && (e->running == NULL || e->preempted == NULL || !alloc_step(&e->step, opts) || !collect_eog(e) ||
+    if (st == PL_OK && (e->running == NULL || e->preempted == NULL || pl_step_init(&e->step, opts->batch_tokens, opts->max_sequences) != PL_OK ||
+                        !collect_eog(e) ||
                         pl_sample_scratch_new(&e->scratch, runner->n_vocab) != PL_OK))
         st = pl_fail(err, PL_ENOMEM, "no memory for the engine");
     e->stats.pages_total = opts->n_pages;
@@ -796,11 +814,10 @@ void pl_engine_free(struct pl_engine *e)
     pl_kv_free(e->kv);
     pl_sample_scratch_free(e->scratch);
     pl_buf_fini(&e->text);
-    struct step *s = &e->step;
-    void *const blocks[] = {s->tokens, s->pos,  s->slot, s->rows,  s->q_start,  s->ctx, s->page_start,
-                            s->pages,  s->seqs, s->plan, e->eog,   e->running,  e->preempted};
-    for (size_t i = 0; i < PL_COUNT_OF(blocks); i++)
-        free(blocks[i]);
+    pl_step_fini(&e->step);
+    free(e->eog);
+    free(e->running);
+    free(e->preempted);
     pthread_mutex_destroy(&e->lock);
     pthread_mutex_destroy(&e->stats_lock);
     pthread_cond_destroy(&e->wake);

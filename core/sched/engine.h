@@ -31,6 +31,8 @@ struct pl_engine_opts {
     uint32_t n_pages;       /* of PL_KV_PAGE tokens; 0 = enough for max_sequences × max_context, capped at half of free memory */
     pl_dtype kv_dtype;
     uint32_t queue_limit; /* waiting requests; a further one is PL_EFULL */
+    uint32_t max_draft;   /* tokens guessed ahead for a sequence that decodes (draft.h), at most PL_DRAFT_MAX; 0 = none */
+    uint32_t draft_sequences; /* as long as at most so many decode; at most PL_DRAFT_SEQS */
 };
 
 struct pl_prompt {
@@ -69,6 +71,7 @@ struct pl_engine_stats {
     uint64_t n_submitted, n_refused, n_finished_stop, n_finished_length, n_cancelled, n_failed; /* requests' choices */
     uint64_t prompt_tokens, cached_tokens, generated_tokens;
     uint64_t prefix_queries, prefix_hits; /* tokens asked for, tokens found */
+    uint64_t draft_tokens, draft_accepted; /* guessed, and of these right */
     uint64_t n_preempted, n_steps;
     uint32_t running, waiting;
     uint32_t pages_total, pages_held, pages_cached;

@@ -152,6 +152,14 @@ bool pl_reply_has_room(struct pl_reply *r, size_t n)
     return room;
 }
 
+size_t pl_reply_room(struct pl_reply *r)
+{
+    pthread_mutex_lock(&r->lock);
+    size_t room = r->cap - r->n;
+    pthread_mutex_unlock(&r->lock);
+    return room;
+}
+
 size_t pl_reply_capacity(const struct pl_reply *r)
 {
     return r->cap;

@@ -10,6 +10,8 @@
 void pl_reply_attach(struct pl_reply *r, void (*on_room)(void *engine), void *engine);
 /* Room for n more events. If not, the next read calls on_room. */
 bool pl_reply_has_room(struct pl_reply *r, size_t n);
+/* Events that it has room for now. */
+size_t pl_reply_room(struct pl_reply *r);
 size_t pl_reply_capacity(const struct pl_reply *r);
 /* There is room. False when memory is out (nothing was pushed). */
 bool pl_reply_push(struct pl_reply *r, const struct pl_event *ev, const char *text, size_t n_text);

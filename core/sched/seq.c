@@ -72,6 +72,7 @@ pl_status pl_seq_prepare(struct pl_seq *s, const struct pl_tok *tok)
     }
     memcpy(s->tokens, prompt->ids, s->n_prompt * sizeof *s->tokens);
     s->n_tokens = s->n_prompt;
+    pl_draft_init(&s->draft);
     return PL_OK;
 }
 

@@ -6,6 +6,7 @@
 #define PL_SCHED_SEQ_H
 
 #include "core/kv/kv.h"
+#include "core/sched/draft.h"
 #include "core/sched/engine.h"
 #include "core/sched/reply_int.h"
 
@@ -22,7 +23,8 @@ struct pl_seq {
     uint32_t n_tokens, n_prompt, max_new;
     uint32_t n_done;   /* tokens whose keys and values are in the cache */
     uint32_t n_cached; /* of the prompt, found at first admission */
-    uint32_t take;     /* tokens of the step that is being built */
+    uint32_t take;     /* tokens of the step that is being built, without guesses */
+    struct pl_draft draft;
     struct pl_kv_table table;
     struct pl_sampler *sampler;
     struct pl_detok detok;
@@ -60,7 +62,19 @@ static inline uint32_t pl_seq_output(const struct pl_seq *s)
     return s->n_tokens - s->n_prompt;
 }
 
-/* Pushes events. What a step pushes for a sequence is at most pl_reply_needs(1) - 1 events. */
+/* Prompt log-probabilities are still to come: the logits of each position are wanted. */
+static inline bool pl_seq_wants_all_rows(const struct pl_seq *s)
+{
+    return s->prompt_logprobs != NULL;
+}
+
+/* Its next token comes from this step, and nothing else does. */
+static inline bool pl_seq_decodes(const struct pl_seq *s)
+{
+    return s->take == 1 && s->n_done + 1 == s->n_tokens && s->max_new > 0 && !pl_seq_wants_all_rows(s);
+}
+
+/* Pushes events. What a step pushes for a sequence is at most pl_reply_needs(1) - 1 events, and one for each guess. */
 pl_status pl_seq_push_prompt(struct pl_seq *s) PL_MUST_CHECK;
 /* Appends the token, pushes its event; returns true when the sequence is over, with *finish set. */
 bool pl_seq_append(struct pl_seq *s, const struct pl_tok *tok, const struct pl_choice *sampled, struct pl_buf *text,
