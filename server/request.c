@@ -94,16 +94,21 @@ static bool conn_park(struct pl_http_conn *c)
     return park;
 }
 
+/* Resumes without the lock: the worker may run at once, on this processor, and would only wait for it. */
 void pl_http_wake(struct pl_http_conn *c)
 {
+    struct pl_http *h = c->http;
     pthread_mutex_lock(&c->lock);
-    if (c->suspended) {
-        c->suspended = false;
-        MHD_resume_connection(c->mhd);
-    } else {
-        c->woken = true;
-    }
+    struct MHD_Connection *parked = c->suspended ? c->mhd : NULL; /* stays until somebody resumes it: that is us alone */
+    c->suspended = false;
+    c->woken |= parked == NULL;
+    if (parked != NULL)
+        atomic_fetch_add(&h->n_resuming, 1);
     pthread_mutex_unlock(&c->lock);
+    if (parked == NULL)
+        return;
+    MHD_resume_connection(parked);
+    atomic_fetch_sub(&h->n_resuming, 1);
 }
 
 /* From the watcher. The request may have ended meanwhile and c may serve another one, so that nothing is done here that
