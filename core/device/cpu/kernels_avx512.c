@@ -112,8 +112,11 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
     const float *d = x->d + (size_t)t0 * (K / 32), *s = sums + (size_t)t0 * n_subs;
     vf acc[2][TOKENS];
 #pragma GCC unroll 6
-    for (uint32_t i = 0; i < n_t; i++)
+    for (uint32_t i = 0; i < n_t; i++) {
         acc[0][i] = acc[1][i] = vf_set(0.f);
+        __builtin_prefetch(out + i * stride, 1);
+        __builtin_prefetch(out + i * stride + PL_CPU_GROUP, 1);
+    }
     for (uint32_t b = 0; b < n_subs; b++) {
         __m512i dot[2][TOKENS];
 #pragma GCC unroll 6
