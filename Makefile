@@ -85,7 +85,7 @@ test-unit: $(B)/unit
 	$(B)/unit
 ops: $(B)/ops
 	$(B)/ops
-test-http: all tools
+test-http: all tools bench-tools
 	PARLEYD=$(B)/parleyd PARLEY_TOOLS=$(B) $(PYTHON) -m pytest -q tests/http
 test: test-unit ops lint test-http
 oracle: tools

@@ -60,7 +60,7 @@ static struct {
     bool get;
     char **requests; /* whole, head and body */
     size_t n_requests;
-    long wanted, begun, finished, failed, open, peak_open; /* open: streams of which the head has come */
+    long wanted, begun, finished, failed, open, peak_open; /* open: sent, and not wholly answered */
     long tokens;
     uint64_t start, last_text, deadline; /* ns; deadline 0 = none */
     struct samples first, gap, total;
@@ -129,6 +129,7 @@ static void send_more(struct client *c)
         c->sent += (size_t)n;
     }
     c->state = HEAD;
+    load.peak_open = ++load.open > load.peak_open ? load.open : load.peak_open;
     listen_for(c, EPOLLIN);
 }
 
@@ -163,7 +164,7 @@ static void begin(struct client *c)
 
 static void end_answer(struct client *c)
 {
-    load.open -= !load.get;
+    load.open--;
     load.statuses[c->status < 600 ? c->status : 0]++;
     if (c->status != 200 || c->failed || (!load.get && !c->done)) {
         note_failure(c, c->status == 200 ? "the stream ended early or with an error" : "refused");
@@ -260,8 +261,6 @@ static void take_head_line(struct client *c, const char *line)
 
 static void end_head(struct client *c)
 {
-    load.open += !load.get;
-    load.peak_open = load.open > load.peak_open ? load.open : load.peak_open;
     c->keep_alive &= c->chunked || c->sized;
     c->state = c->chunked ? CHUNK_SIZE : BODY;
 }
@@ -315,15 +314,16 @@ static bool take_bytes(struct client *c, const char **p, const char *end, uint64
 static void take_close(struct client *c)
 {
     bool asked_again = !c->fresh && c->status == 0; /* it closed an idle connection while the request was on its way */
-    bool is_end = c->state == BODY && !c->sized;
+    bool is_end = c->state == BODY && !c->sized, sent = c->state != SENDING;
     hang_up(c);
     if (asked_again) {
+        load.open -= sent;
         load.begun--;
         begin(c);
     } else if (is_end) {
         end_answer(c);
     } else {
-        load.open -= !load.get && c->status != 0;
+        load.open -= sent;
         note_failure(c, "the server closed the connection");
         begin(c);
     }
@@ -345,8 +345,11 @@ static void receive(struct client *c)
             return;
         }
         const char *p = bytes;
-        if (c->state == SENDING)
-            c->state = HEAD; /* refused before it had all */
+        if (c->state == SENDING) { /* refused before it had all */
+            c->state = HEAD;
+            c->keep_alive = false;
+            load.open++;
+        }
         if (c->state != IDLE && take_bytes(c, &p, bytes + n, now)) {
             end_answer(c);
             return;
@@ -406,7 +409,7 @@ static void print_result(const struct client *clients, long n)
                 add_sample(&load.first, now - clients[i].start); /* at least as long */
         }
     double seconds = (double)(end - load.start) * 1e-9;
-    printf("{\"clients\": %ld, \"finished\": %ld, \"failed\": %ld, \"unfinished\": %ld, \"seconds\": %.3f, \"requests_s\": %.1f, \"tokens\": %ld, "
+    printf("{\"clients\": %ld, \"finished\": %ld, \"failed\": %ld, \"unfinished\": %ld, \"seconds\": %.6f, \"requests_s\": %.1f, \"tokens\": %ld, "
            "\"tok_s\": %.2f, \"completion_tokens\": [%ld, %ld], \"prompt_tokens\": [%ld, %ld], \"peak_open\": %ld",
            n, load.finished, load.failed, unfinished, seconds, (double)load.finished / seconds, load.tokens, (double)load.tokens / seconds,
            load.completion.min, load.completion.max, load.prompt.min, load.prompt.max, load.peak_open);

@@ -150,7 +150,8 @@ def http_tables(s):
                              ("prefix", "warm_first_ms", "first text of a 1,510-token prompt of which 1,500 are cached, ms"),
                              ("busy", "alone_tok_s", "four clients, output tok/s"), ("busy", "beside_tok_s", "the same beside one busy process"),
                              ("small requests", "/health", "GET /health, requests/s"), ("small requests", "/v1/models", "GET /v1/models, requests/s"),
-                             ("many streams", "finished", "2,000 streams at once: finished"), ("many streams", "seconds", "… seconds"),
+                             ("many streams", "finished", "2,000 streams at once: finished"),
+                             ("many streams", "peak_open", "… most of them unanswered at once"), ("many streams", "seconds", "… seconds"),
                              ("ready", "ready_ms", "start to ready, ms")):
         names = ("parleyd", "llama-server", "llama-server Q4_0")
         values = [s.median("http", case, x, test) for x in names]
