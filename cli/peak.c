@@ -13,8 +13,8 @@
 #include "core/base/clock.h"
 #include "core/base/pool.h"
 
-enum { MAX_THREADS = 256, RUNS = 9, READ_BYTES = 256 << 20, HUGE_PAGE = 2 << 20 };
-#define LOOP_TURNS 500000L /* of 16 instructions, or of 12 where registers are fewer: some milliseconds */
+enum { MAX_THREADS = 256, RUNS = 15, READ_BYTES = 256 << 20, HUGE_PAGE = 2 << 20 };
+#define LOOP_TURNS 2000000L /* of 16 instructions, or of 12 where registers are fewer: some milliseconds */
 
 struct team;
 struct worker {

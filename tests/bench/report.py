@@ -6,8 +6,9 @@ import math
 import statistics
 
 MOVED = 0.10  # a calibrator further than this from its median: the round is left out
-PROCESSOR = ("int8_avx512", "int8_avx2")
+PROCESSOR = ("int8_avx512", "int8_avx2")  # the first that this machine has
 READING = ("decode 1", "streams 1", "streams 2", "context")  # figures that follow the bandwidth: it must have stayed as well
+MARK = "<!-- figures -->"
 SAME_FILE, BEST = "llama.cpp", "llama.cpp Q4_0"
 
 
@@ -19,7 +20,8 @@ class Summary:
         rounds = results["rounds"]
         every = [c for r in rounds for c in r["calibrator"]]
         self.machine = {k: statistics.median_low(c[k] for c in every) for k in every[0]} if every else {}
-        self.kept = [r for r in rounds if self.steady(r, PROCESSOR)]
+        self.processor = next(([k] for k in PROCESSOR if self.machine.get(k)), [])
+        self.kept = [r for r in rounds if self.steady(r, self.processor)]
         self.quick = any(r["quick"] for r in rounds)
 
     def steady(self, r, calibrators):
@@ -234,8 +236,14 @@ def series(s, section, subjects, case, test):
     return lines
 
 
+def write_below(path, text):
+    """The whole file, or what is below its mark."""
+    before, mark, _ = path.read_text().partition(MARK) if path.exists() else ("", "", "")
+    path.write_text(f"{before}{mark}\n\n{text}" if mark else text)
+
+
 def plots(s, beside):
-    """NAME-….svg next to NAME.md."""
+    """Writes NAME-….svg next to NAME.md; [(file name, title)]."""
     servers = ("parleyd", "llama-server", "llama-server Q4_0")
     wanted = [("engine", "Decode: all streams together", "streams", "tok/s", series(s, "engine", s.subjects("engine"), None, "streams {}"))]
     for kind, length in (("short", 20), ("long", "1,000")):
@@ -250,6 +258,10 @@ def plots(s, beside):
         for p in ("p50", "p99"):
             gaps.update({f"{k}, {p}": v for k, v in series(s, "http", servers, case, f"gap_ms.{p}").items()})
         wanted.append((f"gap-{kind}", f"Time between texts, {name}", "clients", "ms", gaps))
+    written = []
     for name, title, x, y, lines in wanted:
         if lines:
-            beside.with_name(f"{beside.stem}-{name}.svg").write_text(plot(title, x, y, lines))
+            file = beside.with_name(f"{beside.stem}-{name}.svg")
+            file.write_text(plot(title, x, y, lines))
+            written.append((file.name, title))
+    return written
