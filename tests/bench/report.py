@@ -192,20 +192,29 @@ STYLE = """<style>text{font:13px sans-serif;fill:#222}.a{stroke:#888;fill:none}.
 WIDTH, HEIGHT, LEFT, TOP, PLOT_W, PLOT_H = 760, 420, 70, 40, 480, 310
 
 
-def nice(top):
-    """Ticks from 0 past top."""
+def even_ticks(top):
+    """From 0 past top."""
     step = 10 ** math.floor(math.log10(top / 4)) if top > 0 else 1
     step *= next(k for k in (1, 2, 2.5, 5, 10) if step * k * 5 >= top)
     return [i * step for i in range(math.ceil(top / step) + 1)]
 
 
-def plot(title, x_label, y_label, lines):
-    """lines: {name: [(x, y)]}. The x axis doubles from tick to tick."""
+def log_ticks(values):
+    """1, 2, 5, 10, … from below the least to above the greatest."""
+    steps = [k * 10 ** e for e in range(-3, 7) for k in (1, 2, 5)]
+    low = max(t for t in steps if t <= max(min(values), steps[0]))
+    return [t for t in steps if t >= low and (t == low or steps[steps.index(t) - 1] < max(values))]
+
+
+def plot(title, x_label, y_label, lines, log_y=False):
+    """lines: {name: [(x, y)]}. The x axis doubles from tick to tick; the second line of a pair "name, p99" is dashed."""
     xs = sorted({x for points in lines.values() for x, _ in points})
-    ticks = nice(max(y for points in lines.values() for _, y in points))
+    ys = [y for points in lines.values() for _, y in points]
+    ticks = log_ticks(ys) if log_y else even_ticks(max(ys))
+    at = (lambda y: math.log(max(y, ticks[0]) / ticks[0]) / (math.log(ticks[-1] / ticks[0]) or 1)) if log_y else (lambda y: y / ticks[-1])
     px = {x: LEFT + PLOT_W * (math.log2(x / xs[0]) / (math.log2(xs[-1] / xs[0]) or 1)) for x in xs}
-    py = lambda y: TOP + PLOT_H * (1 - y / ticks[-1])
-    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">', STYLE,
+    py = lambda y: TOP + PLOT_H * (1 - at(y))
+    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">', f"<title>{html.escape(title)}</title>", STYLE,
            f'<text x="{LEFT}" y="22" font-weight="bold">{html.escape(title)}</text>']
     for t in ticks:
         out.append(f'<path class="g" d="M{LEFT} {py(t):.1f}h{PLOT_W}"/><text x="{LEFT - 8}" y="{py(t) + 4:.1f}" text-anchor="end">{t:,.6g}</text>')
@@ -214,13 +223,15 @@ def plot(title, x_label, y_label, lines):
     out.append(f'<path class="a" d="M{LEFT} {TOP}v{PLOT_H}h{PLOT_W}"/>')
     out.append(f'<text x="{LEFT + PLOT_W / 2}" y="{HEIGHT - 18}" text-anchor="middle">{html.escape(x_label)}</text>')
     out.append(f'<text transform="translate(16 {TOP + PLOT_H / 2}) rotate(-90)" text-anchor="middle">{html.escape(y_label)}</text>')
+    owners = list(dict.fromkeys(name.split(", p")[0] for name in lines))
     for i, (name, points) in enumerate(lines.items()):
-        colour = COLOURS[i % len(COLOURS)]
+        colour = COLOURS[owners.index(name.split(", p")[0]) % len(COLOURS)]
+        dash = ' stroke-dasharray="5 4"' if name.endswith("p99") else ""
         path = "".join(f"{'L' if k else 'M'}{px[x]:.1f} {py(y):.1f}" for k, (x, y) in enumerate(points))
-        out.append(f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        out.append(f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="2"{dash}/>')
         out += [f'<circle cx="{px[x]:.1f}" cy="{py(y):.1f}" r="3" fill="{colour}"/>' for x, y in points]
         y = TOP + 10 + 20 * i
-        out.append(f'<path d="M{LEFT + PLOT_W + 16} {y}h22" stroke="{colour}" stroke-width="3"/>'
+        out.append(f'<path d="M{LEFT + PLOT_W + 16} {y}h22" stroke="{colour}" stroke-width="3"{dash}/>'
                    f'<text x="{LEFT + PLOT_W + 44}" y="{y + 4}">{html.escape(name)}</text>')
     return "\n".join(out + ["</svg>", ""])
 
@@ -262,6 +273,6 @@ def plots(s, beside):
     for name, title, x, y, lines in wanted:
         if lines:
             file = beside.with_name(f"{beside.stem}-{name}.svg")
-            file.write_text(plot(title, x, y, lines))
+            file.write_text(plot(title, x, y, lines, log_y=y == "ms"))
             written.append((file.name, title))
     return written
