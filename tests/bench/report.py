@@ -5,9 +5,9 @@ import html
 import math
 import statistics
 
-MOVED = 0.10  # a calibrator further than this from its median: the round is left out
+MOVED = 0.10  # a calibrator that moved further than this: the round is left out
 PROCESSOR = ("int8_avx512", "int8_avx2")  # the first that this machine has
-READING = ("decode 1", "streams 1", "streams 2", "context")  # figures that follow the bandwidth: it must have stayed as well
+READING = ("decode 1", "streams 1", "streams 2", "context")  # figures that follow the bandwidth
 MARK = "<!-- figures -->"
 SAME_FILE, BEST = "llama.cpp", "llama.cpp Q4_0"
 
@@ -21,16 +21,24 @@ class Summary:
         every = [c for r in rounds for c in r["calibrator"]]
         self.machine = {k: statistics.median_low(c[k] for c in every) for k in every[0]} if every else {}
         self.processor = next(([k] for k in PROCESSOR if self.machine.get(k)), [])
-        self.kept = [r for r in rounds if self.steady(r, self.processor)]
+        self.kept = [r for r in rounds if self.undisturbed(r)]
         self.quick = any(r["quick"] for r in rounds)
 
-    def steady(self, r, calibrators):
-        return all(abs(c[k] / self.machine[k] - 1) <= MOVED for c in r["calibrator"] for k in calibrators if self.machine[k])
+    def undisturbed(self, r):
+        """Nobody else had the processors."""
+        return all(abs(c[k] / self.machine[k] - 1) <= MOVED for c in r["calibrator"] for k in self.processor)
+
+    @staticmethod
+    def reads_steadily(r):
+        """The bandwidth of a virtual machine may have several states; it must have been in the same one before and after."""
+        before, after = (c["read_gbs"] for c in r["calibrator"])
+        return abs(after / before - 1) <= MOVED
 
     def rounds(self, section, case=None, test=""):
         """Results of the undisturbed rounds; with a test that follows the bandwidth, of those in which that was steady too."""
-        watched = ("read_gbs",) if section == "engine" and test.startswith(READING) else ()
-        return [r["results"] for r in self.kept if r["section"] == section and case in (None, r["case"]) and self.steady(r, watched)]
+        reading = section == "engine" and test.startswith(READING)
+        return [r["results"] for r in self.kept if r["section"] == section and case in (None, r["case"])
+                and (not reading or self.reads_steadily(r))]
 
     def counts(self, section):
         kept = len(self.rounds(section))
