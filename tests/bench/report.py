@@ -189,6 +189,7 @@ def markdown(s):
     host = s.results["host"]
     lines = [f"{host.get('processor', '')}, {host.get('threads', '')} threads; {host.get('model', '')}; parley {host.get('commit', '')}; {host.get('date', '')}"
              + ("; a quick run" if s.quick else ""), ""]
+    lines += [f"Rejected: {r['section']} {r['case']}: {r['why']}\n" for r in s.results.get("rejected", [])]
     return "\n".join(lines + engine_tables(s) + http_tables(s) + ops_tables(s)).rstrip()
 
 
