@@ -33,11 +33,19 @@ struct pl_cpu_part {
     uint32_t rows, cols;
     const uint8_t *src; /* borrowed: the file's rows, for the embedding and the reference kernels */
     uint8_t *packed;    /* NULL in the reference device */
+    struct pl_cpu_chunk *chunk; /* where packed lies */
     size_t group_bytes;
     uint32_t bits; /* 4 or 8; 0 = float type */
     uint32_t sub;
     bool has_min, half_scales;
     float offset;
+};
+
+/* Packed parts lie one behind the other in huge pages, since most are smaller than one; given back with the last part. */
+struct pl_cpu_chunk {
+    uint8_t *data;
+    size_t size, used;
+    uint32_t n_parts;
 };
 
 struct pl_weight {
@@ -117,6 +125,7 @@ struct pl_cpu {
     const struct pl_cpu_kernels *k;
     const struct pl_batch *batch; /* of the step that runs, else NULL */
     struct pl_cpu_act act;
+    struct pl_cpu_chunk *chunk; /* where the next packed part goes; NULL = a new one */
     float *rope_cos, *rope_sin; /* [T][n_dims / 2] of rope_freq and rope_pos, made once a step */
     size_t rope_cap;
     const float *rope_freq;
