@@ -53,13 +53,34 @@ struct pl_weight {
     struct pl_cpu_part *parts;
 };
 
-/* Pages of one layer lie one after another; a page holds, for each key/value head, its keys transposed and then its
- * values: K [D][32], V [32][D]. */
+/* What one key/value head has in a page, in this order; `step` is what a dot product takes at once: 1 (F32, F16), 2 (BF16),
+ * 4 (Q8_0), and D is rounded up to it for keys.
+ *
+ *   keys          [D / step][32 positions][step]     bytes of Q8_0 hold the key + 128
+ *   key scales    f16 [D / 32][32 positions]         Q8_0 only
+ *   values        [32 / step][D][step positions]
+ *   value scales  as for keys */
+struct pl_cpu_kv_layout {
+    pl_dtype dtype;
+    uint32_t step, element, head_dim;
+    uint32_t key_scales, values, value_scales, bytes; /* offsets, and the whole */
+    uint32_t rotate_bits;                             /* heads are rotated in pieces of 2^rotate_bits; 0 = not */
+};
+
+enum { PL_CPU_KEY_OFFSET = 128 };
+
+/* Pages of one layer lie one after another. */
 struct pl_kvdev {
     struct pl_kv_shape shape;
+    struct pl_cpu_kv_layout layout;
     uint8_t *data;
-    size_t bytes, layer_bytes, page_bytes, head_bytes, element;
+    size_t bytes, layer_bytes, page_bytes;
 };
+
+static inline uint8_t *pl_cpu_head_page(const struct pl_kvdev *kv, uint32_t layer, uint32_t page, uint32_t head)
+{
+    return kv->data + layer * kv->layer_bytes + page * kv->page_bytes + (size_t)head * kv->layout.bytes;
+}
 
 /* Activations quantized for block types: int8 per 32 inputs with scale d = max|x| / 127; sum16 and sum32 are d times the
  * sum of 16 or 32 quants, for the minimum term. */
@@ -83,9 +104,10 @@ struct pl_dbuf {
 
 /* One segment of attention for n_q query vectors that read the same key/value head. */
 struct pl_cpu_attn {
-    pl_dtype dtype;
-    uint32_t head_dim, n_pages;
-    const uint8_t *pages[PL_CPU_SEGMENT]; /* this head's K of each page; V follows */
+    const struct pl_cpu_kv_layout *layout;
+    uint32_t n_pages;
+    const uint8_t *pages[PL_CPU_SEGMENT]; /* this head's */
+    const uint8_t *ahead[PL_CPU_SEGMENT]; /* pages of the segment that will be read next, or NULL */
     uint32_t n_q;
     const float *q[PL_CPU_MAX_QUERIES];
     uint32_t n_pos[PL_CPU_MAX_QUERIES]; /* positions of the segment that query i sees, at least 1 */
@@ -115,6 +137,10 @@ struct pl_cpu_kernels {
     /* in[n] as the cache's element type */
     void (*narrow)(pl_dtype t, const float *in, uint32_t n, void *out);
     void (*attn)(struct pl_cpu_attn *a);
+    /* total[n] = total * c + acc * d */
+    void (*blend)(float *total, float c, const float *acc, float d, uint32_t n);
+    /* Multiplies each piece of 2^bits elements by the Hadamard matrix of that size, over the root of the size. */
+    void (*rotate)(float *x, uint32_t n, uint32_t bits);
 };
 
 extern const struct pl_cpu_kernels pl_cpu_kernels_ref, pl_cpu_kernels_avx2, pl_cpu_kernels_avx512;
@@ -132,6 +158,7 @@ struct pl_cpu {
     const uint32_t *rope_pos;
     float *attn_work; /* partial results of attention's segments */
     size_t attn_cap;
+    struct pl_cpu_attn_plan *attn_plan; /* attn.c's, made when it is first needed */
 };
 
 static inline struct pl_cpu *pl_cpu_of(struct pl_device *dev)
@@ -180,6 +207,7 @@ pl_status pl_cpu_kv_new(struct pl_device *dev, const struct pl_kv_shape *shape, 
 void pl_cpu_kv_free(struct pl_device *dev, struct pl_kvdev *kv);
 pl_status pl_cpu_kv_write(struct pl_device *dev, struct pl_kvdev *kv, uint32_t layer, pl_view k, pl_view v,
                           const struct pl_batch *b);
+void pl_cpu_attn_free(struct pl_cpu *cpu);
 pl_status pl_cpu_attn_op(struct pl_device *dev, pl_view out, pl_view q, const struct pl_kvdev *kv, uint32_t layer, float scale,
                          const struct pl_batch *b);
 

@@ -98,6 +98,7 @@ static inline void vf_round_i8(vf x, vf y, int8_t *q, int *sum_x, int *sum_y)
     *sum_y = _mm256_extract_epi32(s, 4);
 }
 
+#include "core/device/cpu/attn_avx2.h"
 #include "core/device/cpu/vec.h"
 
 enum { TOKENS = 4 }; /* whose sums stay in registers together */
@@ -211,4 +212,5 @@ static void rows_block(const struct pl_cpu_part *p, uint32_t group, uint32_t n_g
 const struct pl_cpu_kernels pl_cpu_kernels_avx2 = {
     .name = "avx2", .packed = true, .quant_row = vec_quant_row, .rows_block = rows_block, .rows_float = vec_rows_float,
     .norm = vec_norm, .rope = vec_rope, .glu = vec_glu, .act = vec_act, .narrow = vec_narrow, .attn = vec_attn,
+    .rotate = vec_rotate,
 };
