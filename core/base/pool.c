@@ -35,7 +35,7 @@ struct pl_pool {
     size_t n_items;
     _Alignas(64) atomic_uint region;   /* futex: the newest region; bit 31 = stop */
     _Alignas(64) atomic_size_t next;   /* next item */
-    _Alignas(64) atomic_uint gate;     /* futex: CLOSED, and how many workers are inside */
+    _Alignas(64) atomic_uint gate;     /* futex: CLOSED, AWAITED, and how many workers are inside */
     atomic_uint sleeping;
 };
 
@@ -56,6 +56,7 @@ static inline void relax(void)
 
 #define STOP 0x80000000u
 #define CLOSED 0x80000000u
+#define AWAITED 0x40000000u /* the caller sleeps until they have left */
 
 static void take_items(struct pl_pool *p, unsigned worker)
 {
@@ -75,7 +76,7 @@ static bool enter(struct pl_pool *p)
 
 static void leave(struct pl_pool *p)
 {
-    if (atomic_fetch_sub_explicit(&p->gate, 1, memory_order_release) == (CLOSED | 1))
+    if (atomic_fetch_sub_explicit(&p->gate, 1, memory_order_release) == (CLOSED | AWAITED | 1))
         futex_wake_all(&p->gate);
 }
 
@@ -234,10 +235,12 @@ void pl_pool_run(struct pl_pool *p, void (*fn)(void *arg, size_t item, unsigned 
         futex_wake_all(&p->region);
     take_items(p, 0);
     unsigned inside = atomic_fetch_or(&p->gate, CLOSED) | CLOSED;
-    for (int i = 0; inside != CLOSED; inside = atomic_load_explicit(&p->gate, memory_order_acquire)) {
+    for (int i = 0; (inside & ~AWAITED) != CLOSED; inside = atomic_load_explicit(&p->gate, memory_order_acquire)) {
         if (i++ < SPIN_TURNS)
             relax();
-        else
+        else if (inside & AWAITED)
             futex_wait(&p->gate, inside);
+        else
+            atomic_fetch_or(&p->gate, AWAITED);
     }
 }
