@@ -244,6 +244,7 @@ static void close_device(struct pl_device *dev)
     pl_cpu_release(cpu->rope_sin, cpu->rope_cap * sizeof(float));
     pl_cpu_release(cpu->attn_work, cpu->attn_cap * sizeof(float));
     pl_cpu_release(cpu->lora_work, cpu->lora_cap * sizeof(float));
+    pl_cpu_attn_free(cpu);
     free(cpu);
 }
 
