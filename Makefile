@@ -88,7 +88,7 @@ ops: $(B)/ops
 test-http: all tools bench-tools
 	PARLEYD=$(B)/parleyd PARLEY_TOOLS=$(B) $(PYTHON) -m pytest -q tests/http
 test: test-unit ops lint test-http
-oracle: tools
+oracle: all tools
 	$(PYTHON) tests/oracle/run_all.py
 bench: bench-tools $(B)/unit
 	tests/bench/compare --json build/bench.json --markdown build/bench.md

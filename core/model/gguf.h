@@ -51,4 +51,8 @@ pl_status pl_gguf_array_str(const struct pl_gguf *g, const char *key, struct pl_
 pl_status pl_gguf_array_f32(const struct pl_gguf *g, const char *key, float *v, uint64_t n);
 pl_status pl_gguf_array_i32(const struct pl_gguf *g, const char *key, int32_t *v, uint64_t n);
 
+/* All keys as they stand in the file, and how many: what a file made from this one begins with. */
+const void *pl_gguf_keys(const struct pl_gguf *g, uint64_t *n_keys, size_t *n_bytes);
+uint32_t pl_gguf_alignment(const struct pl_gguf *g); /* of tensor data */
+
 #endif
