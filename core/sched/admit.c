@@ -118,15 +118,19 @@ static const struct pl_seq *next_waiting(const struct pl_engine *e)
     return NULL;
 }
 
-/* Sequences whose client does not read give their place up when others wait for one: they go on, later, where they were. */
+/* Sequences whose client has not read for a while give their place up when others wait for one: they go on, later, where they
+ * were. A client that is only a little late keeps it. */
 static void park_paused(struct pl_engine *e)
 {
     const struct pl_seq *next = next_waiting(e);
     if (next == NULL || (e->n_running < e->opts.max_sequences && fits_now(e, next->n_tokens > 0 ? next->n_tokens : next->n_prompt)))
         return;
-    for (uint32_t i = e->n_running; i-- > 0;)
-        if (!pl_seq_has_room(e->running[i]) && !pl_engine_preempt(e, e->running[i]))
+    const uint64_t now = pl_now_ns();
+    for (uint32_t i = e->n_running; i-- > 0;) {
+        struct pl_seq *s = e->running[i];
+        if (s->full_since != 0 && now - s->full_since >= PL_ENGINE_PARK_NS && !pl_seq_has_room(s) && !pl_engine_preempt(e, s))
             return;
+    }
 }
 
 void pl_engine_admit(struct pl_engine *e)

@@ -13,6 +13,7 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "core/sched/engine.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <sys/random.h>
 #include <time.h>
@@ -110,12 +111,27 @@ static void publish_all(struct pl_engine *e)
     pl_engine_publish(e);
 }
 
+/* Sleeps until somebody signals; with running sequences, which then are all full, also until they may be parked. */
+static void sleep_idle(struct pl_engine *e)
+{
+    struct timespec until;
+    if (e->n_running == 0) {
+        pthread_cond_wait(&e->wake, &e->lock);
+        return;
+    }
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_nsec += PL_ENGINE_PARK_NS;
+    until.tv_sec += until.tv_nsec / 1000000000;
+    until.tv_nsec %= 1000000000;
+    e->kicked |= pthread_cond_timedwait(&e->wake, &e->lock, &until) == ETIMEDOUT;
+}
+
 /* Moves the inbox over; sleeps first while there is nothing to do. False when it is time to go. */
 static bool take_inbox(struct pl_engine *e, bool idle)
 {
     pthread_mutex_lock(&e->lock);
     while (idle && e->inbox == NULL && e->tasks == NULL && !e->kicked && !e->stop && !e->abort_all)
-        pthread_cond_wait(&e->wake, &e->lock);
+        sleep_idle(e);
     e->kicked = false;
     if (e->inbox != NULL) {
         *e->waiting_end = e->inbox;
@@ -234,10 +250,10 @@ pl_status pl_engine_new_with(struct pl_engine **out, const struct pl_engine_opts
     e->inbox_end = &e->inbox;
     e->tasks_end = &e->tasks;
     pthread_mutex_init(&e->lock, NULL);
-    pthread_cond_init(&e->wake, NULL);
     pthread_condattr_t attr;
     pthread_condattr_init(&attr);
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&e->wake, &attr);
     pthread_cond_init(&e->idle, &attr);
     pthread_condattr_destroy(&attr);
     init_stats(&e->stats);

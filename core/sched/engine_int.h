@@ -22,6 +22,9 @@ struct pl_sampled {
     struct pl_choice choice;
 };
 
+/* A sequence whose client reads nothing for so long gives its place up when another waits for it. */
+#define PL_ENGINE_PARK_NS 500000000
+
 struct pl_engine {
     struct pl_engine_opts opts;
     struct pl_runner runner;

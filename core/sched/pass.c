@@ -45,9 +45,12 @@ static void guess(struct pl_engine *e, uint32_t n_seqs)
 
 uint32_t pl_engine_plan(struct pl_engine *e)
 {
+    const uint64_t now = pl_now_ns();
     for (uint32_t i = 0; i < e->n_running; i++) {
         struct pl_seq *s = e->running[i];
-        e->step.plan[i] = (struct pl_plan_item){.left = pl_seq_has_room(s) ? s->n_tokens - s->n_done : 0};
+        const bool room = pl_seq_has_room(s);
+        s->full_since = room ? 0 : s->full_since != 0 ? s->full_since : now;
+        e->step.plan[i] = (struct pl_plan_item){.left = room ? s->n_tokens - s->n_done : 0};
     }
     (void)pl_plan(e->step.plan, e->n_running, e->opts.batch_tokens);
     for (uint32_t i = 0; i < e->n_running; i++)

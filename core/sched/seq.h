@@ -30,6 +30,7 @@ struct pl_seq {
     struct pl_detok detok;
     struct pl_choice *prompt_logprobs; /* [n_prompt] until handed to the reply */
     uint64_t admitted_ns, first_token_ns, last_token_ns;
+    uint64_t full_since; /* when its reply was first seen without room for a step, 0 = it has room */
 };
 
 struct pl_job {
