@@ -1,6 +1,7 @@
 /* cpu: opens the CPU device, its memory, and the operations that work row by row.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "core/device/cpu/cpu.h"
+#include "core/device/cpu/train.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -256,6 +257,7 @@ static void close_device(struct pl_device *dev)
     pl_cpu_release(cpu->rope_cos, cpu->rope_cap * sizeof(float));
     pl_cpu_release(cpu->rope_sin, cpu->rope_cap * sizeof(float));
     pl_cpu_release(cpu->attn_work, cpu->attn_cap * sizeof(float));
+    pl_cpu_train_free(cpu->train);
     free(cpu);
 }
 
@@ -270,7 +272,8 @@ static void attach(struct pl_device *dev)
         .host = host, .weight_new = pl_cpu_weight_new, .weight_free = pl_cpu_weight_free,                              \
         .kv_bytes = pl_cpu_kv_bytes, .kv_new = pl_cpu_kv_new, .kv_free = pl_cpu_kv_free, .step_begin = step_begin,     \
         .step_end = step_end, .embed = pl_cpu_embed, .norm = norm, .matmul = pl_cpu_matmul, .rope = rope,              \
-        .kv_write = pl_cpu_kv_write, .attn = pl_cpu_attn_op, .glu = glu, .act = act, .gather = gather                  \
+        .kv_write = pl_cpu_kv_write, .attn = pl_cpu_attn_op, .glu = glu, .act = act, .gather = gather,                 \
+        .train = &pl_cpu_train_ops                                                                                     \
     }
 
 static bool has_avx512(void)

@@ -123,6 +123,7 @@ struct pl_cpu {
     const uint32_t *rope_pos;
     float *attn_work; /* partial results of attention's segments */
     size_t attn_cap;
+    struct pl_cpu_train *train; /* of the training operations, NULL until the first */
 };
 
 static inline struct pl_cpu *pl_cpu_of(struct pl_device *dev)
