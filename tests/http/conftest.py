@@ -1,6 +1,7 @@
 """Starts parleyd for whole-server tests: a port of its own, ready by /health, ended by its process id.
 
-PARLEYD=FILE runs another binary (build/asan/parleyd), PARLEY_SLOW=N stretches time limits N times.
+PARLEYD=FILE runs another binary (build/asan/parleyd), PARLEY_SLOW=N stretches time limits N times (3 when nothing is said: the
+machine may be small and busy; sanitizers take longer).
 SPDX-License-Identifier: Apache-2.0
 """
 import http.client
@@ -17,7 +18,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PARLEYD = Path(os.environ.get("PARLEYD", ROOT / "build/release/parleyd"))
-SLOW = float(os.environ.get("PARLEY_SLOW", "8" if "asan" in str(PARLEYD) or "tsan" in str(PARLEYD) else "1"))
+SLOW = float(os.environ.get("PARLEY_SLOW", "8" if "asan" in str(PARLEYD) or "tsan" in str(PARLEYD) else "3"))
 
 
 def until(what, seconds=5.0, step=0.02):

@@ -484,23 +484,17 @@ def test_authentication(start, tiny):
 
 
 def test_rate_limit(start, long):
-    d = start("--max-sequences", 1, "--queue-limit", 1, "--batch-tokens", 16, model=long)
+    d = start("--max-sequences", 1, "--queue-limit", 1, model=long)
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{d.port}/v1", api_key="x", max_retries=0, timeout=120 * SLOW)
-
-    def ask(i):
-        try:
-            return client.completions.create(model="long", prompt=f"{i}", max_tokens=600, stream=i % 2 == 1, extra_body={"ignore_eos": True})
-        except openai.RateLimitError as e:
-            return e
-    with concurrent.futures.ThreadPoolExecutor(6) as pool:
-        answers = list(pool.map(ask, range(6)))
-    refused = [a for a in answers if isinstance(a, openai.RateLimitError)]
-    assert 2 <= len(refused) <= 5
-    for e in refused:
-        assert e.status_code == 429 and e.code == "rate_limit_exceeded" and e.type == "rate_limit_error"
-        assert int(e.response.headers["retry-after"]) >= 1
-    for a in answers:
-        if isinstance(a, openai.Stream):
-            a.close()
+    body = json.dumps({"model": "long", "prompt": "a", "max_tokens": 15000, "ignore_eos": True}).encode()
+    with d.socket() as runs, d.socket() as waits:
+        for s, state in ((runs, "running"), (waits, "waiting")):
+            s.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+            until(lambda: d.metrics()[f"parley_num_requests_{state}"] == 1)
+        for stream in (False, True):
+            with pytest.raises(openai.RateLimitError) as e:
+                client.completions.create(model="long", prompt="b", max_tokens=1, stream=stream)
+            assert e.value.status_code == 429 and e.value.code == "rate_limit_exceeded" and e.value.type == "rate_limit_error"
+            assert int(e.value.response.headers["retry-after"]) >= 1
     until(d.idle, 60)
     assert client.completions.create(model="long", prompt="a", max_tokens=1).choices

@@ -374,7 +374,7 @@ def leave_after(server, body, seconds):
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("abrupt", [False, True])
 def test_leaving_while_generating(server, stream, abrupt):
-    s = leave_after(server, completion(8000, stream=stream), 0)
+    s = leave_after(server, completion(15000, stream=stream), 0)
     until(lambda: server.metrics()["parley_num_requests_running"] == 1)
     if stream:
         assert b" 200 OK" in s.recv(1000)
@@ -394,7 +394,7 @@ def test_leaving_in_prefill(server, stream):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_leaving_while_queued(server, stream):
-    busy = [leave_after(server, completion(8000), 0) for _ in range(4)]
+    busy = [leave_after(server, completion(15000), 0) for _ in range(4)]
     until(lambda: server.metrics()["parley_num_requests_running"] == 4)
     waiting = [leave_after(server, completion(10, stream=stream), 0) for _ in range(3)]
     until(lambda: server.metrics()["parley_num_requests_waiting"] == 3)
@@ -422,7 +422,7 @@ def test_half_closed_stream_goes_on(server):
 
 
 def test_queue_full(server):
-    busy = [leave_after(server, completion(8000), 0) for _ in range(4)]
+    busy = [leave_after(server, completion(15000), 0) for _ in range(4)]
     until(lambda: server.metrics()["parley_num_requests_running"] == 4)
     waiting = [leave_after(server, completion(10), 0) for _ in range(8)]
     until(lambda: server.metrics()["parley_num_requests_waiting"] == 8)
@@ -443,7 +443,7 @@ def test_reader_that_stops(server):
     s = socket.socket()
     s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     s.connect(("127.0.0.1", server.port))
-    s.sendall(bytes_of(completion(8000, stream=True)))
+    s.sendall(bytes_of(completion(15000, stream=True)))
     until(lambda: server.metrics()["parley_num_requests_running"] == 1)
     time.sleep(0.5)
     assert server.post("/v1/completions", completion(3))[0] == 200  # nobody else notices
@@ -573,9 +573,9 @@ def test_health_while_loading(tmp_path, models):
 
 
 def test_sigterm_finishes_running_streams(start, long):
-    d = start("--drain-timeout", 60, model=long)
+    d = start("--drain-timeout", 300, model=long)
     with d.socket(60) as s:
-        s.sendall(bytes_of(completion(1500, stream=True)))
+        s.sendall(bytes_of(completion(6000, stream=True)))
         got = s.recv(2000)
         assert b" 200 OK" in got
         d.process.send_signal(signal.SIGTERM)

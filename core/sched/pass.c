@@ -1,0 +1,222 @@
+/* pass: one forward pass: who gets tokens, their pages and guesses, and what is sampled from its logits.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include <string.h>
+
+#include "core/base/clock.h"
+#include "core/base/log.h"
+#include "core/sched/engine_int.h"
+
+#define PL_LOG_MODULE "engine"
+
+/* Pages for n guesses without taking from what the running sequences grow into next. */
+static bool reserve_guesses(struct pl_engine *e, struct pl_seq *s, uint32_t n)
+{
+    uint32_t end = s->n_done + s->take + n;
+    return end <= s->table.n_pages * PL_KV_PAGE ||
+           (pl_kv_available(e->kv) > e->n_running && pl_kv_reserve(e->kv, &s->table, end) == PL_OK);
+}
+
+/* Guesses for sequences that decode, while these are few and the batch has room. */
+static void guess(struct pl_engine *e, uint32_t n_seqs)
+{
+    uint32_t used = 0, n_decode = 0;
+    for (uint32_t i = 0; i < n_seqs; i++) {
+        used += e->step.seqs[i]->take;
+        n_decode += pl_seq_decodes(e->step.seqs[i]);
+    }
+    if (n_decode > e->opts.draft_sequences)
+        return;
+    for (uint32_t i = 0; i < n_seqs && used < e->opts.batch_tokens; i++) {
+        struct pl_seq *s = e->step.seqs[i];
+        if (!pl_seq_decodes(s))
+            continue;
+        size_t needs = pl_reply_needs(s->job->n_live), room = pl_reply_room(s->job->reply), most = e->opts.max_draft;
+        size_t left = s->max_new - pl_seq_output(s) - 1, share = room > needs ? (room - needs) / s->job->n_live : 0;
+        most = most < left ? most : left;
+        most = most < share ? most : share;
+        most = most < e->opts.batch_tokens - used ? most : e->opts.batch_tokens - used;
+        uint32_t n = pl_draft_find(&s->draft, s->tokens, s->n_tokens, (uint32_t)most);
+        n = pl_draft_worth(&s->draft, &e->cost, n, n_decode);
+        s->draft.n = n > 0 && reserve_guesses(e, s, n) ? n : 0;
+        used += s->draft.n;
+    }
+}
+
+uint32_t pl_engine_plan(struct pl_engine *e)
+{
+    for (uint32_t i = 0; i < e->n_running; i++) {
+        struct pl_seq *s = e->running[i];
+        e->step.plan[i] = (struct pl_plan_item){.left = pl_seq_has_room(s) ? s->n_tokens - s->n_done : 0};
+    }
+    (void)pl_plan(e->step.plan, e->n_running, e->opts.batch_tokens);
+    for (uint32_t i = 0; i < e->n_running; i++)
+        e->running[i]->take = e->step.plan[i].take, e->running[i]->draft.n = 0;
+    for (uint32_t i = 0; i < e->n_running; i++) {
+        struct pl_seq *s = e->running[i];
+        while (s->take > 0 && pl_kv_reserve(e->kv, &s->table, s->n_done + s->take) != PL_OK)
+            if (!pl_engine_preempt(e, e->running[e->n_running - 1])) /* maybe s itself, whose take is 0 then */
+                s->take = 0;
+    }
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < e->n_running; i++)
+        if (e->running[i]->take > 0)
+            e->step.seqs[n++] = e->running[i];
+    if (e->opts.max_draft > 0)
+        guess(e, n);
+    return n;
+}
+
+static void count_token(struct pl_engine *e, struct pl_seq *s)
+{
+    uint64_t now = pl_now_ns();
+    pthread_mutex_lock(&e->stats_lock);
+    e->stats.generated_tokens++;
+    if (s->first_token_ns == 0) {
+        s->first_token_ns = now;
+        pl_hist_add(&e->stats.ttft, (double)(now - s->job->submit_ns) * 1e-9);
+        pl_hist_add(&e->stats.prefill_time, (double)(now - s->admitted_ns) * 1e-9);
+    } else {
+        pl_hist_add(&e->stats.itl, (double)(now - s->last_token_ns) * 1e-9);
+    }
+    pthread_mutex_unlock(&e->stats_lock);
+    s->last_token_ns = now;
+}
+
+/* Samples the row that follows the sequence's last token. Returns whether the sequence goes on; if not, it and maybe its job
+ * are gone. *token is what came out, -1 when nothing did. */
+static bool sample_next(struct pl_engine *e, struct pl_seq *s, const float *logits, int32_t *token)
+{
+    const struct pl_request *req = s->job->req;
+    bool ban = req->ignore_eos || pl_seq_output(s) < req->min_tokens;
+    struct pl_choice choice;
+    pl_finish finish;
+    pl_status st = pl_sample(s->sampler, e->scratch, logits, e->runner.n_vocab, pl_seq_output(s), ban ? e->eog : NULL,
+                             ban ? e->n_eog : 0, &choice);
+    *token = st == PL_OK ? choice.token : -1;
+    if (st != PL_OK) {
+        pl_engine_fail_job(e, s->job, st, "the model's output is not a number for this request");
+        return false;
+    }
+    count_token(e, s);
+    if (!pl_seq_append(s, e->tok, &choice, &e->text, &finish))
+        return true;
+    pl_engine_end_seq(e, s, finish);
+    return false;
+}
+
+/* The row after the sequence's last token, and as long as what comes out is what was guessed, the row after that guess: its
+ * keys and values are those of the token. The first other token stays, the places of the guesses after it are written again. */
+static void sample_rows(struct pl_engine *e, struct pl_seq *s, const float *logits)
+{
+    const uint32_t n = s->draft.n;
+    uint32_t held = 0;
+    int32_t guesses[PL_DRAFT_MAX], token;
+    memcpy(guesses, s->draft.ids, sizeof guesses);
+    s->draft.n = 0;
+    bool on;
+    while ((on = sample_next(e, s, logits + (size_t)held * e->runner.n_vocab, &token)) && held < n && token == guesses[held]) {
+        held++;
+        s->n_done++;
+        pl_kv_commit(e->kv, &s->table, s->tokens, s->n_done);
+    }
+    if (n == 0)
+        return;
+    held += !on && held < n && token == guesses[held]; /* the guess that ended the text */
+    if (on)
+        pl_draft_learn(&s->draft, n, held);
+    pthread_mutex_lock(&e->stats_lock);
+    e->stats.draft_tokens += n;
+    e->stats.draft_accepted += held;
+    pthread_mutex_unlock(&e->stats_lock);
+}
+
+/* Log-probabilities of prompt tokens: row k of this step tells those of token n_done + k + 1. */
+static pl_status take_prompt_rows(struct pl_engine *e, struct pl_seq *s, const float *logits)
+{
+    int32_t top = s->job->req->sampling.n_top_logprobs;
+    for (uint32_t k = 0; k < s->take; k++) {
+        uint32_t next = s->n_done + k + 1;
+        if (next >= s->n_prompt)
+            break;
+        pl_status st = pl_logprobs(logits + (size_t)k * e->runner.n_vocab, e->runner.n_vocab, s->tokens[next],
+                                   top > 0 ? (uint32_t)top : 0, &s->prompt_logprobs[next]);
+        if (st != PL_OK)
+            return st;
+    }
+    return s->n_done + s->take >= s->n_prompt ? pl_seq_push_prompt(s) : PL_OK;
+}
+
+/* What came out of the forward pass for one sequence; its logits start at `logits`. */
+static void take_result(struct pl_engine *e, struct pl_seq *s, const float *logits)
+{
+    bool all = pl_seq_wants_all_rows(s), complete = s->n_done + s->take == s->n_tokens;
+    const float *last = logits + (size_t)(all && s->take > 0 ? s->take - 1 : 0) * e->runner.n_vocab;
+    pl_status st = all ? take_prompt_rows(e, s, logits) : PL_OK;
+    s->n_done += s->take;
+    s->take = 0;
+    pl_kv_commit(e->kv, &s->table, s->tokens, s->n_done);
+    if (st != PL_OK)
+        pl_engine_fail_job(e, s->job, st, "the model's output is not a number for this request");
+    else if (complete && s->max_new == 0)
+        pl_engine_end_seq(e, s, PL_FINISH_LENGTH);
+    else if (complete)
+        sample_rows(e, s, last);
+}
+
+static bool still_running(const struct pl_engine *e, const struct pl_seq *s)
+{
+    for (uint32_t i = 0; i < e->n_running; i++)
+        if (e->running[i] == s)
+            return true;
+    return false;
+}
+
+static void finish_step(struct pl_engine *e, uint32_t n_tokens)
+{
+    struct pl_engine_stats *st = &e->stats;
+    pthread_mutex_lock(&e->stats_lock);
+    st->n_steps++;
+    st->last_step_ns = pl_now_ns();
+    pl_hist_add(&st->step_tokens, n_tokens);
+    pthread_mutex_unlock(&e->stats_lock);
+}
+
+/* A pass of nothing but decodes and their guesses took ns. */
+static void learn_cost(struct pl_engine *e, uint32_t n_seqs, uint64_t ns)
+{
+    uint32_t n_guesses = 0;
+    for (uint32_t i = 0; i < n_seqs; i++) {
+        if (!pl_seq_decodes(e->step.seqs[i]))
+            return;
+        n_guesses += e->step.seqs[i]->draft.n;
+    }
+    pl_draft_cost_learn(&e->cost, n_seqs, n_guesses, ns);
+}
+
+void pl_engine_run(struct pl_engine *e, uint32_t n_seqs)
+{
+    struct pl_batch b;
+    const float *logits = NULL;
+    pl_status st = pl_step_build(&e->step, n_seqs, &b);
+    uint64_t began = pl_now_ns();
+    if (st == PL_OK)
+        st = e->runner.forward(e->runner.self, &b, &logits);
+    if (st != PL_OK) {
+        pl_log_error("a forward pass failed: %s; all requests end, restart the server", pl_status_text(st));
+        atomic_store(&e->device_lost, true);
+        pl_engine_fail_all(e, PL_EDEVICE, "the compute device failed");
+        return;
+    }
+    learn_cost(e, n_seqs, pl_now_ns() - began);
+    /* a failing request may take sequences with it that come later in this step: their rows are passed over */
+    for (uint32_t i = 0, row = 0; i < n_seqs; i++) {
+        struct pl_seq *s = e->step.seqs[i];
+        uint32_t next = row;
+        while (next < b.n_rows && b.rows[next] < b.q_start[i + 1])
+            next++;
+        if (still_running(e, s))
+            take_result(e, s, logits + (size_t)row * e->runner.n_vocab);
+        row = next;
+    }
+    finish_step(e, b.n_tokens);
+}
