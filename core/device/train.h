@@ -23,7 +23,7 @@ struct pl_train_mat {
     const struct pl_weight *frozen; /* borrowed */
 };
 
-typedef enum { PL_TRAIN_F32, PL_TRAIN_BF16 } pl_train_precision;
+typedef enum { PL_MM_F32, PL_MM_BF16 } pl_mm_precision;
 
 struct pl_train_seqs {
     uint32_t n_seqs;
@@ -40,7 +40,7 @@ struct pl_adamw {
 
 struct pl_train_ops {
     /* PL_ENOTSUP when the processor has no bf16 products. */
-    pl_status (*set_precision)(struct pl_device *dev, pl_train_precision p, struct pl_err *err);
+    pl_status (*set_precision)(struct pl_device *dev, pl_mm_precision p, struct pl_err *err);
     bool (*has_bf16)(struct pl_device *dev);
     /* A weight that stays in the file's types; freed with weight_free. Like weight_new, but not repacked for inference. */
     pl_status (*frozen_new)(struct pl_device *dev, const struct pl_weight_src *parts, size_t n_parts, struct pl_weight **out,
@@ -53,6 +53,8 @@ struct pl_train_ops {
     /* dw[N, K] += dyᵀ · x;  dbias[1, N] += column sums of dy */
     pl_status (*linear_dw)(struct pl_device *dev, pl_view dw, pl_view dbias, pl_view dy, pl_view x);
 
+    /* out += x */
+    pl_status (*add)(struct pl_device *dev, pl_view out, pl_view x);
     /* out[T, C] (+)= w[idx[t]] */
     pl_status (*embed)(struct pl_device *dev, pl_view out, const struct pl_train_mat *w, const uint32_t *idx, bool add);
     /* dw[idx[t]] += dy[t] */

@@ -61,10 +61,10 @@ void pl_cpu_train_free(struct pl_cpu_train *t)
 
 static bool has_bf16(struct pl_device *dev)
 {
-    return kernels_of(pl_cpu_of(dev))->tile[PL_TRAIN_BF16] != NULL;
+    return kernels_of(pl_cpu_of(dev))->tile[PL_MM_BF16] != NULL;
 }
 
-static pl_status set_precision(struct pl_device *dev, pl_train_precision p, struct pl_err *err)
+static pl_status set_precision(struct pl_device *dev, pl_mm_precision p, struct pl_err *err)
 {
     struct pl_cpu_train *t = pl_cpu_train_of(pl_cpu_of(dev));
     if (t == NULL)
@@ -217,6 +217,16 @@ static pl_status linear_dw(struct pl_device *dev, pl_view dw, pl_view dbias, pl_
         return PL_OK;
     return product(dev, (struct pl_mm){.m = dy.cols, .n = x.cols, .k = x.rows, .a = view_src(dy, false), .b = view_src(x, false),
                                        .c = values(dw), .ldc = dw.stride, .alpha = 1, .add = true});
+}
+
+static void add_row(const struct job *j, uint32_t r)
+{
+    j->t->k->add(pl_cpu_row(j->out, r), pl_cpu_row(j->x, r), 1, j->x.cols);
+}
+
+static pl_status add(struct pl_device *dev, pl_view out, pl_view x)
+{
+    return run(dev, &(struct job){.row = add_row, .out = out, .x = x});
 }
 
 static void embed_row(const struct job *j, uint32_t t)
@@ -513,6 +523,7 @@ const struct pl_train_ops pl_cpu_train_ops = {
     .linear = linear,
     .linear_dx = linear_dx,
     .linear_dw = linear_dw,
+    .add = add,
     .embed = embed,
     .embed_dw = embed_dw,
     .norm = norm,

@@ -26,7 +26,7 @@ struct pl_mm_tile {
 
 struct pl_train_kernels {
     unsigned nv; /* vectors of 16 columns in a full panel of the right operand */
-    void (*tile[2])(const struct pl_mm_tile *t);                                          /* by pl_train_precision; bf16 may be NULL */
+    void (*tile[2])(const struct pl_mm_tile *t);                                          /* by pl_mm_precision; bf16 may be NULL */
     void (*narrow)(const float *in, size_t n, uint16_t *out);                             /* to bf16, nearest even */
     void (*interleave)(const float *a, const float *b, size_t n, uint32_t *out);          /* bf16 of a low, of b high; n % 16 = 0 */
     void (*transpose)(const uint32_t *in, size_t in_stride, uint32_t *out, size_t stride); /* 16 × 16 */
@@ -84,12 +84,12 @@ struct pl_mm_space {
 void pl_mm_space_free(struct pl_mm_space *s);
 
 /* pool NULL: on the calling thread alone. The order of every sum depends on the shapes only. */
-pl_status pl_mm_run(const struct pl_train_kernels *k, pl_train_precision precision, struct pl_pool *pool, struct pl_mm_space *s,
+pl_status pl_mm_run(const struct pl_train_kernels *k, pl_mm_precision precision, struct pl_pool *pool, struct pl_mm_space *s,
                     const struct pl_mm *mm) PL_MUST_CHECK;
 
 struct pl_cpu_train {
     const struct pl_train_kernels *k;
-    pl_train_precision precision;
+    pl_mm_precision precision;
     struct pl_mm_space space;
     struct pl_mm_space *own; /* [workers] for products inside a worker */
     float **scratch;         /* [workers] */

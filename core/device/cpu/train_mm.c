@@ -242,10 +242,10 @@ static uint32_t least(uint32_t a, uint32_t b)
     return a < b ? a : b;
 }
 
-pl_status pl_mm_run(const struct pl_train_kernels *k, pl_train_precision precision, struct pl_pool *pool, struct pl_mm_space *s,
+pl_status pl_mm_run(const struct pl_train_kernels *k, pl_mm_precision precision, struct pl_pool *pool, struct pl_mm_space *s,
                     const struct pl_mm *mm)
 {
-    struct job j = {.k = k, .space = s, .mm = mm, .pack = precision == PL_TRAIN_BF16 ? 2 : 1, .tile = k->tile[precision]};
+    struct job j = {.k = k, .space = s, .mm = mm, .pack = precision == PL_MM_BF16 ? 2 : 1, .tile = k->tile[precision]};
     if (reserve(s, pool != NULL ? pl_pool_size(pool) : 1) != PL_OK)
         return PL_ENOMEM;
     j.width = k->nv * LANES;
