@@ -54,7 +54,7 @@ struct pl_data_fault {
 struct pl_data_report {
     pl_data_form form;       /* of the first good line */
     uint32_t n_lines;        /* with something in them */
-    uint32_t n_examples;     /* good lines */
+    uint32_t n_examples;     /* good lines, pairs as one; texts and chats that were cut into several, each piece */
     uint32_t n_bad, n_faults; /* bad lines; those in faults */
     struct pl_data_fault *faults;
     uint32_t n_cut;          /* examples cut to max_length */

@@ -22,7 +22,7 @@ typedef enum { PL_TRAIN_ON_ASSISTANT, PL_TRAIN_ON_LAST, PL_TRAIN_ON_ALL } pl_tra
 typedef enum { PL_FINAL_LAST, PL_FINAL_BEST } pl_train_final;
 typedef enum { PL_SCHEDULE_CONSTANT, PL_SCHEDULE_LINEAR, PL_SCHEDULE_COSINE, PL_SCHEDULE_WSD } pl_train_schedule;
 typedef enum { PL_PACKING_NONE, PL_PACKING_BFD } pl_train_packing;
-typedef enum { PL_PRECISION_AUTO, PL_PRECISION_F32, PL_PRECISION_BF16 } pl_train_precision;
+typedef enum { PL_PRECISION_F32, PL_PRECISION_BF16 } pl_train_precision;
 
 struct pl_train_spec {
     pl_train_method method;
@@ -50,6 +50,7 @@ struct pl_train_facts {
     uint32_t n_ctx;              /* tokens that the model takes */
     uint32_t n_threads;
     bool validation; /* there is a validation file */
+    bool bf16;       /* pl_train_has_bf16() */
 };
 
 /* method: a request's "method" object, or NULL; hyperparameters: the older top-level object of supervised jobs, or NULL.
@@ -64,6 +65,8 @@ json_t *pl_train_spec_json(const struct pl_train_spec *s);
 /* OpenAI's top-level "hyperparameters": n_epochs, batch_size, learning_rate_multiplier (dpo: beta too). */
 json_t *pl_train_spec_hyperparameters(const struct pl_train_spec *s);
 
+/* The processor multiplies bf16. */
+bool pl_train_has_bf16(void);
 const char *pl_train_method_name(pl_train_method m);
 double pl_train_base_rate(pl_train_method m, int peft);
 /* Optimizer steps of an epoch and of the whole job. */
