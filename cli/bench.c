@@ -41,7 +41,7 @@ static bool step(struct bench *b, uint32_t n_seqs, uint32_t at, uint32_t n, bool
     }
     b->q_start[n_seqs] = t;
     b->page_start[n_seqs] = n_seqs * b->pages_per_seq;
-    const struct pl_batch batch = {t, n_seqs, n_rows, b->tokens, b->pos, b->slot, b->q_start, b->ctx, b->page_start, b->pages, b->rows};
+    const struct pl_batch batch = {t, n_seqs, n_rows, b->tokens, b->pos, b->slot, b->q_start, b->ctx, b->page_start, b->pages, b->rows, NULL};
     return pl_model_forward(b->m.model, b->kv, &batch, &out) == PL_OK;
 }
 

@@ -17,6 +17,7 @@
 #include "core/base/pool.h"
 #include "core/device/device.h"
 #include "core/kv/kv.h"
+#include "tests/ops/lora.h"
 #include "tests/ops/perf.h"
 
 enum { MAX_FLOATS = 1 << 22, GUARD = 64 };
@@ -496,6 +497,7 @@ int main(int argc, char **argv)
         machine_close(&m), machine_close(&one);
     }
     machine_close(&ref);
+    ops_lora(&passed, &failed, &skipped);
     free(a), free(b);
     printf("%u passed, %u failed, %u skipped\n", passed, failed, skipped);
     return failed != 0;
