@@ -37,17 +37,6 @@ struct pl_train_options {
     const volatile sig_atomic_t *stop; /* borrowed: when it is not 0, write a checkpoint and return PL_TRAIN_PAUSED */
 };
 
-pl_train_exit pl_train_job(const char *folder, const struct pl_train_options *options, struct pl_err *err) PL_MUST_CHECK;
-
-/* What a job will need, before it starts; upper bounds. */
-struct pl_train_need {
-    uint64_t weights_bytes;     /* what is trained, its gradients and the optimizer's moments */
-    uint64_t activations_bytes; /* of the largest micro-batch */
-    uint64_t n_trained;         /* parameters */
-};
-struct pl_spec;
-struct pl_train_spec;
-/* max_tokens: of a micro-batch. The model's file itself (memory-mapped) comes on top. */
-struct pl_train_need pl_train_need(const struct pl_spec *model, const struct pl_train_spec *spec, uint32_t max_tokens);
+pl_train_exit pl_train_run(const char *folder, const struct pl_train_options *options, struct pl_err *err) PL_MUST_CHECK;
 
 #endif
