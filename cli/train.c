@@ -17,10 +17,13 @@ static void on_signal(int number)
 
 int cli_train(int argc, char **argv)
 {
-    const char *folder = NULL;
-    const struct cli_flag flags[] = {{"job", &folder, NULL}};
+    const char *folder = NULL, *bench = NULL, *model = NULL, *kind = "lora", *precision = "auto", *threads = "0";
+    const struct cli_flag flags[] = {{"job", &folder, NULL}, {"bench", &bench, NULL},         {"model", &model, NULL},
+                                     {"kind", &kind, NULL},  {"precision", &precision, NULL}, {"threads", &threads, NULL}};
     if (!cli_flags(argc, argv, flags, PL_COUNT_OF(flags)))
         return 2;
+    if (bench != NULL)
+        return cli_bench_train(bench, model, kind, precision, threads);
     if (folder == NULL) {
         fputs("parley train: name a job's folder with --job FOLDER (job.json is described in docs/finetuning.md)\n", stderr);
         return 2;

@@ -296,6 +296,55 @@ START_TEST(operations_agree_with_pytorch)
 }
 END_TEST
 
+/* A frozen weight of every type gives what its values give, in both directions. */
+START_TEST(frozen_weights_count_as_their_values)
+{
+    static const pl_dtype types[] = {
+#define X(name, number, elements, bytes) PL_##name,
+        PL_DTYPE_LIST(X)
+#undef X
+    };
+    enum { T = 9, N = 21, K = 512 };
+    struct bed b;
+    if (!bed_open(&b, isas[_i], 2))
+        return;
+    static float raw[N * K], values[N * K], x[T * K], dy[T * N];
+    static uint8_t bytes[N * K * 4];
+    for (size_t i = 0; i < N * K; i++)
+        raw[i] = (float)sin((double)i * 0.7);
+    for (size_t i = 0; i < T * K; i++)
+        x[i] = (float)cos((double)i * 0.3);
+    for (size_t i = 0; i < T * N; i++)
+        dy[i] = (float)cos((double)i * 1.1);
+    for (size_t t = 0; t < PL_COUNT_OF(types); t++) {
+        const size_t row = pl_dtype_row_bytes(types[t], K);
+        for (size_t r = 0; r < N; r++) {
+            pl_quant_row(types[t], raw + r * K, bytes + r * row, K);
+            pl_dequant_row(types[t], bytes + r * row, values + r * K, K);
+        }
+        /* two parts, as of a fused product */
+        const struct pl_weight_src src[] = {{types[t], 8, K, bytes}, {types[t], N - 8, K, bytes + 8 * row}};
+        struct pl_weight *w;
+        OK(b.t->frozen_new(b.dev, src, 2, &w, NULL));
+        const struct pl_train_mat frozen = {.rows = N, .cols = K, .frozen = w};
+        const struct pl_train_mat plain = {.rows = N, .cols = K, .values = new_view(&b, N, K, values)};
+        const pl_view vx = new_view(&b, T, K, x), vdy = new_view(&b, T, N, dy), none = pl_view_none();
+        pl_view out[2] = {new_view(&b, T, N, NULL), new_view(&b, T, N, NULL)}, dx[2] = {new_view(&b, T, K, NULL), new_view(&b, T, K, NULL)};
+        for (int i = 0; i < 2; i++) {
+            OK(b.t->linear(b.dev, out[i], vx, i == 0 ? &frozen : &plain, none, 1, false));
+            OK(b.t->linear_dx(b.dev, dx[i], vdy, i == 0 ? &frozen : &plain, 1, false));
+        }
+        const float *o0 = b.dev->ops->host(b.dev, out[0].buf), *o1 = b.dev->ops->host(b.dev, out[1].buf);
+        const float *d0 = b.dev->ops->host(b.dev, dx[0].buf), *d1 = b.dev->ops->host(b.dev, dx[1].buf);
+        ck_assert_msg(distance(o0, o1, T * out[0].stride) < 1e-6 && distance(d0, d1, T * dx[0].stride) < 1e-6, "%s on %s",
+                      pl_dtype_name(types[t]), b.dev->ops->name);
+        b.dev->ops->weight_free(b.dev, w);
+        bed_clear(&b);
+    }
+    bed_close(&b);
+}
+END_TEST
+
 /* ---- whole models ---- */
 
 struct subject {
@@ -607,6 +656,7 @@ Suite *suite_train(void)
     TCase *tc = tcase_create("numerics");
     tcase_set_timeout(tc, 300);
     tcase_add_loop_test(tc, operations_agree_with_pytorch, 0, PL_COUNT_OF(isas));
+    tcase_add_loop_test(tc, frozen_weights_count_as_their_values, 0, PL_COUNT_OF(isas));
     tcase_add_loop_test(tc, whole_models_agree_with_pytorch, 0, PL_COUNT_OF(isas));
     tcase_add_test(tc, micro_batches_add_up_to_the_batch);
     tcase_add_test(tc, twenty_steps_agree_with_pytorch);

@@ -83,13 +83,52 @@ static void fast_transpose(const uint32_t *in, size_t in_stride, uint32_t *out, 
     }
 }
 
+static inline __m512 half_at(const uint8_t *p)
+{
+    uint16_t h;
+    memcpy(&h, p, sizeof h);
+    return _mm512_set1_ps(_cvtsh_ss(h));
+}
+
+/* 16 integers from bytes, times the scale, plus the minimum */
+static inline void put16(float *out, __m128i bytes, bool is_signed, __m512 scale, __m512 min)
+{
+    const __m512i q = is_signed ? _mm512_cvtepi8_epi32(bytes) : _mm512_cvtepu8_epi32(bytes);
+    _mm512_storeu_ps(out, _mm512_add_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(q), scale), min));
+}
+
+/* The commonest types of 32 values a block; others as pl_dequant_row does them. */
+static void fast_dequant(pl_dtype t, const void *row, float *out, size_t n)
+{
+    const uint8_t *p = row;
+    if (t != PL_Q4_0 && t != PL_Q4_1 && t != PL_Q8_0) {
+        pl_dequant_row(t, row, out, n);
+        return;
+    }
+    for (size_t i = 0; i < n; i += 32, out += 32) {
+        const __m512 scale = half_at(p);
+        if (t == PL_Q8_0) {
+            put16(out, _mm_loadu_si128((const void *)(p + 2)), true, scale, _mm512_setzero_ps());
+            put16(out + 16, _mm_loadu_si128((const void *)(p + 18)), true, scale, _mm512_setzero_ps());
+            p += 34;
+            continue;
+        }
+        const bool has_min = t == PL_Q4_1;
+        const __m512 min = has_min ? half_at(p + 2) : _mm512_mul_ps(scale, _mm512_set1_ps(-8));
+        const __m128i q = _mm_loadu_si128((const void *)(p + (has_min ? 4 : 2))), mask = _mm_set1_epi8(15);
+        put16(out, _mm_and_si128(q, mask), false, scale, min);
+        put16(out + 16, _mm_and_si128(_mm_srli_epi16(q, 4), mask), false, scale, min);
+        p += has_min ? 20 : 18;
+    }
+}
+
 const struct pl_train_kernels pl_train_kernels_avx512 = {
     .nv = TILE_NV,
     .tile = {k_tile_f32, NULL},
     .narrow = plain_narrow,
     .interleave = plain_interleave,
     .transpose = fast_transpose,
-    .dequant = pl_dequant_row,
+    .dequant = fast_dequant,
     ROW_KERNELS,
 };
 
@@ -99,6 +138,6 @@ const struct pl_train_kernels pl_train_kernels_avx512bf16 = {
     .narrow = bf16_narrow,
     .interleave = bf16_interleave,
     .transpose = fast_transpose,
-    .dequant = pl_dequant_row,
+    .dequant = fast_dequant,
     ROW_KERNELS,
 };
