@@ -73,18 +73,25 @@ $(B)/ops: $(call objects,$(wildcard tests/ops/*.c)) $(B)/libparley.a
 $(TOOLS): $(B)/%: $(B)/tests/tools/%.o $(tool_obj) $(B)/libparley.a
 	$(CC) $(LDFLAGS) $^ $(LIBS) -o $@
 
+# Benchmarks: the machine's ceilings, and a load generator for compare.
+$(B)/calibrate: $(addprefix $(B)/,tests/bench/calibrate.o cli/peak.o libparley.a)
+	$(CC) $(LDFLAGS) $^ $(LIBS) -o $@
+$(B)/load: $(addprefix $(B)/,tests/bench/load.o libparley.a)
+	$(CC) $(LDFLAGS) $^ $(LIBS) -o $@
+bench-tools: all $(B)/calibrate $(B)/load
+
 tools: $(TOOLS)
 test-unit: $(B)/unit
 	$(B)/unit
 ops: $(B)/ops
 	$(B)/ops
-test-http: all tools
+test-http: all tools bench-tools
 	PARLEYD=$(B)/parleyd PARLEY_TOOLS=$(B) $(PYTHON) -m pytest -q tests/http
 test: test-unit ops lint test-http
-oracle: tools
+oracle: all tools
 	$(PYTHON) tests/oracle/run_all.py
-bench: all
-	tests/bench/compare-llamacpp
+bench: bench-tools $(B)/unit
+	tests/bench/compare --json build/bench.json --markdown build/bench.md
 lint:
 	sh tests/lint/lint.sh
 
@@ -105,6 +112,6 @@ $(B)/.flags: FORCE
 	@mkdir -p $(B)
 	@echo '$(FLAGS)' | cmp -s - $@ || echo '$(FLAGS)' > $@
 
-.PHONY: all tools test test-unit ops test-http oracle bench lint install clean help FORCE
+.PHONY: all tools test test-unit ops test-http oracle bench bench-tools lint install clean help FORCE
 .SECONDARY:
 -include $(shell find $(B) -name '*.d' 2>/dev/null)

@@ -13,7 +13,12 @@ static const char help[] =
     "    parley chat --model FILE [--system TEXT] [--temperature X] [--max-tokens N] [--seed N] [--threads N]\n"
     "        talk to a model; /reset forgets, /quit or Ctrl-D leaves\n"
     "    parley bench --model FILE [--prompt 128,512] [--batch 1,16] [--context 0] [--gen 64] [--repeat 3] [--threads N] [--isa NAME] [--json]\n"
-    "        prefill and decode speed, as a table or as JSON\n"
+    "        prefill and decode speed, as a table or as JSON; lists have commas between, contexts are filled first\n"
+    "    parley bench --ops --model FILE [--threads N] [--isa NAME] [--json]\n"
+    "        each operation of a forward pass beside what the machine can do at most, and the engine's own time\n"
+    "    parley export --model FILE --adapter PATH --out FILE [--type auto|f32|f16|bf16|q8_0|base]\n"
+    "        a GGUF file of the model with the adapter merged into its weights; other tensors are copied as they are; auto: f32\n"
+    "        where the model has f32, else f16\n"
     "    parley tokenize --model FILE [--special] [TEXT]\n"
     "        token ids of TEXT, or of standard input\n"
     "    parley train --job FOLDER\n"
@@ -41,7 +46,8 @@ int main(int argc, char **argv)
     static const struct {
         const char *name;
         int (*run)(int argc, char **argv);
-    } verbs[] = {{"chat", cli_chat},     {"bench", cli_bench},        {"tokenize", cli_tokenize}, {"train", cli_train}, {"version", print_version},
+    } verbs[] = {{"chat", cli_chat},     {"bench", cli_bench},        {"tokenize", cli_tokenize}, {"export", cli_export},
+                 {"train", cli_train}, {"version", print_version},
                  {"help", print_help}, {"--version", print_version}, {"--help", print_help}};
     pl_log_setup(PL_LOG_WARN, false, 2);
     for (size_t i = 0; argc > 1 && i < sizeof verbs / sizeof verbs[0]; i++)

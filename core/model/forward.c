@@ -65,19 +65,23 @@ static pl_status feed_forward(struct pl_model *m, uint32_t layer, pl_view x)
     const struct pl_spec *s = &m->spec;
     const struct pl_layer *l = &m->layers[layer];
     const pl_view h = first_rows(m->h, x.rows), ff = first_rows(m->ff, x.rows);
-    pl_view act = ff;
 
     STEP(norm, s->norm, h, x, l->ff_norm, l->ff_norm_b, s->norm_eps);
-    STEP(matmul, ff, h, l->ff_in, l->ff_in_b, false);
-    ADAPT(layer, PL_PRODUCT_FF_IN, ff, h);
     if (s->gated) {
-        act = first_rows(m->ff_act, x.rows);
-        STEP(glu, s->act, act, ff);
+        const struct pl_plus *plus = NULL;
+        if (m->loras.n_groups > 0) {
+            const pl_status rc = pl_loras_plus(&m->loras, m->dev, layer, h, &plus);
+            if (rc != PL_OK)
+                return rc;
+        }
+        STEP(matmul_glu, s->act, ff, h, l->ff_in, l->ff_in_b, plus);
     } else {
-        STEP(act, s->act, act);
+        STEP(matmul, ff, h, l->ff_in, l->ff_in_b, false);
+        ADAPT(layer, PL_PRODUCT_FF_IN, ff, h);
+        STEP(act, s->act, ff);
     }
-    STEP(matmul, x, act, l->ff_out, l->ff_out_b, true);
-    ADAPT(layer, PL_PRODUCT_FF_OUT, x, act);
+    STEP(matmul, x, ff, l->ff_out, l->ff_out_b, true);
+    ADAPT(layer, PL_PRODUCT_FF_OUT, x, ff);
     return PL_OK;
 }
 

@@ -35,10 +35,6 @@ pl_status pl_gguf_open(struct pl_gguf **out, const char *path, struct pl_err *er
 pl_status pl_gguf_open_memory(struct pl_gguf **out, const void *data, size_t n, struct pl_err *err) PL_MUST_CHECK;
 void pl_gguf_close(struct pl_gguf *g);
 
-/* The keys' bytes as they stand in the file (borrowed), their number, and what tensor data is aligned to: for writing another
- * file with the same keys. */
-const void *pl_gguf_keys(const struct pl_gguf *g, size_t *n_bytes, uint64_t *n_keys, uint64_t *alignment);
-
 size_t pl_gguf_n_tensors(const struct pl_gguf *g);
 const struct pl_gguf_tensor *pl_gguf_tensor_at(const struct pl_gguf *g, size_t i);
 const struct pl_gguf_tensor *pl_gguf_tensor(const struct pl_gguf *g, const char *name); /* NULL = absent */
@@ -54,5 +50,9 @@ pl_status pl_gguf_array_len(const struct pl_gguf *g, const char *key, uint64_t *
 pl_status pl_gguf_array_str(const struct pl_gguf *g, const char *key, struct pl_gguf_str *v, uint64_t n);
 pl_status pl_gguf_array_f32(const struct pl_gguf *g, const char *key, float *v, uint64_t n);
 pl_status pl_gguf_array_i32(const struct pl_gguf *g, const char *key, int32_t *v, uint64_t n);
+
+/* All keys as they stand in the file, and how many: what a file made from this one begins with. */
+const void *pl_gguf_keys(const struct pl_gguf *g, uint64_t *n_keys, size_t *n_bytes);
+uint32_t pl_gguf_alignment(const struct pl_gguf *g); /* of tensor data */
 
 #endif

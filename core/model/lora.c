@@ -10,7 +10,9 @@
 
 void pl_loras_init(struct pl_loras *ls, uint32_t max_tokens)
 {
-    *ls = (struct pl_loras){.row_list = pl_xcalloc(max_tokens, sizeof *ls->row_list)};
+    *ls = (struct pl_loras){.row_list = pl_xcalloc(max_tokens, sizeof *ls->row_list),
+                            .plus_rows = pl_xcalloc(max_tokens, sizeof *ls->plus_rows),
+                            .max_tokens = max_tokens};
 }
 
 static void empty_slot(struct pl_lora_slot *s, struct pl_device *dev)
@@ -25,6 +27,9 @@ void pl_loras_fini(struct pl_loras *ls, struct pl_device *dev)
 {
     for (uint32_t i = 0; i < ls->n_slots; i++)
         empty_slot(&ls->slots[i], dev);
+    if (ls->plus.values.buf != NULL)
+        dev->ops->buf_free(dev, ls->plus.values.buf);
+    free(ls->plus_rows);
     free(ls->slots);
     free(ls->groups);
     free(ls->uses);
@@ -43,6 +48,18 @@ static void grow(struct pl_loras *ls, uint32_t n)
     ls->groups = pl_xrealloc(ls->groups, n * sizeof *ls->groups);
     ls->uses = pl_xrealloc(ls->uses, n * sizeof *ls->uses);
     ls->n_slots = n;
+}
+
+static pl_status make_plus(struct pl_loras *ls, struct pl_device *dev, uint32_t cols, struct pl_err *err)
+{
+    struct pl_dbuf *buf;
+    if (ls->plus.values.buf != NULL)
+        return PL_OK;
+    const pl_status rc = dev->ops->buf_new(dev, (size_t)ls->max_tokens * cols, &buf);
+    if (rc != PL_OK)
+        return pl_fail(err, rc, "no memory for adapters of batches of %u tokens", ls->max_tokens);
+    ls->plus = (struct pl_plus){{buf, 0, ls->max_tokens, cols, cols}, ls->plus_rows};
+    return PL_OK;
 }
 
 /* The pairs of one layer that change one product, as one device object. */
@@ -71,9 +88,11 @@ pl_status pl_model_adapter_add(struct pl_model *m, uint32_t slot, const struct p
     grow(&m->loras, slot + 1);
     struct pl_lora_slot *s = &m->loras.slots[slot];
     PL_ASSERT(s->products == NULL);
+    pl_status rc = m->spec.gated ? make_plus(&m->loras, m->dev, 2 * m->spec.n_ff, err) : PL_OK;
+    if (rc != PL_OK)
+        return rc;
     s->n_layers = m->spec.n_layers;
     s->products = pl_xcalloc((size_t)s->n_layers * PL_PRODUCT_COUNT, sizeof(struct pl_lora *));
-    pl_status rc = PL_OK;
     for (uint32_t i = 0; i < s->n_layers * PL_PRODUCT_COUNT && rc == PL_OK; i++)
         rc = add_product(m, s, a, i / PL_PRODUCT_COUNT, (pl_product)(i % PL_PRODUCT_COUNT), err);
     if (rc != PL_OK)
@@ -154,7 +173,7 @@ void pl_loras_narrow(struct pl_loras *ls, const struct pl_batch *b)
         find_groups(ls, b, true);
 }
 
-pl_status pl_loras_apply(struct pl_loras *ls, struct pl_device *dev, uint32_t layer, pl_product product, pl_view out, pl_view x)
+static size_t find_uses(struct pl_loras *ls, uint32_t layer, pl_product product)
 {
     size_t n = 0;
     for (uint32_t i = 0; i < ls->n_groups; i++) {
@@ -163,5 +182,24 @@ pl_status pl_loras_apply(struct pl_loras *ls, struct pl_device *dev, uint32_t la
         if (l != NULL)
             ls->uses[n++] = (struct pl_lora_use){l, ls->row_list + g->first, g->n};
     }
-    return n > 0 ? dev->ops->lora(dev, out, x, ls->uses, n) : PL_OK;
+    return n;
+}
+
+pl_status pl_loras_apply(struct pl_loras *ls, struct pl_device *dev, uint32_t layer, pl_product product, pl_view out, pl_view x)
+{
+    const size_t n = find_uses(ls, layer, product);
+    return n > 0 ? dev->ops->lora(dev, out, x, ls->uses, n, true) : PL_OK;
+}
+
+pl_status pl_loras_plus(struct pl_loras *ls, struct pl_device *dev, uint32_t layer, pl_view x, const struct pl_plus **plus)
+{
+    const size_t n = find_uses(ls, layer, PL_PRODUCT_FF_IN);
+    *plus = n > 0 ? &ls->plus : NULL;
+    if (n == 0)
+        return PL_OK;
+    memset(ls->plus_rows, 0, x.rows * sizeof *ls->plus_rows);
+    for (size_t u = 0; u < n; u++)
+        for (uint32_t i = 0; i < ls->uses[u].n_rows; i++)
+            ls->plus_rows[ls->uses[u].rows[i]] = true;
+    return dev->ops->lora(dev, pl_view_rows(ls->plus.values, 0, x.rows), x, ls->uses, n, false);
 }

@@ -27,6 +27,10 @@ struct pl_loras {
     struct pl_lora_use *uses;     /* [n_slots] */
     uint32_t n_groups;            /* 0 = nobody has an adapter: nothing is to be done */
     uint32_t *row_list;           /* [max_tokens] */
+    /* gated feed-forward: what is added to gate and up before they are multiplied; made with the first adapter */
+    struct pl_plus plus;
+    bool *plus_rows; /* [max_tokens] */
+    uint32_t max_tokens;
 };
 
 void pl_loras_init(struct pl_loras *ls, uint32_t max_tokens);
@@ -36,5 +40,7 @@ void pl_loras_fini(struct pl_loras *ls, struct pl_device *dev);
 pl_status pl_loras_plan(struct pl_loras *ls, const struct pl_batch *b) PL_MUST_CHECK;
 void pl_loras_narrow(struct pl_loras *ls, const struct pl_batch *b);
 pl_status pl_loras_apply(struct pl_loras *ls, struct pl_device *dev, uint32_t layer, pl_product product, pl_view out, pl_view x) PL_MUST_CHECK;
+/* The same for a gated PL_PRODUCT_FF_IN, ahead of it: *plus is what matmul_glu is to add, NULL when nothing. */
+pl_status pl_loras_plus(struct pl_loras *ls, struct pl_device *dev, uint32_t layer, pl_view x, const struct pl_plus **plus) PL_MUST_CHECK;
 
 #endif

@@ -49,7 +49,8 @@ static void put_header(struct pl_buf *b, const struct pl_net *n, const struct pl
 {
     size_t n_bytes;
     uint64_t n_keys, at = 0;
-    const void *keys = pl_gguf_keys(g, &n_bytes, &n_keys, alignment);
+    const void *keys = pl_gguf_keys(g, &n_keys, &n_bytes);
+    *alignment = pl_gguf_alignment(g);
     pl_buf_adds(b, "GGUF");
     put_u32(b, 3);
     put_u64(b, pl_gguf_n_tensors(g));

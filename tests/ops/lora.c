@@ -88,7 +88,7 @@ static void expect(const struct world *w, size_t s, float *out)
 }
 
 /* Rows from … from + n of the whole, each with its adapter. False when an operation fails. */
-static bool run(struct pl_device *dev, const struct world *w, size_t s, uint32_t from, uint32_t n, float *out)
+static bool run(struct pl_device *dev, const struct world *w, size_t s, uint32_t from, uint32_t n, bool add, float *out)
 {
     const struct pl_device_ops *ops = dev->ops;
     const uint32_t K = shapes[s].K, T = shapes[s].T;
@@ -114,7 +114,7 @@ static bool run(struct pl_device *dev, const struct world *w, size_t s, uint32_t
             uses[n_uses++] = (struct pl_lora_use){lora[i], rows[i], n_rows};
     }
     const pl_view x = {bx, 0, T, K, K + PAD}, o = {bo, 0, T, N, N + PAD};
-    ok = ok && ops->lora(dev, o, x, uses, n_uses) == PL_OK && ops->get(dev, bo, 0, out, (size_t)T * (N + PAD)) == PL_OK;
+    ok = ok && ops->lora(dev, o, x, uses, n_uses, add) == PL_OK && ops->get(dev, bo, 0, out, (size_t)T * (N + PAD)) == PL_OK;
     for (int i = 0; i < ADAPTERS; i++)
         ops->lora_free(dev, lora[i]);
     ops->buf_free(dev, bx), ops->buf_free(dev, bo);
@@ -152,7 +152,7 @@ static void check_nan(const struct tally *t, struct pl_device *dev, const char *
         return;
     float *at = &w->x[(size_t)bad * (shapes[s].K + PAD) + shapes[s].K / 2], kept = *at;
     *at = NAN;
-    bool ok = run(dev, w, s, 0, shapes[s].T, out);
+    bool ok = run(dev, w, s, 0, shapes[s].T, true, out);
     const size_t width = N + PAD, row = bad * width;
     ok = ok && memcmp(out, good, row * sizeof *out) == 0 &&
          memcmp(out + row + width, good + row + width, (shapes[s].T - bad - 1) * width * sizeof *out) == 0;
@@ -162,6 +162,57 @@ static void check_nan(const struct tally *t, struct pl_device *dev, const char *
     *at = kept;
 }
 
+/* Without add: what was there makes no difference; outputs in no part become 0. */
+static void check_set(const struct tally *t, struct pl_device *dev, const char *isa, size_t s, struct world *w, float *zero, float *other)
+{
+    const size_t n = (size_t)shapes[s].T * (N + PAD);
+    for (size_t i = 0; i < n; i++)
+        w->out[i] = 0;
+    bool ok = run(dev, w, s, 0, shapes[s].T, true, zero);
+    for (size_t i = 0; i < n; i++)
+        w->out[i] = NAN;
+    ok = ok && run(dev, w, s, 0, shapes[s].T, false, other);
+    for (size_t i = 0; i < n; i++)
+        ok &= adapter_of((uint32_t)(i / (N + PAD))) < 0 || i % (N + PAD) >= N ? isnan(other[i]) : other[i] == zero[i];
+    check(t, ok, isa, s, "set differs from added to zeros");
+}
+
+/* What a gated product adds to some rows: those rows are what a bias of the same values makes, the others are as without. */
+static void check_plus(const struct tally *t, struct pl_device *dev, const char *isa)
+{
+    enum { T = 13, F = 80, K = 64 };
+    const struct pl_device_ops *ops = dev->ops;
+    struct pl_dbuf *b[4] = {NULL}; /* x, plus, out, a row */
+    struct pl_weight *w = NULL;
+    bool rows[T], ok = true;
+    state = 3;
+    float *x = fill(T * K), *plus = fill(T * 2 * F), *weights = fill(2 * F * K), got[2][T * F], row[F];
+    const struct pl_weight_src parts[2] = {{PL_F32, F, K, weights}, {PL_F32, F, K, weights + F * K}};
+    for (uint32_t i = 0; i < T; i++) {
+        rows[i] = i % 3 == 1;
+        for (uint32_t c = 0; !rows[i] && c < 2 * F; c++)
+            plus[i * 2 * F + c] = NAN;
+    }
+    ok = ops->weight_new(dev, parts, 2, &w, NULL) == PL_OK && ops->buf_new(dev, T * K, &b[0]) == PL_OK && ops->buf_new(dev, T * 2 * F, &b[1]) == PL_OK &&
+         ops->buf_new(dev, T * F, &b[2]) == PL_OK && ops->buf_new(dev, F, &b[3]) == PL_OK && ops->put(dev, b[0], 0, x, T * K) == PL_OK &&
+         ops->put(dev, b[1], 0, plus, T * 2 * F) == PL_OK;
+    const pl_view vx = {b[0], 0, T, K, K}, vo = {b[2], 0, T, F, F};
+    const struct pl_plus p = {{b[1], 0, T, 2 * F, 2 * F}, rows};
+    for (int i = 0; i < 2 && ok; i++)
+        ok = ops->matmul_glu(dev, PL_ACT_SILU, vo, vx, w, pl_view_none(), i ? &p : NULL) == PL_OK && ops->get(dev, b[2], 0, got[i], T * F) == PL_OK;
+    for (uint32_t i = 0; i < T && ok; i++) {
+        const pl_view bias = {b[1], (size_t)i * 2 * F, 1, 2 * F, 2 * F}, one = {b[3], 0, 1, F, F};
+        ok = ops->matmul_glu(dev, PL_ACT_SILU, one, pl_view_rows(vx, i, 1), w, rows[i] ? bias : pl_view_none(), NULL) == PL_OK &&
+             ops->get(dev, b[3], 0, row, F) == PL_OK && memcmp(row, got[1] + i * F, sizeof row) == 0 &&
+             (memcmp(row, got[0] + i * F, sizeof row) == 0) == !rows[i];
+    }
+    check(t, ok, isa, 0, "a gated product does not add what it is to add");
+    for (int i = 0; i < 4; i++)
+        ops->buf_free(dev, b[i]);
+    ops->weight_free(dev, w);
+    free(x), free(plus), free(weights);
+}
+
 static void check_shape(const struct tally *t, struct pl_device *dev, struct pl_device *one, const char *isa, size_t s)
 {
     const size_t n = (size_t)shapes[s].T * (N + PAD);
@@ -169,7 +220,7 @@ static void check_shape(const struct tally *t, struct pl_device *dev, struct pl_
     struct world w;
     world_make(&w, s);
     expect(&w, s, ref);
-    check(t, run(dev, &w, s, 0, shapes[s].T, all) && close_to(all, ref, w.out, n), isa, s, "differs from sums in double");
+    check(t, run(dev, &w, s, 0, shapes[s].T, true, all) && close_to(all, ref, w.out, n), isa, s, "differs from sums in double");
     bool same = true;
     for (size_t i = 0; i < n; i++) {
         const uint32_t c = (uint32_t)(i % (N + PAD));
@@ -179,12 +230,13 @@ static void check_shape(const struct tally *t, struct pl_device *dev, struct pl_
     check(t, same, isa, s, "changes what no adapter is for");
     same = true;
     for (uint32_t row = 0; row < shapes[s].T; row++) {
-        same &= run(dev, &w, s, row, 1, other);
+        same &= run(dev, &w, s, row, 1, true, other);
         same &= memcmp(all + row * (N + PAD), other + row * (N + PAD), (N + PAD) * sizeof *all) == 0;
     }
     check(t, same, isa, s, "a row alone differs from the same row in a batch");
-    check(t, run(one, &w, s, 0, shapes[s].T, other) && memcmp(all, other, n * sizeof *all) == 0, isa, s, "differs with the number of threads");
+    check(t, run(one, &w, s, 0, shapes[s].T, true, other) && memcmp(all, other, n * sizeof *all) == 0, isa, s, "differs with the number of threads");
     check_nan(t, dev, isa, s, &w, all, other);
+    check_set(t, dev, isa, s, &w, all, other);
     world_free(&w);
     free(ref), free(all), free(other);
 }
@@ -203,6 +255,8 @@ void ops_lora(unsigned *passed, unsigned *failed, unsigned *skipped)
             ++*skipped;
         for (size_t s = 0; dev != NULL && one != NULL && s < PL_COUNT_OF(shapes); s++)
             check_shape(&t, dev, one, isas[i], s);
+        if (dev != NULL)
+            check_plus(&t, dev, isas[i]);
         if (dev != NULL)
             dev->ops->close(dev);
         if (one != NULL)

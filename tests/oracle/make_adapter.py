@@ -5,7 +5,7 @@
 #   make_adapter.py real --bin DIR --model FILE         prints how far parley is from PEFT on a real model, both for an
 #                                                       adapter that PEFT has written and for one that parley has; and the
 #                                                       same for the tiny models
-# --bin has make_model, logits and copy_adapter (make builds them). --llama-cpp is a source tree whose convert_lora_to_gguf.py
+# --bin has make_model, logits, copy_adapter and parley (make builds them). --llama-cpp is a source tree whose convert_lora_to_gguf.py
 # must agree with the GGUF files of llama models that are written here.
 # SPDX-License-Identifier: Apache-2.0
 import argparse
@@ -191,11 +191,16 @@ def compare(args, name, path, config, dtype, tokens, strength, quantized):
         again = logits_of(peft.PeftModel.from_pretrained(torch_model.load(path), copy).eval(), tokens)
         kl, change = mean_kl(ref, got), mean_kl(plain, ref)
         exact = torch.equal(again, ref)
+        merged = pathlib.Path(d) / "merged.gguf"
+        subprocess.run([os.path.join(args.bin, "parley"), "export", "--model", path, "--adapter", folder, "--out", merged], check=True,
+                       stdout=subprocess.DEVNULL)
+        merged_kl = mean_kl(ref, logits_of(torch_model.load(merged), tokens))
         print(f"{name:16} adapter moves the output by KL {change:.4f}; parley from PEFT {kl:.6f}, without the adapter {base_kl:.6f}; "
               f"relative error {relative(ref, got):.2e}; written by parley, read by PEFT: "
-              f"{'the same logits' if exact else f'relative error {relative(ref, again):.2e}'}")
+              f"{'the same logits' if exact else f'relative error {relative(ref, again):.2e}'}; "
+              f"merged by parley, read by transformers: KL {merged_kl:.6f}")
         near = kl <= 2 * base_kl + 0.005 if quantized else relative(ref, got) < 1e-4  # int8 activations account for the former
-        return near and change > 10 * kl and relative(ref, again) < 1e-6
+        return near and change > 10 * kl and relative(ref, again) < 1e-6 and merged_kl < 1e-3
 
 
 def check_real(args):

@@ -14,6 +14,7 @@
 #include "core/base/mem.h"
 #include "core/base/newfile.h"
 #include "core/model/adapter.h"
+#include "core/model/export.h"
 #include "core/model/safetensors.h"
 #include "tests/tools/run_model.h"
 #include "tests/tools/tiny_model.h"
@@ -284,6 +285,71 @@ START_TEST(written_as_peft_writes)
         remove_folder();
         unload(&m);
     }
+    close_fixtures();
+}
+END_TEST
+
+/* ---- merging ---- */
+
+static float *run_plain(struct runner *r, const struct fixture *x, uint32_t slot)
+{
+    struct run_seq s = {.tokens = x->tokens, .n = x->n, .chunk = 64, .adapter = slot, .logits = pl_xcalloc(x->n * x->n_vocab, sizeof(float))};
+    ck_assert_int_eq(run_seqs(r, &s, 1, PL_F32), PL_OK);
+    return s.logits;
+}
+
+static double relative_error(const float *v, const float *ref, size_t n)
+{
+    double d = 0, sum = 0;
+    for (size_t i = 0; i < n; i++) {
+        d += ((double)v[i] - ref[i]) * ((double)v[i] - ref[i]);
+        sum += (double)ref[i] * ref[i];
+    }
+    return sqrt(d / sum);
+}
+
+/* A merged model gives what the adapter gives when it is served, as exactly as the type of its weights allows; against
+ * PEFT, too. */
+START_TEST(merged_is_served)
+{
+    static const struct {
+        int type;
+        double most; /* of the relative error of logits */
+    } types[] = {{PL_F32, 1e-5}, {PL_EXPORT_AUTO, 1e-5}, {PL_F16, 3e-3}, {PL_BF16, 3e-2}, {PL_Q8_0, 8e-2}, {PL_EXPORT_BASE, 1e-5}};
+    const size_t n = open_fixtures();
+    make_folder();
+    for (size_t i = 0; i < n; i++) {
+        const struct fixture x = fixture(i);
+        struct loaded m;
+        struct pl_err err = {0};
+        char path[256];
+        ck_assert(load(&m, x.flags, x.n_flags, "ref"));
+        snprintf(path, sizeof path, FIXTURES "%s", x.name);
+        add(&m, 1, path);
+        float *served = run_plain(&m.r, &x, 1);
+        struct pl_adapter *a = read_adapter(path, pl_model_spec(m.r.model));
+        for (size_t k = 0; k < PL_COUNT_OF(types); k++) {
+            struct pl_gguf *g;
+            struct runner r;
+            ck_assert_msg(pl_export_gguf(in_folder("x.gguf"), m.g, pl_model_spec(m.r.model), a, types[k].type, &err) == PL_OK, "%s", err.msg);
+            ck_assert_msg(pl_gguf_open(&g, in_folder("x.gguf"), &err) == PL_OK, "%s", err.msg);
+            ck_assert_msg(runner_open(&r, g, "ref", 1, 128, &err) == PL_OK, "%s", err.msg);
+            float *merged = run_plain(&r, &x, 0);
+            const double e = relative_error(merged, served, x.n * x.n_vocab), most = x.quantized ? 0.15 : types[k].most;
+            ck_assert_msg(e <= most, "%s as type %d: relative error %g", x.name, types[k].type, e);
+            if (types[k].type == PL_F32)
+                compare(&x, "merged", merged);
+            free(merged);
+            runner_close(&r);
+            pl_gguf_close(g);
+        }
+        ck_assert_int_eq(pl_export_gguf(in_folder("x.gguf"), m.g, pl_model_spec(m.r.model), a, PL_Q4_K, &err), PL_EINVAL);
+        ck_assert_int_eq(pl_export_gguf("/no/such/folder/x.gguf", m.g, pl_model_spec(m.r.model), a, PL_F16, &err), PL_EIO);
+        pl_adapter_free(a);
+        free(served);
+        unload(&m);
+    }
+    remove_folder();
     close_fixtures();
 }
 END_TEST
@@ -620,6 +686,7 @@ Suite *suite_adapter(void)
     tcase_add_loop_test(t, mixed_batches_give_the_same_bits, 0, PL_COUNT_OF(isas));
     tcase_add_test(t, gguf_is_the_same);
     tcase_add_test(t, written_as_peft_writes);
+    tcase_add_test(t, merged_is_served);
     tcase_add_test(t, bad_configurations);
     tcase_add_test(t, bad_tensors);
     tcase_add_test(t, other_bases);

@@ -134,7 +134,8 @@ START_TEST(lies)
         {"{}", 0, PL_OK, NULL},
         {"{\"__metadata__\":{\"x\":\"y\"}," A "}", 8, PL_OK, NULL},
         {"{\"a\":{\"dtype\":\"F16\",\"shape\":[],\"data_offsets\":[0,2]}}", 2, PL_OK, NULL},
-        {"{\"a\":{\"dtype\":\"F16\",\"shape\":[0,5],\"data_offsets\":[0,0]}," "\"b\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}", 4, PL_OK, NULL},
+        {"{\"a\":{\"dtype\":\"F16\",\"shape\":[0,5],\"data_offsets\":[0,0]},"
+         "\"b\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}", 4, PL_OK, NULL},
         {" {}", 0, PL_EFORMAT, "does not begin"},
         {"", 0, PL_EFORMAT, "does not begin"},
         {"[]", 0, PL_EFORMAT, "does not begin"},

@@ -70,6 +70,7 @@ struct lora_job {
     const struct pl_cpu *cpu;
     pl_view out, x;
     const struct pl_lora_use *uses;
+    bool add;
     size_t n_uses, stride; /* stride: the largest rank, between rows of lora_work */
     size_t (*pieces)(const struct pl_lora *l);
 };
@@ -140,6 +141,8 @@ static void down_item(void *arg, size_t item, unsigned worker)
     const struct lora_job *j = arg;
     const struct tile t = find_tile(j, item);
     const float *x[ROWS];
+    for (uint32_t i = 0; !j->add && t.piece == 0 && i < t.n_rows; i++)
+        memset(pl_cpu_row(j->out, t.rows[i]), 0, j->out.cols * sizeof(float));
     for (uint32_t i = 0; i < t.n_rows; i++)
         x[i] = pl_cpu_row(j->x, t.rows[i]);
     const uint32_t from = (uint32_t)t.piece * RANKS, n = t.l->rank - from < RANKS ? t.l->rank - from : RANKS;
@@ -161,10 +164,10 @@ static void up_item(void *arg, size_t item, unsigned worker)
     j->cpu->k->lora_up(out, t.n_rows, t.y + p->from, j->stride, p->bt + from, p->rows, p->rank, n);
 }
 
-pl_status pl_cpu_lora(struct pl_device *dev, pl_view out, pl_view x, const struct pl_lora_use *uses, size_t n_uses)
+pl_status pl_cpu_lora(struct pl_device *dev, pl_view out, pl_view x, const struct pl_lora_use *uses, size_t n_uses, bool add)
 {
     struct pl_cpu *cpu = pl_cpu_of(dev);
-    struct lora_job j = {.cpu = cpu, .out = out, .x = x, .uses = uses, .n_uses = n_uses};
+    struct lora_job j = {.cpu = cpu, .out = out, .x = x, .uses = uses, .add = add, .n_uses = n_uses};
     size_t n_rows = 0;
     for (size_t i = 0; i < n_uses; i++) {
         const struct pl_lora *l = uses[i].lora;
