@@ -15,6 +15,7 @@
 #include "core/base/version.h"
 #include "core/sched/engine.h"
 #include "server/http.h"
+#include "server/jobs/jobs.h"
 #include "server/route.h"
 #include "server/server.h"
 
@@ -252,6 +253,8 @@ void pl_metrics_render(struct pl_metrics *m, const struct pl_server *s, struct p
     pl_buf_addf(out, "parley_http_connections %u\n", pl_http_connections(s->http));
     head(out, "http_requests_active", "gauge", "HTTP requests being answered.");
     pl_buf_addf(out, "parley_http_requests_active %u\n", pl_http_active(s->http));
+    if (s->jobs != NULL)
+        pl_jobs_render_metrics(s->jobs, out);
     head(out, "log_lines_dropped_total", "counter", "Log lines that could not be written at once.");
     pl_buf_addf(out, "parley_log_lines_dropped_total %llu\n", (unsigned long long)pl_log_dropped());
     render_process(out, m);

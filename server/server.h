@@ -9,6 +9,7 @@
 #include <time.h>
 
 #include "config/config.h"
+#include "core/base/status.h"
 
 struct pl_tok;
 struct pl_chat;
@@ -16,11 +17,13 @@ struct pl_model;
 struct pl_engine;
 struct pl_metrics;
 struct pl_http;
+struct pl_jobs;
 
 struct pl_server {
     const struct pl_config *config;
     atomic_bool ready; /* model loaded and warm: tok, chat, model, engine below are valid (release/acquire) */
     atomic_bool draining;
+    const char *model_path;
     const char *model_id;    /* what /v1/models shows: --alias, else the file name without .gguf */
     char fingerprint[32];    /* "fp_" + hash of weights file, build and kernels */
     time_t created;          /* model file's time */
@@ -30,6 +33,8 @@ struct pl_server {
     struct pl_engine *engine;
     struct pl_metrics *metrics;
     const struct pl_http *http;
+    struct pl_jobs *jobs;    /* NULL = the data directory cannot be used; jobs_error says why */
+    struct pl_err jobs_error;
 };
 
 #endif
