@@ -36,17 +36,28 @@ const struct pl_route pl_routes[] = {
     {0},
 };
 
+static bool is_first(const struct pl_route *r)
+{
+    const struct pl_route *first = pl_routes;
+    while (strcmp(first->pattern, r->pattern) != 0)
+        first++;
+    return first == r;
+}
+
 size_t pl_route_patterns(void)
 {
     size_t n = 0;
-    while (pl_routes[n].method != NULL)
-        n++;
+    for (const struct pl_route *r = pl_routes; r->method != NULL; r++)
+        n += is_first(r);
     return n;
 }
 
 const char *pl_route_pattern(size_t i)
 {
-    return pl_routes[i].pattern;
+    const struct pl_route *r = pl_routes;
+    while (!is_first(r) || i-- > 0)
+        r++;
+    return r->pattern;
 }
 
 static int hex(char c)

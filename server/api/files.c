@@ -84,7 +84,8 @@ static pl_status begin_part(void *arg, const char *name, const char *filename, s
     while (u->part <= THE_FILE && strcmp(fields[u->part], name) != 0)
         u->part++;
     if (u->part > THE_FILE)
-        return pl_fail_param(err, PL_EINVAL, name, "'%.60s' is not a field of this form; it has file, purpose, expires_after[anchor] and expires_after[seconds]", name);
+        return pl_fail_param(err, PL_EINVAL, name, "'%.60s' is not a field of this form; it has file, purpose, expires_after[anchor] and "
+                             "expires_after[seconds]", name);
     if (u->seen[u->part])
         return pl_fail_param(err, PL_EINVAL, name, "'%s' comes twice", name);
     u->seen[u->part] = true;
@@ -122,7 +123,8 @@ static pl_status take_data(void *arg, const char *bytes, size_t n, struct pl_err
     if (u->part != THE_FILE)
         return take_value(u, bytes, n, err);
     if (n > u->max - u->n) {
-        (void)pl_fail_param(err, PL_EINVAL, "file", "the file is larger than the %llu MiB that this server accepts (max-file-mb)", (unsigned long long)(u->max >> 20));
+        (void)pl_fail_param(err, PL_EINVAL, "file", "the file is larger than the %llu MiB that this server accepts (max-file-mb)",
+                            (unsigned long long)(u->max >> 20));
         return fail(u, 413, "request_too_large", PL_EINVAL);
     }
     pl_sha256_add(&u->hash, bytes, n);
@@ -208,7 +210,8 @@ static pl_status check_fields(struct upload *u, struct pl_err *err)
     char *end;
     errno = 0;
     u->expires_after = strtoll(u->values[SECONDS], &end, 10);
-    if (u->values[SECONDS][0] < '0' || u->values[SECONDS][0] > '9' || *end != '\0' || errno != 0 || u->expires_after < EXPIRES_MIN || u->expires_after > EXPIRES_MAX)
+    if (u->values[SECONDS][0] < '0' || u->values[SECONDS][0] > '9' || *end != '\0' || errno != 0 || u->expires_after < EXPIRES_MIN ||
+        u->expires_after > EXPIRES_MAX)
         return pl_fail_param(err, PL_EINVAL, fields[SECONDS], "'expires_after[seconds]' must be a whole number from %d to %d", EXPIRES_MIN, EXPIRES_MAX);
     return PL_OK;
 }
@@ -221,8 +224,8 @@ static pl_status check_lines(struct upload *u, struct pl_data_report *r, struct 
     if (st == PL_ERANGE)
         st = pl_fail(err, PL_EINVAL, "The file has no examples.");
     if (st == PL_EFORMAT && r->n_faults > 0 && strncmp(r->faults[0].reason, "the line is not a dictionary", 28) == 0)
-        st = pl_fail(err, PL_EFORMAT, "Expected file to have JSONL format, where every line is a JSON dictionary. Line %u is not a dictionary%s.", r->faults[0].line,
-                     r->faults[0].reason + 28);
+        st = pl_fail(err, PL_EFORMAT, "Expected file to have JSONL format, where every line is a JSON dictionary. Line %u is not a dictionary%s.",
+                     r->faults[0].line, r->faults[0].reason + 28);
     if (st == PL_EFORMAT || st == PL_EINVAL) {
         strcpy(err->param, "file");
         u->http = 400;
@@ -238,8 +241,8 @@ static pl_status within_quota(struct upload *u, struct pl_err *err)
     pl_store_usage(u->jobs->store, &used, &n);
     if (used <= quota && u->n <= quota - used)
         return PL_OK;
-    (void)pl_fail_param(err, PL_EINVAL, "file", "the file's %llu bytes do not fit: %llu of the %llu bytes for files are used (delete some, or raise files-quota-mb)",
-                        (unsigned long long)u->n, (unsigned long long)used, (unsigned long long)quota);
+    (void)pl_fail_param(err, PL_EINVAL, "file", "the file's %llu bytes do not fit: %llu of the %llu bytes for files are used (delete some, or raise "
+                        "files-quota-mb)", (unsigned long long)u->n, (unsigned long long)used, (unsigned long long)quota);
     return fail(u, 400, "file_quota_exceeded", PL_EINVAL);
 }
 

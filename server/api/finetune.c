@@ -58,8 +58,8 @@ static json_t *job_json(const void *data)
 static json_t *event_json(const void *data)
 {
     const struct pl_event_row *e = data;
-    return json_pack("{s:s,s:s,s:I,s:s,s:s,s:s,s:o}", "object", "fine_tuning.job.event", "id", e->id, "created_at", (json_int_t)e->created_at, "level", e->level,
-                     "message", e->message, "type", e->type, "data", parsed(e->data));
+    return json_pack("{s:s,s:s,s:I,s:s,s:s,s:s,s:o}", "object", "fine_tuning.job.event", "id", e->id, "created_at", (json_int_t)e->created_at,
+                     "level", e->level, "message", e->message, "type", e->type, "data", parsed(e->data));
 }
 
 static json_t *checkpoint_json(const void *data)
@@ -149,7 +149,8 @@ static pl_status read_integrations(const json_t *root, char **out, struct pl_err
         if (!json_is_string(type))
             return pl_fail_param(err, PL_EINVAL, param, "'%s' must be a string", param);
         if (strcmp(json_string_value(type), "tensorboard") != 0)
-            return pl_fail_param(err, PL_ENOTSUP, param, "integration %.40s is not supported by this server; every job writes TensorBoard files", json_string_value(type));
+            return pl_fail_param(err, PL_ENOTSUP, param, "integration %.40s is not supported by this server; every job writes TensorBoard files",
+                                 json_string_value(type));
     }
     *out = json_dumps(v, JSON_COMPACT);
     return PL_OK;
@@ -181,8 +182,8 @@ static pl_status read_model(struct pl_jobs *j, const json_t *root, struct pl_job
     if (st != PL_OK)
         return st;
     if (strcmp(model, j->server->model_id) != 0 && (st = pl_jobs_model_path(j, model, &path, err)) == PL_ENOENT)
-        st = pl_fail_param(err, PL_ENOENT, "model", "The model '%.100s' is not available for fine-tuning; this server has '%.100s' and the models tuned from it", model,
-                           j->server->model_id);
+        st = pl_fail_param(err, PL_ENOENT, "model", "The model '%.100s' is not available for fine-tuning; this server has '%.100s' and the models "
+                           "tuned from it", model, j->server->model_id);
     if (st == PL_OK) {
         pl_row_set(&row->model, model);
         pl_row_set(&row->base_adapter, path);
@@ -322,7 +323,8 @@ static bool preview_example(void *arg, const struct pl_example *e)
         }
     }
     pl_buf_fini(&text);
-    json_array_append_new(d->preview, json_pack("{s:I,s:I,s:I,s:o}", "line", (json_int_t)e->line, "tokens", (json_int_t)e->n, "loss_tokens", n_loss, "segments", segments));
+    json_array_append_new(d->preview, json_pack("{s:I,s:I,s:I,s:o}", "line", (json_int_t)e->line, "tokens", (json_int_t)e->n, "loss_tokens", n_loss,
+                                                "segments", segments));
     return json_array_size(d->preview) < d->n_preview;
 }
 
@@ -351,8 +353,8 @@ static void run_dry(void *arg, struct pl_http_resp *resp)
     if (st == PL_OK)
         st = preview(d, training, &plan, &err);
     if (st == PL_OK) {
-        pl_listing_write(&resp->body, json_pack("{s:s,s:b,s:o,s:o,s:O}", "object", "fine_tuning.validation", "valid", 1, "method", pl_train_spec_json(&plan.spec),
-                                                "estimate", pl_jobs_estimate(d->j, &plan), "preview", d->preview));
+        pl_listing_write(&resp->body, json_pack("{s:s,s:b,s:o,s:o,s:O}", "object", "fine_tuning.validation", "valid", 1, "method",
+                                                pl_train_spec_json(&plan.spec), "estimate", pl_jobs_estimate(d->j, &plan), "preview", d->preview));
     } else {
         const struct pl_data_report *r = strcmp(err.param, "validation_file") == 0 ? &plan.validation : &plan.training;
         json_t *list = pl_jobs_lines(r);

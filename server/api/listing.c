@@ -65,7 +65,8 @@ static json_t *id_of(const json_t *list, size_t i)
     return id != NULL ? json_incref((json_t *)(uintptr_t)id) : json_null();
 }
 
-void pl_listing_answer(struct pl_http_req *req, struct pl_http_resp *resp, const struct pl_listing *l, const struct pl_store_query *q, json_t *(*json)(const void *row))
+void pl_listing_answer(struct pl_http_req *req, struct pl_http_resp *resp, const struct pl_listing *l, const struct pl_store_query *q,
+                       json_t *(*json)(const void *row))
 {
     static const size_t sizes[] = {sizeof(struct pl_file_row), sizeof(struct pl_job_row), sizeof(struct pl_event_row), sizeof(struct pl_checkpoint_row)};
     struct pl_err err = {0};

@@ -20,7 +20,8 @@ bool pl_listing_have_jobs(struct pl_http_req *req, struct pl_http_resp *resp);
 /* Reads limit, after and order. False = answered. */
 bool pl_listing_query(struct pl_http_req *req, struct pl_http_resp *resp, const struct pl_listing *l, struct pl_store_query *q);
 /* Answers with the rows, each made an object by json. */
-void pl_listing_answer(struct pl_http_req *req, struct pl_http_resp *resp, const struct pl_listing *l, const struct pl_store_query *q, json_t *(*json)(const void *row));
+void pl_listing_answer(struct pl_http_req *req, struct pl_http_resp *resp, const struct pl_listing *l, const struct pl_store_query *q,
+                       json_t *(*json)(const void *row));
 /* Appends v as text, and drops it. */
 void pl_listing_write(struct pl_buf *out, json_t *v);
 

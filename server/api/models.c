@@ -46,7 +46,8 @@ void pl_api_model_delete(struct pl_http_req *req, struct pl_http_resp *resp)
         return;
     pl_status st = PL_OK;
     if (strcmp(req->path_arg, req->server->model_id) == 0)
-        st = pl_fail_param(&err, PL_EINVAL, "model", "The model '%.200s' is the one that this server was started with; only tuned models can be deleted", req->path_arg);
+        st = pl_fail_param(&err, PL_EINVAL, "model", "The model '%.200s' is the one that this server was started with; only tuned models can be deleted",
+                           req->path_arg);
     if (st == PL_OK)
         st = pl_jobs_delete_model(req->server->jobs, req->path_arg, &err);
     if (st == PL_OK)

@@ -170,8 +170,9 @@ json_t *pl_jobs_lines(const struct pl_data_report *r)
         pl_buf_adds(&reason, "\"");
         pl_buf_add_json_lossy(&reason, f->reason, strlen(f->reason));
         pl_buf_adds(&reason, "\"");
-        json_array_append_new(list, json_pack("{s:I,s:o,s:o}", "line", (json_int_t)f->line, "message", f->message >= 0 ? json_integer(f->message + 1) : json_null(),
-                                              "reason", json_loadb(reason.data, reason.len, JSON_DECODE_ANY, NULL)));
+        json_t *message = f->message >= 0 ? json_integer(f->message + 1) : json_null();
+        json_array_append_new(list, json_pack("{s:I,s:o,s:o}", "line", (json_int_t)f->line, "message", message, "reason",
+                                              json_loadb(reason.data, reason.len, JSON_DECODE_ANY, NULL)));
         pl_buf_fini(&reason);
     }
     return list;
@@ -434,32 +435,13 @@ pl_status pl_jobs_delete_model(struct pl_jobs *j, const char *name, struct pl_er
 
 /* ---- opening and ending -------------------------------------------------------------------------------------------- */
 
-static char *choose_dir(const struct pl_config *c, struct pl_err *err)
-{
-    const char *state = getenv("STATE_DIRECTORY"), *xdg = getenv("XDG_DATA_HOME"), *home = getenv("HOME");
-    char *path = NULL;
-    int rc = 0;
-    if (c->data_dir[0] != '\0')
-        return pl_xstrdup(c->data_dir);
-    if (state != NULL && state[0] == '/')
-        rc = asprintf(&path, "%.*s", (int)strcspn(state, ":"), state);
-    else if (access("/var/lib/parley", W_OK | X_OK) == 0)
-        return pl_xstrdup("/var/lib/parley");
-    else if (xdg != NULL && xdg[0] == '/')
-        rc = asprintf(&path, "%s/parley", xdg);
-    else if (home != NULL && home[0] == '/')
-        rc = asprintf(&path, "%s/.local/share/parley", home);
-    if (rc < 0 || path == NULL)
-        (void)pl_fail_param(err, PL_EINVAL, "data-dir", "there is no place for files and jobs: name one with --data-dir");
-    return rc < 0 ? NULL : path;
-}
-
 pl_status pl_jobs_open(struct pl_jobs **out, struct pl_server *s, struct pl_err *err)
 {
     struct pl_jobs *j = pl_xcalloc(1, sizeof *j);
-    char *dir = choose_dir(s->config, err);
+    char *dir = pl_config_data_dir(s->config);
     j->server = s;
-    pl_status st = dir != NULL ? pl_store_open(&j->store, dir, err) : PL_EINVAL;
+    pl_status st = dir != NULL ? pl_store_open(&j->store, dir, err)
+                               : pl_fail_param(err, PL_EINVAL, "data-dir", "there is no place for files and jobs: name one with --data-dir");
     if (st == PL_OK)
         st = pl_tasks_start(&j->tasks, err);
     free(dir);

@@ -87,7 +87,8 @@ static pl_status make_dirs(const char *path, struct pl_err *err)
             continue;
         *p = '\0';
         if (mkdir(copy, 0700) != 0 && errno != EEXIST)
-            st = pl_fail_param(err, PL_EINVAL, "data-dir", "cannot make the data directory %s: %s (choose another one with --data-dir)", copy, strerror(errno));
+            st = pl_fail_param(err, PL_EINVAL, "data-dir", "cannot make the data directory %s: %s (choose another one with --data-dir)", copy,
+                               strerror(errno));
         *p = c;
         if (c == '\0')
             break;
@@ -116,7 +117,8 @@ static pl_status take_dir(struct pl_store *s, struct pl_err *err)
     s->dir_lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     pl_status st = PL_OK;
     if (s->dir_lock < 0)
-        st = pl_fail_param(err, PL_EINVAL, "data-dir", "cannot write in the data directory %s: %s (choose another one with --data-dir)", s->dir, strerror(errno));
+        st = pl_fail_param(err, PL_EINVAL, "data-dir", "cannot write in the data directory %s: %s (choose another one with --data-dir)", s->dir,
+                           strerror(errno));
     else if (flock(s->dir_lock, LOCK_EX | LOCK_NB) != 0)
         st = pl_fail_param(err, PL_EINVAL, "data-dir", "another parleyd uses the data directory %s: choose another one with --data-dir", s->dir);
     free(path);
@@ -434,7 +436,8 @@ static const char *text_column(const struct table *t, const void *row, const cha
     return NULL;
 }
 
-pl_status pl_store_list(struct pl_store *s, pl_table which, const struct pl_store_query *query, void **rows, size_t *n, bool *more, struct pl_err *err)
+pl_status pl_store_list(struct pl_store *s, pl_table which, const struct pl_store_query *query, void **rows, size_t *n, bool *more,
+                        struct pl_err *err)
 {
     const struct table *t = &tables[which];
     struct pl_buf sql;

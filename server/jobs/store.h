@@ -85,7 +85,8 @@ struct pl_store_query {
     uint32_t limit; /* 0 = all */
 };
 /* *rows: an array of row structs, *n of them; pl_rows_free. *more: there are further ones. */
-pl_status pl_store_list(struct pl_store *s, pl_table t, const struct pl_store_query *q, void **rows, size_t *n, bool *more, struct pl_err *err) PL_MUST_CHECK;
+pl_status pl_store_list(struct pl_store *s, pl_table t, const struct pl_store_query *q, void **rows, size_t *n, bool *more,
+                        struct pl_err *err) PL_MUST_CHECK;
 void pl_rows_free(pl_table t, void *rows, size_t n);
 
 /* Sum of bytes and number of files; jobs of a status. 0 when it cannot be read. */

@@ -62,7 +62,8 @@ static const struct {
 } good[] = {
     {TYPE, PART("purpose", "", "fine-tune") PART("file", "; filename=\"a.jsonl\"", "{}\n{}\n") "--aab--\r\n",
      "<purpose|->fine-tune</><file|a.jsonl>{}\n{}\n</>"},
-    {"multipart/form-data;charset=utf-8; boundary=\"aab\"", "preamble\r\n" PART("file", "; filename=a\r\nContent-Type: text/plain", "x") "--aab--epilogue --aab",
+    {"multipart/form-data;charset=utf-8; boundary=\"aab\"",
+     "preamble\r\n" PART("file", "; filename=a\r\nContent-Type: text/plain", "x") "--aab--epilogue --aab",
      "<file|a>x</>"},
     {TYPE, PART("x", "", "\r\n--aa\r\n--aaa\r\n--\r\r\n--aaab\r\n-") "--aab  \r\nCONTENT-DISPOSITION:form-data;name=y\r\n\r\n\r\n--aab--",
      "<x|->\r\n--aa\r\n--aaa\r\n--\r\r\n--aaab\r\n-</><y|-></>"},
