@@ -65,7 +65,7 @@ $(B)/suites.h: $(unit_src)
 $(B)/tests/unit/main.o: CPPFLAGS += -I$(B)
 $(B)/tests/unit/main.o: $(B)/suites.h
 $(B)/unit: $(call objects,$(unit_src)) $(tool_obj) $(config_obj) $(addprefix $(B)/server/,schema.o prompt.o apierr.o gen_text.o multipart.o) $(B)/libparley.a
-	$(CC) $(LDFLAGS) $^ $(LIBS) $(shell pkg-config --libs check) -o $@
+	$(CC) $(LDFLAGS) -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc $^ $(LIBS) $(shell pkg-config --libs check) -o $@
 
 $(B)/ops: $(call objects,$(wildcard tests/ops/*.c)) $(B)/libparley.a
 	$(CC) $(LDFLAGS) $^ $(LIBS) -o $@
@@ -73,18 +73,25 @@ $(B)/ops: $(call objects,$(wildcard tests/ops/*.c)) $(B)/libparley.a
 $(TOOLS): $(B)/%: $(B)/tests/tools/%.o $(tool_obj) $(B)/libparley.a
 	$(CC) $(LDFLAGS) $^ $(LIBS) -o $@
 
+# Benchmarks: the machine's ceilings, and a load generator for compare.
+$(B)/calibrate: $(addprefix $(B)/,tests/bench/calibrate.o cli/peak.o libparley.a)
+	$(CC) $(LDFLAGS) $^ $(LIBS) -o $@
+$(B)/load: $(addprefix $(B)/,tests/bench/load.o libparley.a)
+	$(CC) $(LDFLAGS) $^ $(LIBS) -o $@
+bench-tools: all $(B)/calibrate $(B)/load
+
 tools: $(TOOLS)
 test-unit: $(B)/unit
 	$(B)/unit
 ops: $(B)/ops
 	$(B)/ops
-test-http: all tools
+test-http: all tools bench-tools
 	PARLEYD=$(B)/parleyd PARLEY_TOOLS=$(B) $(PYTHON) -m pytest -q tests/http
 test: test-unit ops lint test-http
 oracle: tools
 	$(PYTHON) tests/oracle/run_all.py
-bench: all
-	tests/bench/compare-llamacpp
+bench: bench-tools $(B)/unit
+	tests/bench/compare --json build/bench.json --markdown build/bench.md
 lint:
 	sh tests/lint/lint.sh
 
@@ -97,7 +104,7 @@ clean:
 	rm -rf build
 
 help:
-	@echo 'all (default), test, test-unit, ops, test-http, oracle, bench, lint, tools, install, clean; BUILD=release|debug|asan|tsan'
+	@echo 'all (default), test, test-unit, ops, test-http, oracle, bench, bench-tools, lint, tools, install, clean; BUILD=release|debug|asan|tsan'
 
 # The flags stamp: objects are rebuilt when the flags change.
 FLAGS := $(CC) $(CPPFLAGS) $(CFLAGS)
@@ -105,6 +112,6 @@ $(B)/.flags: FORCE
 	@mkdir -p $(B)
 	@echo '$(FLAGS)' | cmp -s - $@ || echo '$(FLAGS)' > $@
 
-.PHONY: all tools test test-unit ops test-http oracle bench lint install clean help FORCE
+.PHONY: all tools test test-unit ops test-http oracle bench bench-tools lint install clean help FORCE
 .SECONDARY:
 -include $(shell find $(B) -name '*.d' 2>/dev/null)

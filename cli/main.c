@@ -13,7 +13,9 @@ static const char help[] =
     "    parley chat --model FILE [--system TEXT] [--temperature X] [--max-tokens N] [--seed N] [--threads N]\n"
     "        talk to a model; /reset forgets, /quit or Ctrl-D leaves\n"
     "    parley bench --model FILE [--prompt 128,512] [--batch 1,16] [--context 0] [--gen 64] [--repeat 3] [--threads N] [--isa NAME] [--json]\n"
-    "        prefill and decode speed, as a table or as JSON\n"
+    "        prefill and decode speed, as a table or as JSON; lists have commas between, contexts are filled first\n"
+    "    parley bench --ops --model FILE [--threads N] [--isa NAME] [--json]\n"
+    "        each operation of a forward pass beside what the machine can do at most, and the engine's own time\n"
     "    parley tokenize --model FILE [--special] [TEXT]\n"
     "        token ids of TEXT, or of standard input\n"
     "    parley version\n";

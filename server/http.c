@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -191,6 +192,8 @@ void pl_http_stop(struct pl_http *h)
     pthread_mutex_unlock(&h->lock);
     for (struct pl_http_conn *c = all; c != NULL; c = c->next_all)
         pl_http_wake(c);
+    while (atomic_load(&h->n_resuming) > 0)
+        sched_yield();
     if (h->daemon != NULL)
         MHD_stop_daemon(h->daemon);
     h->daemon = NULL;

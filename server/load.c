@@ -210,6 +210,7 @@ static pl_status open_engine(struct pl_load *l, const struct pl_config *c, struc
         .batch_tokens = (uint32_t)c->batch_tokens,
         .kv_dtype = PL_F16,
         .queue_limit = (uint32_t)c->queue_limit,
+        .pool = l->pool,
     };
     if (strcmp(c->kv_type, "f32") == 0)
         o.kv_dtype = PL_F32;

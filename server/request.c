@@ -99,16 +99,21 @@ static bool conn_park(struct pl_http_conn *c)
     return park;
 }
 
+/* Resumes without the lock: the worker may run at once, on this processor, and would only wait for it. */
 void pl_http_wake(struct pl_http_conn *c)
 {
+    struct pl_http *h = c->http;
     pthread_mutex_lock(&c->lock);
-    if (c->suspended) {
-        c->suspended = false;
-        MHD_resume_connection(c->mhd);
-    } else {
-        c->woken = true;
-    }
+    struct MHD_Connection *parked = c->suspended ? c->mhd : NULL; /* stays until somebody resumes it: that is us alone */
+    c->suspended = false;
+    c->woken |= parked == NULL;
+    if (parked != NULL)
+        atomic_fetch_add(&h->n_resuming, 1);
     pthread_mutex_unlock(&c->lock);
+    if (parked == NULL)
+        return;
+    MHD_resume_connection(parked);
+    atomic_fetch_sub(&h->n_resuming, 1);
 }
 
 /* From the watcher. The request may have ended meanwhile and c may serve another one, so that nothing is done here that
@@ -377,12 +382,21 @@ static void name_request(struct pl_http_conn *c)
         memcpy(c->id, given, n + 1);
         return;
     }
-    unsigned char random[16];
-    if (getrandom(random, sizeof random, 0) != (ssize_t)sizeof random)
-        memset(random, 0, sizeof random);
-    strcpy(c->id, "req-");
-    for (size_t i = 0; i < sizeof random; i++)
-        snprintf(c->id + 4 + 2 * i, 3, "%02x", random[i]);
+    enum { N = 16 };
+    static _Thread_local unsigned char random[64 * N];
+    static _Thread_local size_t left; /* of random, from its front */
+    if (left == 0) {
+        if (getrandom(random, sizeof random, 0) != (ssize_t)sizeof random)
+            memset(random, 0, sizeof random);
+        left = sizeof random;
+    }
+    left -= N;
+    memcpy(c->id, "req-", 4);
+    for (size_t i = 0; i < N; i++) {
+        c->id[4 + 2 * i] = "0123456789abcdef"[random[left + i] >> 4];
+        c->id[5 + 2 * i] = "0123456789abcdef"[random[left + i] & 15];
+    }
+    c->id[4 + 2 * N] = '\0';
 }
 
 static enum MHD_Result refuse_path(struct pl_http_conn *c, const char *method, const char *allow)
@@ -578,6 +592,11 @@ enum MHD_Result pl_request_step(void *cls, struct MHD_Connection *mhd, const cha
 
 static void log_request(const struct pl_http_conn *c, int status, double total_ms)
 {
+    /* probes, lists and scrapes come every few seconds for ever: below info unless refused */
+    const bool quiet = c->route != NULL && strcmp(c->route->method, "GET") == 0 && (status < 400 || status == 503);
+    const pl_log_level level = quiet ? PL_LOG_DEBUG : PL_LOG_INFO;
+    if (!pl_log_enabled(level))
+        return;
     const struct pl_http_usage *u = &c->usage;
     struct pl_log_field f[12];
     size_t n = 0;
@@ -596,9 +615,7 @@ static void log_request(const struct pl_http_conn *c, int status, double total_m
     f[n++] = (struct pl_log_field){.key = "total_ms", .kind = PL_LOG_REAL, .r = total_ms};
     if (u->error != NULL)
         f[n++] = (struct pl_log_field){.key = "error", .kind = PL_LOG_STR, .s = u->error};
-    /* probes and scrapes come every few seconds for ever: below info unless refused */
-    const bool quiet = c->route != NULL && !c->route->needs_model && strcmp(c->route->method, "GET") == 0 && (status < 400 || status == 503);
-    pl_log_event(quiet ? PL_LOG_DEBUG : PL_LOG_INFO, PL_LOG_MODULE, "request", f, n);
+    pl_log_event(level, PL_LOG_MODULE, "request", f, n);
 }
 
 void pl_request_done(void *cls, struct MHD_Connection *mhd, void **request, enum MHD_RequestTerminationCode code)

@@ -55,6 +55,7 @@ struct pl_http {
     struct pl_listen listen;
     char *cert, *key;
     atomic_uint n_active;
+    atomic_uint n_resuming; /* wakes that have claimed a parked connection and not yet resumed it */
     atomic_bool stopping;
     pthread_mutex_t lock; /* the lists of conns */
     struct pl_http_conn *free_conns, *all_conns;

@@ -1,7 +1,9 @@
 /* pool: a team of threads that run one function together.
  *
  * A region is published by opening `gate` and advancing `region`; workers wait for it by spinning briefly and then on a
- * futex. Items are handed out from one counter, so a worker that was delayed takes fewer. A worker takes part only after
+ * futex. Each worker has a range of the items and takes them one by one from the range's counter, so that neighbours, whose
+ * results share cache lines, mostly run on one processor; then it helps with the ranges of the others, so a worker that was
+ * delayed takes fewer. A worker takes part only after
  * it has passed the gate; the caller closes the gate when no item is left and waits for those inside, never for one
  * that the kernel did not run: with a busy neighbour the caller goes on at its own pace.
  * SPDX-License-Identifier: Apache-2.0 */
@@ -22,6 +24,8 @@
 enum { SPIN_TURNS = 2000, POOL_MAX = 256 };
 
 struct worker {
+    _Alignas(64) atomic_size_t next; /* of the items [.., end) that are this worker's before all others' */
+    size_t end;
     struct pl_pool *pool;
     unsigned index;
     pthread_t thread;
@@ -32,10 +36,8 @@ struct pl_pool {
     struct worker *workers; /* [n_workers]; 0 is the caller */
     void (*fn)(void *arg, size_t item, unsigned worker);
     void *arg;
-    size_t n_items;
     _Alignas(64) atomic_uint region;   /* futex: the newest region; bit 31 = stop */
-    _Alignas(64) atomic_size_t next;   /* next item */
-    _Alignas(64) atomic_uint gate;     /* futex: CLOSED, and how many workers are inside */
+    _Alignas(64) atomic_uint gate;     /* futex: CLOSED, AWAITED, and how many workers are inside */
     atomic_uint sleeping;
 };
 
@@ -56,11 +58,15 @@ static inline void relax(void)
 
 #define STOP 0x80000000u
 #define CLOSED 0x80000000u
+#define AWAITED 0x40000000u /* the caller sleeps until they have left */
 
 static void take_items(struct pl_pool *p, unsigned worker)
 {
-    for (size_t i; (i = atomic_fetch_add_explicit(&p->next, 1, memory_order_relaxed)) < p->n_items;)
-        p->fn(p->arg, i, worker);
+    for (unsigned k = 0; k < p->n_workers; k++) {
+        struct worker *of = &p->workers[(worker + k) % p->n_workers];
+        for (size_t i; (i = atomic_fetch_add_explicit(&of->next, 1, memory_order_relaxed)) < of->end;)
+            p->fn(p->arg, i, worker);
+    }
 }
 
 /* True when the region is still open; the caller is inside then. */
@@ -75,7 +81,7 @@ static bool enter(struct pl_pool *p)
 
 static void leave(struct pl_pool *p)
 {
-    if (atomic_fetch_sub_explicit(&p->gate, 1, memory_order_release) == (CLOSED | 1))
+    if (atomic_fetch_sub_explicit(&p->gate, 1, memory_order_release) == (CLOSED | AWAITED | 1))
         futex_wake_all(&p->gate);
 }
 
@@ -167,13 +173,15 @@ pl_status pl_pool_new(struct pl_pool **out, unsigned n_threads, struct pl_err *e
     struct pl_pool *p = aligned_alloc(64, (sizeof *p + 63) / 64 * 64);
     if (p == NULL)
         return pl_fail(err, PL_ENOMEM, "no memory for the thread pool");
-    *p = (struct pl_pool){.n_workers = 1, .gate = CLOSED, .workers = calloc(n_threads, sizeof *p->workers)};
+    *p = (struct pl_pool){.n_workers = 1, .gate = CLOSED, .workers = aligned_alloc(64, n_threads * sizeof *p->workers)};
     if (p->workers == NULL) {
         free(p);
         return pl_fail(err, PL_ENOMEM, "no memory for the thread pool");
     }
+    memset(p->workers, 0, n_threads * sizeof *p->workers);
     for (unsigned i = 1; i < n_threads; i++) {
-        p->workers[i] = (struct worker){.pool = p, .index = i};
+        p->workers[i].pool = p;
+        p->workers[i].index = i;
         if (pthread_create(&p->workers[i].thread, NULL, work, &p->workers[i]) != 0) {
             pl_pool_free(p);
             return pl_fail(err, PL_ENOMEM, "cannot start thread %u of %u", i, n_threads);
@@ -226,18 +234,22 @@ void pl_pool_run(struct pl_pool *p, void (*fn)(void *arg, size_t item, unsigned 
     }
     p->fn = fn;
     p->arg = arg;
-    p->n_items = n;
-    atomic_store_explicit(&p->next, 0, memory_order_relaxed);
+    for (unsigned w = 0; w < p->n_workers; w++) {
+        p->workers[w].end = n / p->n_workers * (w + 1) + n % p->n_workers * (w + 1) / p->n_workers;
+        atomic_store_explicit(&p->workers[w].next, w == 0 ? 0 : p->workers[w - 1].end, memory_order_relaxed);
+    }
     atomic_store_explicit(&p->gate, 0, memory_order_release);
     atomic_store(&p->region, (atomic_load_explicit(&p->region, memory_order_relaxed) + 1) & ~STOP);
     if (atomic_load(&p->sleeping) != 0)
         futex_wake_all(&p->region);
     take_items(p, 0);
     unsigned inside = atomic_fetch_or(&p->gate, CLOSED) | CLOSED;
-    for (int i = 0; inside != CLOSED; inside = atomic_load_explicit(&p->gate, memory_order_acquire)) {
+    for (int i = 0; (inside & ~AWAITED) != CLOSED; inside = atomic_load_explicit(&p->gate, memory_order_acquire)) {
         if (i++ < SPIN_TURNS)
             relax();
-        else
+        else if (inside & AWAITED)
             futex_wait(&p->gate, inside);
+        else
+            atomic_fetch_or(&p->gate, AWAITED);
     }
 }

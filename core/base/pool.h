@@ -23,7 +23,7 @@ void pl_pool_free(struct pl_pool *p);
 unsigned pl_pool_size(const struct pl_pool *p);
 unsigned pl_pool_cpus(void); /* what n_threads 0 means here */
 
-/* fn(arg, i) for each item i in [0, n), handed out from a shared counter; returns when all are done. What one item
+/* fn(arg, i) for each item i in [0, n), each worker a range of them and what others are late with; returns when all are done. What one item
  * writes must not depend on which worker runs it. Few items (or one worker) run on the caller alone. */
 void pl_pool_run(struct pl_pool *p, void (*fn)(void *arg, size_t item, unsigned worker), void *arg, size_t n);
 

@@ -106,6 +106,8 @@ struct pl_device_ops {
     pl_status (*norm)(struct pl_device *dev, pl_norm_kind kind, pl_view out, pl_view x, pl_view gain, pl_view bias, float eps);
     /* out[T, N] (+)= x[T, K] · wᵀ (+ bias[1, N]; bias.buf NULL = none). add: accumulate (residual). out is not x. */
     pl_status (*matmul)(struct pl_device *dev, pl_view out, pl_view x, const struct pl_weight *w, pl_view bias, bool add);
+    /* out[T, F] = act(g) * u, where [g, u] = x[T, K] · wᵀ (+ bias[1, 2F]): w has two parts, gate and up, of F rows each. */
+    pl_status (*matmul_glu)(struct pl_device *dev, pl_act_kind kind, pl_view out, pl_view x, const struct pl_weight *w, pl_view bias);
     /* Rotates the first n_dims of each head of x[T, n_heads * D] in place, by angle pos[t] * freq[i];
      * freq is [1, n_dims / 2] (base, linear scaling and frequency factors already in it). */
     pl_status (*rope)(struct pl_device *dev, pl_rope_kind kind, pl_view x, uint32_t head_dim, uint32_t n_dims, pl_view freq,
@@ -117,8 +119,6 @@ struct pl_device_ops {
      * 0 .. pos[t]); query head h reads key/value head h / (H / G). Online soft-max, no T × T matrix. */
     pl_status (*attn)(struct pl_device *dev, pl_view out, pl_view q, const struct pl_kvdev *kv, uint32_t layer, float scale,
                       const struct pl_batch *b);
-    /* out[T, F] = act(x[T, 0..F)) * x[T, F..2F) */
-    pl_status (*glu)(struct pl_device *dev, pl_act_kind kind, pl_view out, pl_view x);
     /* x = act(x) in place */
     pl_status (*act)(struct pl_device *dev, pl_act_kind kind, pl_view x);
     /* out[R, C] = x[rows[i]] */

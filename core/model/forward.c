@@ -53,17 +53,15 @@ static pl_status feed_forward(struct pl_model *m, const struct pl_layer *l, pl_v
 {
     const struct pl_spec *s = &m->spec;
     const pl_view h = first_rows(m->h, x.rows), ff = first_rows(m->ff, x.rows);
-    pl_view act = ff;
 
     STEP(norm, s->norm, h, x, l->ff_norm, l->ff_norm_b, s->norm_eps);
-    STEP(matmul, ff, h, l->ff_in, l->ff_in_b, false);
     if (s->gated) {
-        act = first_rows(m->ff_act, x.rows);
-        STEP(glu, s->act, act, ff);
+        STEP(matmul_glu, s->act, ff, h, l->ff_in, l->ff_in_b);
     } else {
-        STEP(act, s->act, act);
+        STEP(matmul, ff, h, l->ff_in, l->ff_in_b, false);
+        STEP(act, s->act, ff);
     }
-    STEP(matmul, x, act, l->ff_out, l->ff_out_b, true);
+    STEP(matmul, x, ff, l->ff_out, l->ff_out_b, true);
     return PL_OK;
 }
 

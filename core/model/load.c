@@ -315,43 +315,27 @@ out:
     return rc;
 }
 
-/* Carves [rows, cols] off the work buffer; without a buffer it only counts. Sizes cannot overflow: rows < 2^32 and cols
- * < 2^27 by the hyper-parameters' ranges. */
-static pl_view take_work(struct pl_dbuf *buf, size_t *n_floats, uint32_t rows, uint32_t cols)
-{
-    const pl_view v = {.buf = buf, .offset = *n_floats, .rows = rows, .cols = cols, .stride = cols};
-    const size_t n = (size_t)rows * cols;
-    *n_floats += (n + ALIGN_FLOATS - 1) / ALIGN_FLOATS * ALIGN_FLOATS;
-    return v;
-}
-
-static size_t carve_work(struct pl_model *m)
+/* A buffer each: what a device keeps about a buffer then holds for one kind of rows. Sizes cannot overflow: rows < 2^32 and
+ * cols < 2^27 by the hyper-parameters' ranges. */
+static pl_status make_work(struct pl_model *m, struct pl_err *err)
 {
     const struct pl_spec *s = &m->spec;
     const uint32_t T = m->max_tokens, R = m->max_rows, C = s->n_embd, F = s->n_ff, V = s->n_vocab;
     const uint32_t Q = s->n_heads * s->head_dim, K = s->n_kv_heads * s->head_dim;
-    size_t n = 0;
-    m->x = take_work(m->work, &n, T, C);
-    m->h = take_work(m->work, &n, T, C);
-    m->qkv = take_work(m->work, &n, T, Q + 2 * K);
-    m->att = take_work(m->work, &n, T, Q);
-    m->ff = take_work(m->work, &n, T, s->gated ? 2 * F : F);
-    if (s->gated)
-        m->ff_act = take_work(m->work, &n, T, F);
-    m->x_rows = take_work(m->work, &n, R, C);
-    m->att_rows = take_work(m->work, &n, R, Q);
-    m->logits = take_work(m->work, &n, R, V);
-    return n;
-}
-
-static pl_status make_work(struct pl_model *m, struct pl_err *err)
-{
-    const size_t n = carve_work(m);
-    pl_status rc = n > SIZE_MAX / sizeof(float) ? PL_ENOMEM : m->dev->ops->buf_new(m->dev, n, &m->work);
-    if (rc != PL_OK)
-        return pl_fail(err, rc, "no memory for batches of %u tokens (%zu values)", m->max_tokens, n);
-    carve_work(m);
-    if (m->dev->ops->host(m->dev, m->work) != NULL)
+    const struct {
+        pl_view *view;
+        uint32_t rows, cols;
+    } work[] = {{&m->x, T, C},  {&m->h, T, C},      {&m->qkv, T, Q + 2 * K}, {&m->att, T, Q},
+                {&m->ff, T, F}, {&m->x_rows, R, C}, {&m->att_rows, R, Q},    {&m->logits, R, V}};
+    _Static_assert(PL_COUNT_OF(work) == PL_COUNT_OF(m->work), "a buffer for each view");
+    for (size_t i = 0; i < PL_COUNT_OF(work); i++) {
+        const size_t n = (size_t)work[i].rows * work[i].cols;
+        const pl_status rc = n > SIZE_MAX / sizeof(float) ? PL_ENOMEM : m->dev->ops->buf_new(m->dev, n, &m->work[i]);
+        if (rc != PL_OK)
+            return pl_fail(err, rc, "no memory for batches of %u tokens (%zu values)", T, n);
+        *work[i].view = (pl_view){m->work[i], 0, work[i].rows, work[i].cols, work[i].cols};
+    }
+    if (m->dev->ops->host(m->dev, m->logits.buf) != NULL)
         return PL_OK;
     m->host_logits = malloc((size_t)m->max_rows * m->spec.n_vocab * sizeof *m->host_logits);
     return m->host_logits != NULL ? PL_OK : pl_fail(err, PL_ENOMEM, "no memory for the logits of %u rows", m->max_rows);
@@ -405,8 +389,9 @@ void pl_model_free(struct pl_model *m)
         free_matrices(m->dev, t.layer, t.n_layer, &m->layers[i]);
     if (m->vectors != NULL)
         m->dev->ops->buf_free(m->dev, m->vectors);
-    if (m->work != NULL)
-        m->dev->ops->buf_free(m->dev, m->work);
+    for (size_t i = 0; i < PL_COUNT_OF(m->work); i++)
+        if (m->work[i] != NULL)
+            m->dev->ops->buf_free(m->dev, m->work[i]);
     free(m->host_logits);
     free(m->layers);
     free(m);

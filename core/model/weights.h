@@ -87,13 +87,12 @@ struct pl_model {
     struct pl_dbuf *vectors;   /* what all vector views look into */
 
     uint32_t max_tokens, max_rows;
-    struct pl_dbuf *work;      /* all activations, carved by pl_model_load */
+    struct pl_dbuf *work[8];   /* the activations' buffers, one for each view below */
     pl_view x;                 /* [T, C] residual stream */
     pl_view h;                 /* [T, C] normed */
     pl_view qkv;               /* [T, Q + 2K] */
     pl_view att;               /* [T, Q] */
-    pl_view ff;                /* [T, F or 2F] */
-    pl_view ff_act;            /* [T, F], gated only */
+    pl_view ff;                /* [T, F] */
     pl_view x_rows, att_rows;  /* [R, C], [R, Q] */
     pl_view logits;            /* [R, V] */
     float *host_logits;        /* where the device's memory cannot be read in place, else NULL */

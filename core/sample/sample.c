@@ -1,14 +1,19 @@
 /* sample: from a row of logits to a token.
  *
- * A row is copied once into scratch with bias and penalties applied to the few tokens they concern. Greedy takes the
- * maximum. Otherwise weights exp((x - max) / temperature) are computed once; top_k and min_p give a threshold by selection,
- * top_p by sorting only the candidates that can matter, found by a growing partial selection, never the vocabulary.
+ * Bias, penalties and bans concern few tokens; with them the row is copied once and changed there. Greedy takes the maximum.
+ * Otherwise weights exp((x - max) / temperature) are computed once, and each filter gives a weight below which no token can
+ * matter: min_p itself, the k-th best maximum of groups of the row for top_k, a share of the mass for top_p. Selection goes
+ * on among the few candidates above it; nothing is sorted.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "core/sample/sample.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "core/sample/scan.h"
+
+enum { CHUNK = 1024 }; /* of a row, that is gathered from at once */
 
 struct count {
     int32_t token; /* -1 = empty */
@@ -21,14 +26,12 @@ struct pl_sampler {
     uint32_t n_seen, mask;
 };
 
-struct candidate {
-    float weight;
-    int32_t id;
-};
+typedef uint64_t candidate; /* weight (not negative) and inverted id: the larger of two is the better, ties by lower id */
 
 struct pl_sample_scratch {
     float *x;               /* [n_vocab] logits, then weights */
-    struct candidate *list; /* [n_vocab] */
+    float *sums, *most;     /* of weights: scan.h */
+    candidate *list;        /* [n_vocab] */
 };
 
 /* ---- state --------------------------------------------------------------------------------------------------------- */
@@ -36,7 +39,13 @@ struct pl_sample_scratch {
 pl_status pl_sample_scratch_new(struct pl_sample_scratch **out, uint32_t n_vocab)
 {
     struct pl_sample_scratch *s = calloc(1, sizeof *s);
-    if (s == NULL || (s->x = malloc(n_vocab * sizeof *s->x)) == NULL || (s->list = malloc(n_vocab * sizeof *s->list)) == NULL) {
+    if (s == NULL)
+        return PL_ENOMEM;
+    s->x = malloc(n_vocab * sizeof *s->x);
+    s->sums = malloc(pl_scan_sums(n_vocab) * sizeof *s->sums);
+    s->most = malloc(pl_scan_groups(n_vocab) * sizeof *s->most);
+    s->list = malloc(n_vocab * sizeof *s->list);
+    if (s->x == NULL || s->sums == NULL || s->most == NULL || s->list == NULL) {
         pl_sample_scratch_free(s);
         return PL_ENOMEM;
     }
@@ -49,6 +58,8 @@ void pl_sample_scratch_free(struct pl_sample_scratch *s)
     if (s == NULL)
         return;
     free(s->x);
+    free(s->sums);
+    free(s->most);
     free(s->list);
     free(s);
 }
@@ -136,83 +147,24 @@ void pl_sampler_accept(struct pl_sampler *s, int32_t token)
 
 /* ---- log-probabilities --------------------------------------------------------------------------------------------- */
 
-/* exp in a form that compilers turn into vector code; relative error below 2^-21, 0 below -87. */
-static inline float fast_exp(float x)
-{
-    float y = x < -87.f ? -87.f : x;
-    float n = (y * 1.44269504088896341f + 12582912.f) - 12582912.f;
-    float r = (y - n * 0.693359375f) + n * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + (r + 1.f);
-    union {
-        int32_t i;
-        float f;
-    } scale = {.i = ((int32_t)n + 127) << 23};
-    return x < -87.f ? 0.f : p * scale.f;
-}
-
-/* The largest logit and its lowest id; false when a logit is NaN or +inf, or none is finite. */
-static bool find_max(const float *x, uint32_t n, float *max, uint32_t *at)
-{
-    float best[16], check[16] = {0};
-    uint32_t i = 0;
-    for (int k = 0; k < 16; k++)
-        best[k] = -INFINITY;
-    for (; i + 16 <= n; i += 16)
-        for (int k = 0; k < 16; k++) {
-            best[k] = x[i + k] > best[k] ? x[i + k] : best[k];
-            check[k] += x[i + k] != x[i + k];
-        }
-    for (; i < n; i++) {
-        best[0] = x[i] > best[0] ? x[i] : best[0];
-        check[0] += x[i] != x[i];
-    }
-    for (int k = 1; k < 16; k++) {
-        best[0] = best[k] > best[0] ? best[k] : best[0];
-        check[0] += check[k];
-    }
-    if (check[0] != 0 || !isfinite(best[0]))
-        return false;
-    for (i = 0; x[i] != best[0]; i++)
-        ;
-    *max = best[0];
-    *at = i;
-    return true;
-}
-
-static double log_sum_exp(const float *x, uint32_t n, float max)
-{
-    double total = 0;
-    for (uint32_t i = 0; i < n;) {
-        float part[16] = {0};
-        uint32_t end = n - i < 4096 ? n : i + 4096;
-        for (; i + 16 <= end; i += 16)
-            for (int k = 0; k < 16; k++)
-                part[k] += fast_exp(x[i + k] - max);
-        for (; i < end; i++)
-            part[0] += fast_exp(x[i] - max);
-        for (int k = 0; k < 16; k++)
-            total += part[k];
-    }
-    return max + log(total);
-}
-
 /* Keeps the best n of the row in out->top, by insertion: n is small and most of the row fails the first comparison. */
 static void find_top(const float *logits, uint32_t n_vocab, uint32_t n, double lse, struct pl_choice *out)
 {
+    const struct pl_scan *scan = pl_scan_best();
+    uint32_t at[CHUNK];
     out->n_top = 0;
-    for (uint32_t i = 0; n > 0 && i < n_vocab; i++) {
-        if (out->n_top == n && !(logits[i] > out->top[n - 1].logprob))
-            continue;
-        uint32_t at = out->n_top < n ? out->n_top++ : n - 1;
-        for (; at > 0 && logits[i] > out->top[at - 1].logprob; at--)
-            out->top[at] = out->top[at - 1];
-        out->top[at] = (struct pl_top){(int32_t)i, logits[i]};
+    for (uint32_t from = 0; n > 0 && from < n_vocab; from += CHUNK) {
+        const float least = out->n_top == n ? out->top[n - 1].logprob : -INFINITY;
+        const uint32_t found = scan->gather(logits + from, n_vocab - from < CHUNK ? n_vocab - from : CHUNK, least, at);
+        for (uint32_t f = 0; f < found; f++) {
+            const uint32_t i = from + at[f];
+            if (out->n_top == n && !(logits[i] > out->top[n - 1].logprob))
+                continue;
+            uint32_t k = out->n_top < n ? out->n_top++ : n - 1;
+            for (; k > 0 && logits[i] > out->top[k - 1].logprob; k--)
+                out->top[k] = out->top[k - 1];
+            out->top[k] = (struct pl_top){(int32_t)i, logits[i]};
+        }
     }
     for (uint32_t i = 0; i < out->n_top; i++)
         out->top[i].logprob = (float)((double)out->top[i].logprob - lse);
@@ -224,9 +176,10 @@ pl_status pl_logprobs(const float *logits, uint32_t n_vocab, int32_t token, uint
     uint32_t at;
     if (token < 0 || (uint32_t)token >= n_vocab || n_top > PL_MAX_TOP_LOGPROBS)
         return PL_EINVAL;
-    if (!find_max(logits, n_vocab, &max, &at))
+    const struct pl_scan *scan = pl_scan_best();
+    if (!scan->max(logits, n_vocab, &max, &at))
         return PL_EFORMAT;
-    double lse = log_sum_exp(logits, n_vocab, max);
+    double lse = max + log(scan->sum_exp(logits, n_vocab, max));
     out->token = token;
     out->logprob = (float)((double)logits[token] - lse);
     find_top(logits, n_vocab, n_top < n_vocab ? n_top : n_vocab, lse, out);
@@ -266,120 +219,186 @@ static double uniform(uint64_t seed, uint32_t index)
     return (double)(z >> 11) * 0x1p-53;
 }
 
-static bool before(struct candidate a, struct candidate b)
+static candidate make(float weight, uint32_t id)
 {
-    return a.weight != b.weight ? a.weight > b.weight : a.id < b.id;
+    uint32_t bits;
+    memcpy(&bits, &weight, sizeof bits);
+    return (candidate)bits << 32 | ~id;
 }
 
-/* Moves the k first of list (by `before`) to its front, in any order (Hoare's selection). */
-static void select_first(struct candidate *list, uint32_t n, uint32_t k)
+static float weight_of(candidate c)
+{
+    const uint32_t bits = (uint32_t)(c >> 32);
+    float weight;
+    memcpy(&weight, &bits, sizeof weight);
+    return weight;
+}
+
+static double weight_of_all(const candidate *list, uint32_t n)
+{
+    double sum = 0;
+    for (uint32_t i = 0; i < n; i++)
+        sum += weight_of(list[i]);
+    return sum;
+}
+
+static void swap(candidate *a, candidate *b)
+{
+    const candidate t = *a;
+    *a = *b;
+    *b = t;
+}
+
+/* Moves the best to the front, in any order, until there are k or their weights reach the goal; at least one. Returns how
+ * many. Selection as by Hoare: [0, lo) is in, [hi, n) is out. */
+static uint32_t keep_best(candidate *list, uint32_t n, uint32_t k, double goal)
 {
     uint32_t lo = 0, hi = n;
-    while (hi - lo > 1 && k > lo && k < hi) {
-        struct candidate pivot = list[lo + (hi - lo) / 2];
-        uint32_t i = lo, j = hi - 1;
-        for (;;) {
-            while (before(list[i], pivot))
-                i++;
-            while (before(pivot, list[j]))
-                j--;
-            if (i >= j)
-                break;
-            struct candidate t = list[i];
-            list[i++] = list[j];
-            list[j--] = t;
+    double sum = 0;
+    while (lo < hi && lo < k && (lo == 0 || sum < goal)) {
+        swap(&list[lo], &list[lo + (hi - lo) / 2]);
+        const candidate pivot = list[lo];
+        uint32_t at = lo + 1;
+        double better = 0;
+        for (uint32_t i = lo + 1; i < hi; i++) {
+            const candidate c = list[i];
+            list[i] = list[at];
+            list[at] = c;
+            better += c > pivot ? weight_of(c) : 0;
+            at += c > pivot;
         }
-        uint32_t cut = j + 1 > lo ? j + 1 : lo + 1; /* all before cut precede or equal the pivot */
-        if (cut == hi)
-            cut = hi - 1;
-        if (k <= cut)
-            hi = cut;
-        else
-            lo = cut;
+        swap(&list[lo], &list[at - 1]); /* the better ones, pivot, the others */
+        if (at - 1 > lo && (at - 1 >= k || sum + better >= goal)) {
+            hi = at - 1;
+        } else {
+            lo = at;
+            sum += better + weight_of(pivot);
+        }
     }
+    return lo;
 }
 
-static int compare(const void *a, const void *b)
+/* Lists the tokens whose weight is positive and at least `least`, by id. Returns how many. */
+static uint32_t collect(struct pl_sample_scratch *s, uint32_t n_vocab, float least)
 {
-    const struct candidate *x = a, *y = b;
-    return before(*x, *y) ? -1 : before(*y, *x);
-}
-
-/* Shortens the list to the smallest front whose weight reaches top_p of the total. Sorts a growing front only. */
-static uint32_t keep_top_p(struct candidate *list, uint32_t n, float top_p)
-{
-    double total = 0, sum = 0;
-    for (uint32_t i = 0; i < n; i++)
-        total += list[i].weight;
-    double goal = total * top_p;
-    uint32_t done = 0;
-    for (uint32_t front = 64; done < n; front *= 8) {
-        uint32_t end = front < n ? front : n;
-        select_first(list + done, n - done, end - done);
-        qsort(list + done, end - done, sizeof *list, compare);
-        for (; done < end; done++) {
-            sum += list[done].weight;
-            if (sum >= goal)
-                return done + 1;
-        }
+    const struct pl_scan *scan = pl_scan_best();
+    uint32_t at[CHUNK], n = 0;
+    least = least > 0 ? least : 0x1p-149f;
+    for (uint32_t from = 0; from < n_vocab; from += CHUNK) {
+        const uint32_t found = scan->gather(s->x + from, n_vocab - from < CHUNK ? n_vocab - from : CHUNK, least, at);
+        for (uint32_t f = 0; f < found; f++)
+            s->list[n++] = make(s->x[from + at[f]], from + at[f]);
     }
     return n;
 }
 
-static int32_t draw(const struct pl_sampler *s, struct pl_sample_scratch *scratch, uint32_t n_vocab, float max, uint32_t index)
+/* Lists at least the k best: as many groups have a maximum that is no smaller than the k-th best maximum. */
+static uint32_t collect_top_k(struct pl_sample_scratch *s, uint32_t n_vocab, uint32_t k)
+{
+    const uint32_t n_groups = pl_scan_groups(n_vocab);
+    if (k > n_groups || n_groups > n_vocab)
+        return collect(s, n_vocab, 0);
+    pl_scan_best()->group_max(s->x, n_vocab, s->most);
+    for (uint32_t i = 0; i < n_groups; i++)
+        s->list[i] = make(s->most[i] > 0 ? s->most[i] : 0, i);
+    keep_best(s->list, n_groups, k, INFINITY);
+    float least = 1; /* the best token's weight */
+    for (uint32_t i = 0; i < k; i++)
+        least = weight_of(s->list[i]) < least ? weight_of(s->list[i]) : least;
+    return collect(s, n_vocab, least);
+}
+
+/* Lists at least the best whose weights together reach top_p of the total: what is left out weighs less than the rest of it,
+ * if each of it weighs less than that rest by the vocabulary's size. Mostly far fewer do. */
+static uint32_t collect_top_p(struct pl_sample_scratch *s, uint32_t n_vocab, float top_p, double total)
+{
+    const double safe = (1 - (double)top_p) * total / n_vocab / 2;
+    const uint32_t n = collect(s, n_vocab, 256 * safe < 1 ? (float)(256 * safe) : 1); /* the best token's weight is 1 */
+    return weight_of_all(s->list, n) >= total * top_p ? n : collect(s, n_vocab, (float)safe);
+}
+
+/* Draws from all tokens. */
+static int32_t draw_any(const struct pl_sample_scratch *s, uint32_t n_vocab, double goal, int32_t best)
+{
+    double sum = 0;
+    for (uint32_t from = 0; from < n_vocab; from += PL_SCAN_SUM) {
+        const float block = s->sums[from / PL_SCAN_SUM];
+        if (!(sum + block > goal)) {
+            sum += block;
+            continue;
+        }
+        const uint32_t end = n_vocab - from < PL_SCAN_SUM ? n_vocab : from + PL_SCAN_SUM;
+        for (uint32_t i = from; i < end; i++)
+            if ((sum += s->x[i]) > goal)
+                return (int32_t)i;
+    }
+    return best; /* rounding alone leads here */
+}
+
+static int32_t draw_listed(const candidate *list, uint32_t n, double u)
+{
+    const double goal = u * weight_of_all(list, n);
+    double sum = 0;
+    uint32_t i = 0;
+    while (i + 1 < n && !((sum += weight_of(list[i])) > goal))
+        i++;
+    return (int32_t)~(uint32_t)list[i];
+}
+
+static int32_t draw(const struct pl_sampler *s, struct pl_sample_scratch *scratch, const float *x, uint32_t n_vocab, float max, int32_t best,
+                    uint32_t index)
 {
     const struct pl_sampling *p = &s->p;
-    float *x = scratch->x, inverse = 1 / p->temperature;
-    struct candidate *list = scratch->list;
-    for (uint32_t i = 0; i < n_vocab; i++)
-        x[i] = fast_exp((x[i] - max) * inverse);
-    float floor = p->min_p > 0 ? p->min_p : 0; /* the best token's weight is 1 */
-    uint32_t n = 0;
-    for (uint32_t i = 0; i < n_vocab; i++) {
-        list[n] = (struct candidate){x[i], (int32_t)i};
-        n += x[i] > 0 && (x[i] >= floor || (p->top_p < 1) || p->top_k > 0);
-    }
-    if (p->top_k > 0 && p->top_k < n) {
-        select_first(list, n, p->top_k);
-        n = p->top_k;
+    const double u = uniform(p->seed, index);
+    double mass = pl_scan_best()->weigh(x, n_vocab, max, 1 / p->temperature, scratch->x, scratch->sums);
+    candidate *list = scratch->list;
+    if (p->top_k == 0 && p->top_p >= 1 && p->min_p <= 0)
+        return draw_any(scratch, n_vocab, u * mass, best);
+    uint32_t n;
+    if (p->top_k > 0) {
+        n = keep_best(list, collect_top_k(scratch, n_vocab, p->top_k), p->top_k, INFINITY);
+        mass = weight_of_all(list, n);
+    } else {
+        n = p->top_p < 1 ? collect_top_p(scratch, n_vocab, p->top_p, mass) : collect(scratch, n_vocab, p->min_p);
     }
     if (p->top_p < 1)
-        n = keep_top_p(list, n, p->top_p);
+        n = keep_best(list, n, n, mass * p->top_p);
     uint32_t kept = 0;
-    double total = 0;
-    for (uint32_t i = 0; i < n; i++)
-        if (list[i].weight >= floor) {
-            list[kept++] = list[i];
-            total += list[i].weight;
-        }
-    /* selection leaves an order that depends on the row only, so the draw is reproducible */
-    double goal = uniform(p->seed, index) * total, sum = 0;
-    for (uint32_t i = 0; i < kept; i++) {
-        sum += list[i].weight;
-        if (sum > goal)
-            return list[i].id;
+    for (uint32_t i = 0; i < n; i++) {
+        list[kept] = list[i]; /* overwritten unless it counts */
+        kept += weight_of(list[i]) >= p->min_p;
     }
-    return list[kept - 1].id;
+    return draw_listed(list, kept, u);
+}
+
+static bool is_banned(int32_t token, const int32_t *banned, size_t n_banned)
+{
+    size_t i = 0;
+    while (i < n_banned && banned[i] != token)
+        i++;
+    return i < n_banned;
 }
 
 pl_status pl_sample(const struct pl_sampler *s, struct pl_sample_scratch *scratch, const float *logits, uint32_t n_vocab,
                     uint32_t index, const int32_t *banned, size_t n_banned, struct pl_choice *out)
 {
     const struct pl_sampling *p = &s->p;
-    bool plain = p->n_bias == 0 && n_banned == 0 && !has_penalties(p), greedy = p->temperature < 1e-5f;
+    const struct pl_scan *scan = pl_scan_best();
+    const bool plain = p->n_bias == 0 && !has_penalties(p), greedy = p->temperature < 1e-5f;
     const float *x = logits;
     float max;
     uint32_t best;
-    if (!plain || !greedy) {
+    bool found = plain && (greedy || n_banned == 0) && scan->max(x, n_vocab, &max, &best);
+    if (!found || (greedy && is_banned((int32_t)best, banned, n_banned))) {
         memcpy(scratch->x, logits, n_vocab * sizeof *logits);
         adjust(s, scratch->x, n_vocab, banned, n_banned);
         x = scratch->x;
+        found = scan->max(x, n_vocab, &max, &best);
     }
-    if (!find_max(x, n_vocab, &max, &best))
+    if (!found)
         return PL_EFORMAT;
-    int32_t token = greedy ? (int32_t)best : draw(s, scratch, n_vocab, max, index);
-    out->token = token;
+    out->token = greedy ? (int32_t)best : draw(s, scratch, x, n_vocab, max, (int32_t)best, index);
     out->logprob = 0;
     out->n_top = 0;
-    return p->n_top_logprobs < 0 ? PL_OK : pl_logprobs(logits, n_vocab, token, (uint32_t)p->n_top_logprobs, out);
+    return p->n_top_logprobs < 0 ? PL_OK : pl_logprobs(logits, n_vocab, out->token, (uint32_t)p->n_top_logprobs, out);
 }

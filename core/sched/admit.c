@@ -42,13 +42,11 @@ static void note_admission(struct pl_engine *e, struct pl_seq *s)
         e->n_queued--;
         pthread_mutex_unlock(&e->lock);
     }
-    pthread_mutex_lock(&e->stats_lock);
     e->stats.prompt_tokens += s->n_prompt;
     e->stats.cached_tokens += s->n_cached;
     e->stats.prefix_queries += s->n_prompt;
     e->stats.prefix_hits += s->n_cached;
     pl_hist_add(&e->stats.queue_time, (double)(s->admitted_ns - job->submit_ns) * 1e-9);
-    pthread_mutex_unlock(&e->stats_lock);
 }
 
 /* A further choice of a prompt waits until the first one's prompt is in the cache. */
@@ -102,9 +100,7 @@ bool pl_engine_preempt(struct pl_engine *e, struct pl_seq *s)
     for (; at > 0 && e->preempted[at - 1]->stamp < s->stamp; at--)
         e->preempted[at] = e->preempted[at - 1];
     e->preempted[at] = s;
-    pthread_mutex_lock(&e->stats_lock);
     e->stats.n_preempted++;
-    pthread_mutex_unlock(&e->stats_lock);
     return true;
 }
 

@@ -47,6 +47,7 @@ static void retire(struct pl_engine *e, struct pl_seq *s)
         pl_engine_drop_from(e->running, &e->n_running, s);
     else if (s->state == PL_SEQ_PREEMPTED)
         pl_engine_drop_from(e->preempted, &e->n_preempted, s);
+    pl_step_forget(&e->step, s);
     s->state = PL_SEQ_ENDED;
     s->job->n_live--;
 }
@@ -54,7 +55,6 @@ static void retire(struct pl_engine *e, struct pl_seq *s)
 static void count_end(struct pl_engine *e, const struct pl_seq *s, pl_finish finish, uint64_t now)
 {
     struct pl_engine_stats *st = &e->stats;
-    pthread_mutex_lock(&e->stats_lock);
     st->n_finished_stop += finish == PL_FINISH_STOP;
     st->n_finished_length += finish == PL_FINISH_LENGTH;
     st->n_cancelled += finish == PL_FINISH_CANCELLED;
@@ -65,7 +65,7 @@ static void count_end(struct pl_engine *e, const struct pl_seq *s, pl_finish fin
         if (s->first_token_ns != 0)
             pl_hist_add(&st->decode_time, (double)(now - s->first_token_ns) * 1e-9);
     }
-    pthread_mutex_unlock(&e->stats_lock);
+    pl_engine_publish(e); /* who hears of the end may ask for the counters */
 }
 
 void pl_engine_end_seq(struct pl_engine *e, struct pl_seq *s, pl_finish finish)
@@ -84,10 +84,9 @@ void pl_engine_fail_job(struct pl_engine *e, struct pl_job *job, pl_status code,
 {
     struct pl_event ev = {.kind = PL_EV_ERROR};
     pl_err_set(&ev.error, code, "", "%s", why);
-    (void)pl_reply_push(job->reply, &ev, "", 0);
-    pthread_mutex_lock(&e->stats_lock);
     e->stats.n_failed += job->n_live;
-    pthread_mutex_unlock(&e->stats_lock);
+    pl_engine_publish(e);
+    (void)pl_reply_push(job->reply, &ev, "", 0);
     for (uint32_t i = 0; i < job->n_seqs; i++)
         if (job->seqs[i].state != PL_SEQ_ENDED)
             retire(e, &job->seqs[i]);

@@ -19,6 +19,7 @@
 
 #include "core/base/clock.h"
 #include "core/base/mem.h"
+#include "core/base/pool.h"
 #include "core/sched/engine_int.h"
 #include "core/text/tok.h"
 
@@ -49,9 +50,7 @@ pl_status pl_engine_submit(struct pl_engine *e, struct pl_request *req, struct p
     if (st == PL_OK)
         st = pl_job_new(&job, req, reply, capacity, err);
     if (st != PL_OK) {
-        pthread_mutex_lock(&e->stats_lock);
-        e->stats.n_refused++;
-        pthread_mutex_unlock(&e->stats_lock);
+        atomic_fetch_add_explicit(&e->n_refused, 1, memory_order_relaxed);
         return st;
     }
     uint32_t n_choices = job->n_seqs; /* the job may be over as soon as it is in the inbox */
@@ -63,25 +62,26 @@ pl_status pl_engine_submit(struct pl_engine *e, struct pl_request *req, struct p
     e->n_jobs++;
     pthread_cond_signal(&e->wake);
     pthread_mutex_unlock(&e->lock);
-    pthread_mutex_lock(&e->stats_lock);
-    e->stats.n_submitted += n_choices;
-    pthread_mutex_unlock(&e->stats_lock);
+    atomic_fetch_add_explicit(&e->n_submitted, n_choices, memory_order_relaxed);
     return PL_OK;
 }
 
 /* ---- thread -------------------------------------------------------------------------------------------------------- */
 
-static void update_gauges(struct pl_engine *e)
+void pl_engine_publish(struct pl_engine *e)
 {
     pthread_mutex_lock(&e->lock);
-    uint32_t queued = e->n_queued;
+    e->published = e->stats;
     pthread_mutex_unlock(&e->lock);
-    pthread_mutex_lock(&e->stats_lock);
+}
+
+static void publish_all(struct pl_engine *e)
+{
     e->stats.running = e->n_running;
-    e->stats.waiting = queued + e->n_preempted;
+    e->stats.waiting = e->n_preempted;
     e->stats.pages_held = pl_kv_held(e->kv);
     e->stats.pages_cached = pl_kv_cached(e->kv);
-    pthread_mutex_unlock(&e->stats_lock);
+    pl_engine_publish(e);
 }
 
 /* Moves the inbox over; sleeps first while there is nothing to do. False when it is time to go. */
@@ -121,7 +121,7 @@ static void *engine_main(void *arg)
         if (n > 0)
             pl_engine_run(e, n);
         idle = n == 0;
-        update_gauges(e);
+        publish_all(e);
         atomic_store(&e->busy_since, 0);
     }
     return NULL;
@@ -163,6 +163,17 @@ static bool collect_eog(struct pl_engine *e)
     return e->eog != NULL;
 }
 
+static bool prepare_sampling(struct pl_engine *e, uint32_t n_vocab)
+{
+    e->n_workers = e->opts.pool != NULL ? pl_pool_size(e->opts.pool) : 1;
+    e->sampled = malloc(e->opts.max_sequences * sizeof *e->sampled);
+    e->scratch = calloc(e->n_workers, sizeof(void *));
+    for (unsigned i = 0; e->scratch != NULL && i < e->n_workers; i++)
+        if (pl_sample_scratch_new(&e->scratch[i], n_vocab) != PL_OK)
+            return false;
+    return e->sampled != NULL && e->scratch != NULL;
+}
+
 pl_status pl_engine_new_with(struct pl_engine **out, const struct pl_engine_opts *opts, const struct pl_runner *runner,
                              const struct pl_tok *tok, struct pl_err *err)
 {
@@ -181,7 +192,6 @@ pl_status pl_engine_new_with(struct pl_engine **out, const struct pl_engine_opts
     e->waiting_end = &e->waiting;
     e->inbox_end = &e->inbox;
     pthread_mutex_init(&e->lock, NULL);
-    pthread_mutex_init(&e->stats_lock, NULL);
     pthread_cond_init(&e->wake, NULL);
     pthread_condattr_t attr;
     pthread_condattr_init(&attr);
@@ -195,10 +205,10 @@ pl_status pl_engine_new_with(struct pl_engine **out, const struct pl_engine_opts
     e->preempted = malloc(e->preempted_cap * sizeof(void *));
     pl_status st = pl_kv_new(&e->kv, opts->n_pages, salt, err);
     if (st == PL_OK && (e->running == NULL || e->preempted == NULL || pl_step_init(&e->step, opts->batch_tokens, opts->max_sequences) != PL_OK ||
-                        !collect_eog(e) ||
-                        pl_sample_scratch_new(&e->scratch, runner->n_vocab) != PL_OK))
+                        !collect_eog(e) || !prepare_sampling(e, runner->n_vocab)))
         st = pl_fail(err, PL_ENOMEM, "no memory for the engine");
     e->stats.pages_total = opts->n_pages;
+    e->published = e->stats;
     if (st != PL_OK) {
         pl_engine_free(e);
         return st;
@@ -256,14 +266,16 @@ void pl_engine_free(struct pl_engine *e)
     if (e->runner.free != NULL)
         e->runner.free(e->runner.self);
     pl_kv_free(e->kv);
-    pl_sample_scratch_free(e->scratch);
+    for (unsigned i = 0; e->scratch != NULL && i < e->n_workers; i++)
+        pl_sample_scratch_free(e->scratch[i]);
+    free(e->scratch);
+    free(e->sampled);
     pl_buf_fini(&e->text);
     pl_step_fini(&e->step);
     free(e->eog);
     free(e->running);
     free(e->preempted);
     pthread_mutex_destroy(&e->lock);
-    pthread_mutex_destroy(&e->stats_lock);
     pthread_cond_destroy(&e->wake);
     pthread_cond_destroy(&e->idle);
     free(e);
@@ -271,13 +283,12 @@ void pl_engine_free(struct pl_engine *e)
 
 void pl_engine_stats(struct pl_engine *e, struct pl_engine_stats *out)
 {
-    pthread_mutex_lock(&e->stats_lock);
-    *out = e->stats;
-    pthread_mutex_unlock(&e->stats_lock);
     pthread_mutex_lock(&e->lock);
-    if (e->n_queued > out->waiting)
-        out->waiting = e->n_queued; /* the engine may be in the middle of a long step */
+    *out = e->published;
+    out->waiting += e->n_queued;
     pthread_mutex_unlock(&e->lock);
+    out->n_submitted = atomic_load_explicit(&e->n_submitted, memory_order_relaxed);
+    out->n_refused = atomic_load_explicit(&e->n_refused, memory_order_relaxed);
     out->device_lost = atomic_load(&e->device_lost);
 }
 

@@ -23,6 +23,7 @@ struct pl_model;
 struct pl_tok;
 struct pl_arena;
 struct pl_device;
+struct pl_pool;
 
 struct pl_engine_opts {
     uint32_t max_sequences; /* running at once */
@@ -33,6 +34,7 @@ struct pl_engine_opts {
     uint32_t queue_limit; /* waiting requests; a further one is PL_EFULL */
     uint32_t max_draft;   /* tokens guessed ahead for a sequence that decodes (draft.h), at most PL_DRAFT_MAX; 0 = none */
     uint32_t draft_sequences; /* as long as at most so many decode; at most PL_DRAFT_SEQS */
+    struct pl_pool *pool; /* borrowed: samples the rows of a step, beside the device that it computes for; NULL = the engine's thread alone */
 };
 
 struct pl_prompt {

@@ -16,12 +16,19 @@
 #include "core/sched/seq.h"
 #include "core/sched/step.h"
 
+struct pl_sampled {
+    pl_status status;
+    struct pl_choice choice;
+};
+
 struct pl_engine {
     struct pl_engine_opts opts;
     struct pl_runner runner;
     const struct pl_tok *tok; /* borrowed */
     struct pl_kv *kv;
-    struct pl_sample_scratch *scratch;
+    struct pl_sample_scratch **scratch; /* [n_workers] of the pool */
+    struct pl_sampled *sampled;         /* [max_sequences] of this step */
+    unsigned n_workers;
     struct pl_buf text;
     int32_t *eog; /* ids that end a generation */
     size_t n_eog;
@@ -34,6 +41,7 @@ struct pl_engine {
     uint64_t stamp;
     struct pl_step step;
     struct pl_draft_cost cost;
+    struct pl_engine_stats stats; /* copied to `published` at the end of each iteration and before an end is told */
     pthread_t thread;
     bool thread_made;
 
@@ -45,8 +53,8 @@ struct pl_engine {
     uint32_t n_jobs;
     bool kicked, draining, abort_all, stop;
 
-    pthread_mutex_t stats_lock;
-    struct pl_engine_stats stats;
+    struct pl_engine_stats published; /* under lock */
+    atomic_uint_fast64_t n_submitted, n_refused;
     atomic_uint_fast64_t busy_since; /* when the step that runs began; 0 = none runs */
     atomic_bool device_lost;
 };
@@ -60,6 +68,9 @@ bool pl_engine_preempt(struct pl_engine *e, struct pl_seq *s) PL_MUST_CHECK;
 /* pass.c: plan returns how many sequences get tokens now, with their takes, guesses and pages; run computes them. */
 uint32_t pl_engine_plan(struct pl_engine *e);
 void pl_engine_run(struct pl_engine *e, uint32_t n_seqs);
+
+/* engine.c */
+void pl_engine_publish(struct pl_engine *e);
 
 /* end.c */
 void pl_engine_drop_from(struct pl_seq **list, uint32_t *n, const struct pl_seq *s);

@@ -4,6 +4,7 @@
 
 #include "core/base/clock.h"
 #include "core/base/log.h"
+#include "core/base/pool.h"
 #include "core/sched/engine_int.h"
 
 #define PL_LOG_MODULE "engine"
@@ -69,7 +70,6 @@ uint32_t pl_engine_plan(struct pl_engine *e)
 static void count_token(struct pl_engine *e, struct pl_seq *s)
 {
     uint64_t now = pl_now_ns();
-    pthread_mutex_lock(&e->stats_lock);
     e->stats.generated_tokens++;
     if (s->first_token_ns == 0) {
         s->first_token_ns = now;
@@ -78,35 +78,39 @@ static void count_token(struct pl_engine *e, struct pl_seq *s)
     } else {
         pl_hist_add(&e->stats.itl, (double)(now - s->last_token_ns) * 1e-9);
     }
-    pthread_mutex_unlock(&e->stats_lock);
     s->last_token_ns = now;
 }
 
-/* Samples the row that follows the sequence's last token. Returns whether the sequence goes on; if not, it and maybe its job
- * are gone. *token is what came out, -1 when nothing did. */
-static bool sample_next(struct pl_engine *e, struct pl_seq *s, const float *logits, int32_t *token)
+/* Samples the row that follows the sequence's last token; changes nothing of the sequence. */
+static void sample(const struct pl_engine *e, const struct pl_seq *s, const float *logits, struct pl_sample_scratch *scratch,
+                   struct pl_sampled *out)
 {
     const struct pl_request *req = s->job->req;
-    bool ban = req->ignore_eos || pl_seq_output(s) < req->min_tokens;
-    struct pl_choice choice;
+    const bool ban = req->ignore_eos || pl_seq_output(s) < req->min_tokens;
+    out->status = pl_sample(s->sampler, scratch, logits, e->runner.n_vocab, pl_seq_output(s), ban ? e->eog : NULL, ban ? e->n_eog : 0,
+                            &out->choice);
+}
+
+/* Appends what was sampled. Returns whether the sequence goes on; if not, it and maybe its job are gone. *token is what came
+ * out, -1 when nothing did. */
+static bool append(struct pl_engine *e, struct pl_seq *s, const struct pl_sampled *sampled, int32_t *token)
+{
     pl_finish finish;
-    pl_status st = pl_sample(s->sampler, e->scratch, logits, e->runner.n_vocab, pl_seq_output(s), ban ? e->eog : NULL,
-                             ban ? e->n_eog : 0, &choice);
-    *token = st == PL_OK ? choice.token : -1;
-    if (st != PL_OK) {
-        pl_engine_fail_job(e, s->job, st, "the model's output is not a number for this request");
+    *token = sampled->status == PL_OK ? sampled->choice.token : -1;
+    if (sampled->status != PL_OK) {
+        pl_engine_fail_job(e, s->job, sampled->status, "the model's output is not a number for this request");
         return false;
     }
     count_token(e, s);
-    if (!pl_seq_append(s, e->tok, &choice, &e->text, &finish))
+    if (!pl_seq_append(s, e->tok, &sampled->choice, &e->text, &finish))
         return true;
     pl_engine_end_seq(e, s, finish);
     return false;
 }
 
-/* The row after the sequence's last token, and as long as what comes out is what was guessed, the row after that guess: its
+/* The token after the sequence's last one, and as long as what comes out is what was guessed, the row after that guess: its
  * keys and values are those of the token. The first other token stays, the places of the guesses after it are written again. */
-static void sample_rows(struct pl_engine *e, struct pl_seq *s, const float *logits)
+static void take_tokens(struct pl_engine *e, struct pl_seq *s, struct pl_sampled *sampled, const float *logits)
 {
     const uint32_t n = s->draft.n;
     uint32_t held = 0;
@@ -114,20 +118,19 @@ static void sample_rows(struct pl_engine *e, struct pl_seq *s, const float *logi
     memcpy(guesses, s->draft.ids, sizeof guesses);
     s->draft.n = 0;
     bool on;
-    while ((on = sample_next(e, s, logits + (size_t)held * e->runner.n_vocab, &token)) && held < n && token == guesses[held]) {
+    while ((on = append(e, s, sampled, &token)) && held < n && token == guesses[held]) {
         held++;
         s->n_done++;
         pl_kv_commit(e->kv, &s->table, s->tokens, s->n_done);
+        sample(e, s, logits + (size_t)held * e->runner.n_vocab, e->scratch[0], sampled);
     }
     if (n == 0)
         return;
     held += !on && held < n && token == guesses[held]; /* the guess that ended the text */
     if (on)
         pl_draft_learn(&s->draft, n, held);
-    pthread_mutex_lock(&e->stats_lock);
     e->stats.draft_tokens += n;
     e->stats.draft_accepted += held;
-    pthread_mutex_unlock(&e->stats_lock);
 }
 
 /* Log-probabilities of prompt tokens: row k of this step tells those of token n_done + k + 1. */
@@ -146,11 +149,39 @@ static pl_status take_prompt_rows(struct pl_engine *e, struct pl_seq *s, const f
     return s->n_done + s->take >= s->n_prompt ? pl_seq_push_prompt(s) : PL_OK;
 }
 
-/* What came out of the forward pass for one sequence; its logits start at `logits`. */
-static void take_result(struct pl_engine *e, struct pl_seq *s, const float *logits)
+static bool is_complete(const struct pl_seq *s)
 {
-    bool all = pl_seq_wants_all_rows(s), complete = s->n_done + s->take == s->n_tokens;
-    const float *last = logits + (size_t)(all && s->take > 0 ? s->take - 1 : 0) * e->runner.n_vocab;
+    return s->n_done + s->take == s->n_tokens;
+}
+
+struct pass {
+    struct pl_engine *e;
+    const float *logits;
+};
+
+/* The row that follows the last token of the step's sequence i. */
+static const float *last_row(const struct pass *p, size_t i)
+{
+    const struct pl_seq *s = p->e->step.seqs[i];
+    const size_t row = p->e->step.first_row[i] + (pl_seq_wants_all_rows(s) ? s->take - 1 : 0);
+    return p->logits + row * p->e->runner.n_vocab;
+}
+
+static void sample_item(void *pass, size_t i, unsigned worker)
+{
+    const struct pass *p = pass;
+    const struct pl_seq *s = p->e->step.seqs[i];
+    if (is_complete(s) && s->max_new > 0)
+        sample(p->e, s, last_row(p, i), p->e->scratch[worker], &p->e->sampled[i]);
+}
+
+/* What came out of the forward pass for the step's sequence i. */
+static void take_result(const struct pass *p, size_t i)
+{
+    struct pl_engine *e = p->e;
+    struct pl_seq *s = e->step.seqs[i];
+    const bool all = pl_seq_wants_all_rows(s), complete = is_complete(s);
+    const float *last = last_row(p, i), *logits = p->logits + (size_t)e->step.first_row[i] * e->runner.n_vocab;
     pl_status st = all ? take_prompt_rows(e, s, logits) : PL_OK;
     s->n_done += s->take;
     s->take = 0;
@@ -160,25 +191,15 @@ static void take_result(struct pl_engine *e, struct pl_seq *s, const float *logi
     else if (complete && s->max_new == 0)
         pl_engine_end_seq(e, s, PL_FINISH_LENGTH);
     else if (complete)
-        sample_rows(e, s, last);
-}
-
-static bool still_running(const struct pl_engine *e, const struct pl_seq *s)
-{
-    for (uint32_t i = 0; i < e->n_running; i++)
-        if (e->running[i] == s)
-            return true;
-    return false;
+        take_tokens(e, s, &e->sampled[i], last);
 }
 
 static void finish_step(struct pl_engine *e, uint32_t n_tokens)
 {
     struct pl_engine_stats *st = &e->stats;
-    pthread_mutex_lock(&e->stats_lock);
     st->n_steps++;
     st->last_step_ns = pl_now_ns();
     pl_hist_add(&st->step_tokens, n_tokens);
-    pthread_mutex_unlock(&e->stats_lock);
 }
 
 /* A pass of nothing but decodes and their guesses took ns. */
@@ -208,15 +229,14 @@ void pl_engine_run(struct pl_engine *e, uint32_t n_seqs)
         return;
     }
     learn_cost(e, n_seqs, pl_now_ns() - began);
-    /* a failing request may take sequences with it that come later in this step: their rows are passed over */
-    for (uint32_t i = 0, row = 0; i < n_seqs; i++) {
-        struct pl_seq *s = e->step.seqs[i];
-        uint32_t next = row;
-        while (next < b.n_rows && b.rows[next] < b.q_start[i + 1])
-            next++;
-        if (still_running(e, s))
-            take_result(e, s, logits + (size_t)row * e->runner.n_vocab);
-        row = next;
-    }
+    struct pass p = {e, logits};
+    if (e->n_workers > 1 && b.n_rows > 1)
+        pl_pool_run(e->opts.pool, sample_item, &p, n_seqs);
+    else
+        for (uint32_t i = 0; i < n_seqs; i++)
+            sample_item(&p, i, 0);
+    for (uint32_t i = 0; i < n_seqs; i++)
+        if (e->step.seqs[i] != NULL) /* else a request that failed took it along */
+            take_result(&p, i);
     finish_step(e, b.n_tokens);
 }

@@ -17,18 +17,19 @@ pl_status pl_step_init(struct pl_step *s, uint32_t batch_tokens, uint32_t max_se
     s->rows = malloc(t * sizeof *s->rows);
     s->q_start = malloc((n + 1) * sizeof *s->q_start);
     s->ctx = malloc(n * sizeof *s->ctx);
+    s->first_row = malloc(n * sizeof *s->first_row);
     s->page_start = malloc((n + 1) * sizeof *s->page_start);
     s->pages = malloc(s->pages_cap * sizeof *s->pages);
     s->seqs = malloc(n * sizeof(void *));
     s->plan = malloc(n * sizeof *s->plan);
-    bool all = s->tokens != NULL && s->pos != NULL && s->slot != NULL && s->rows != NULL && s->q_start != NULL && s->ctx != NULL &&
+    bool all = s->tokens != NULL && s->pos != NULL && s->slot != NULL && s->rows != NULL && s->q_start != NULL && s->ctx != NULL && s->first_row != NULL &&
                s->page_start != NULL && s->pages != NULL && s->seqs != NULL && s->plan != NULL;
     return all ? PL_OK : PL_ENOMEM; /* what is there is freed by pl_step_fini */
 }
 
 void pl_step_fini(struct pl_step *s)
 {
-    void *const blocks[] = {s->tokens, s->pos, s->slot, s->rows, s->q_start, s->ctx, s->page_start, s->pages, s->seqs, s->plan};
+    void *const blocks[] = {s->tokens, s->pos, s->slot, s->rows, s->q_start, s->ctx, s->page_start, s->pages, s->seqs, s->plan, s->first_row};
     for (size_t i = 0; i < PL_COUNT_OF(blocks); i++)
         free(blocks[i]);
     *s = (struct pl_step){0};
@@ -50,6 +51,7 @@ static bool reserve_pages(struct pl_step *st, size_t n)
 pl_status pl_step_build(struct pl_step *st, uint32_t n_seqs, struct pl_batch *b)
 {
     uint32_t t = 0, rows = 0, n_pages = 0;
+    st->n_seqs = n_seqs;
     st->q_start[0] = st->page_start[0] = 0;
     for (uint32_t i = 0; i < n_seqs; i++) {
         const struct pl_seq *s = st->seqs[i];
@@ -57,6 +59,7 @@ pl_status pl_step_build(struct pl_step *st, uint32_t n_seqs, struct pl_batch *b)
             return PL_ENOMEM;
         memcpy(st->pages + n_pages, s->table.pages, s->table.n_pages * sizeof *st->pages);
         n_pages += s->table.n_pages;
+        st->first_row[i] = rows;
         const uint32_t end = s->n_done + s->take + s->draft.n;
         for (uint32_t pos = s->n_done; pos < end; pos++, t++) {
             st->tokens[t] = pos < s->n_tokens ? s->tokens[pos] : s->draft.ids[pos - s->n_tokens];
@@ -71,4 +74,11 @@ pl_status pl_step_build(struct pl_step *st, uint32_t n_seqs, struct pl_batch *b)
     }
     *b = (struct pl_batch){t, n_seqs, rows, st->tokens, st->pos, st->slot, st->q_start, st->ctx, st->page_start, st->pages, st->rows};
     return PL_OK;
+}
+
+void pl_step_forget(struct pl_step *st, const struct pl_seq *s)
+{
+    for (uint32_t i = 0; i < st->n_seqs; i++)
+        if (st->seqs[i] == s)
+            st->seqs[i] = NULL;
 }

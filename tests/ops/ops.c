@@ -100,7 +100,7 @@ static void free_view(struct machine *m, pl_view v)
 /* ---- the operations: inputs come from `seed`, so that two machines get the same ---------------------------------------- */
 
 struct row {
-    enum { MATMUL, NORM, ROPE, GLU, ACT, EMBED, GATHER, ATTN } op;
+    enum { MATMUL, MATMUL_GLU, NORM, ROPE, ACT, EMBED, GATHER, ATTN } op;
     int kind;        /* dtype, norm, rope or activation */
     uint32_t T, N, K; /* tokens, outputs, inputs; attention: query heads, kv heads, head width */
     bool extra;      /* bias and residual; bias of a norm; accumulate; a second part of another type */
@@ -116,24 +116,31 @@ static float *fill(size_t n)
     return v;
 }
 
-static struct pl_weight *new_weight(struct machine *m, const struct row *r, void **data)
+/* data: two pointers, to be freed after the weight */
+static struct pl_weight *new_parts(struct machine *m, struct pl_weight_src parts[2], void **data)
 {
     struct pl_weight *w;
     struct pl_err err;
-    uint32_t first = r->extra && r->N > 20 ? 20 : r->N;
-    struct pl_weight_src parts[2] = {{(pl_dtype)r->kind, first, r->K, NULL}, {PL_F16, r->N - first, r->K, NULL}};
     for (int p = 0; p < 2; p++) {
-        size_t bytes = pl_dtype_row_bytes(parts[p].dtype, r->K);
+        uint32_t K = parts[p].cols;
+        size_t bytes = pl_dtype_row_bytes(parts[p].dtype, K);
         data[p] = malloc(bytes * parts[p].rows + 1);
         for (uint32_t i = 0; i < parts[p].rows; i++) {
-            float *v = fill(r->K);
-            pl_quant_row(parts[p].dtype, v, (uint8_t *)data[p] + i * bytes, r->K);
+            float *v = fill(K);
+            pl_quant_row(parts[p].dtype, v, (uint8_t *)data[p] + i * bytes, K);
             free(v);
         }
         parts[p].data = data[p];
     }
     must(m->dev->ops->weight_new(m->dev, parts, parts[1].rows > 0 ? 2 : 1, &w, &err));
     return w;
+}
+
+static struct pl_weight *new_weight(struct machine *m, const struct row *r, void **data)
+{
+    uint32_t first = r->extra && r->N > 20 ? 20 : r->N;
+    struct pl_weight_src parts[2] = {{(pl_dtype)r->kind, first, r->K, NULL}, {PL_F16, r->N - first, r->K, NULL}};
+    return new_parts(m, parts, data);
 }
 
 static size_t run_matmul(struct machine *m, const struct row *r, float *out)
@@ -151,12 +158,30 @@ static size_t run_matmul(struct machine *m, const struct row *r, float *out)
     return (size_t)r->T * r->N;
 }
 
+/* extra: bias, a gate of another type, and the other activation */
+static size_t run_matmul_glu(struct machine *m, const struct row *r, float *out)
+{
+    void *data[2];
+    pl_act_kind act = r->extra ? PL_ACT_GELU_TANH : PL_ACT_SILU;
+    float *x = fill((size_t)r->T * r->K), *bias = fill(2 * r->N);
+    struct pl_weight_src parts[2] = {{r->extra ? PL_F16 : (pl_dtype)r->kind, r->N, r->K, NULL}, {(pl_dtype)r->kind, r->N, r->K, NULL}};
+    struct pl_weight *w = new_parts(m, parts, data);
+    pl_view vx = new_view(m, r->T, r->K, r->K + 5, x), vb = new_view(m, 1, 2 * r->N, 2 * r->N, bias);
+    pl_view vo = new_view(m, r->T, r->N, r->N, NULL);
+    must(m->dev->ops->matmul_glu(m->dev, act, vo, vx, w, r->extra ? vb : pl_view_none()));
+    read_view(m, vo, out);
+    free_view(m, vx), free_view(m, vb), free_view(m, vo);
+    m->dev->ops->weight_free(m->dev, w);
+    free(data[0]), free(data[1]), free(x), free(bias);
+    return (size_t)r->T * r->N;
+}
+
 static size_t run_rows(struct machine *m, const struct row *r, float *out)
 {
     const struct pl_device_ops *ops = m->dev->ops;
-    uint32_t in = r->op == GLU ? 2 * r->N : r->N, n_out = r->op == GATHER ? (r->T + 1) / 2 : r->T, pos[512], rows[512];
-    float *x = fill((size_t)r->T * in), *gain = fill(r->N), *bias = fill(r->N);
-    pl_view vx = new_view(m, r->T, in, in + 7, x), vo = new_view(m, n_out, r->N, r->N, NULL), result = vo;
+    uint32_t n_out = r->op == GATHER ? (r->T + 1) / 2 : r->T, pos[512], rows[512];
+    float *x = fill((size_t)r->T * r->N), *gain = fill(r->N), *bias = fill(r->N);
+    pl_view vx = new_view(m, r->T, r->N, r->N + 7, x), vo = new_view(m, n_out, r->N, r->N, NULL), result = vo;
     pl_view vg = new_view(m, 1, r->N, r->N, gain), vb = new_view(m, 1, r->N, r->N, bias);
     for (uint32_t t = 0; t < r->T; t++)
         pos[t] = t * 37 % 4000, rows[t / 2] = t / 2 * 2;
@@ -168,7 +193,6 @@ static size_t run_rows(struct machine *m, const struct row *r, float *out)
     switch (r->op) {
     case NORM: must(ops->norm(m->dev, (pl_norm_kind)r->kind, vo, vx, vg, r->extra ? vb : pl_view_none(), 1e-5f)); break;
     case ROPE: must(ops->rope(m->dev, (pl_rope_kind)r->kind, result = vx, r->K, r->K, pl_view_cols(vg, 0, r->K / 2), pos)); break;
-    case GLU: must(ops->glu(m->dev, (pl_act_kind)r->kind, vo, vx)); break;
     case ACT: must(ops->act(m->dev, (pl_act_kind)r->kind, result = vx)); break;
     default: must(ops->gather(m->dev, vo, vx, rows));
     }
@@ -252,6 +276,7 @@ static size_t run(struct machine *m, const struct row *r, float *out)
     seed = 12345 + (uint64_t)r->op * 1000 + r->T * 10 + r->N;
     switch (r->op) {
     case MATMUL: return run_matmul(m, r, out);
+    case MATMUL_GLU: return run_matmul_glu(m, r, out);
     case EMBED: return run_embed(m, r, out);
     case ATTN: return run_attn_of(m, r, -1, out);
     default: return run_rows(m, r, out);
@@ -267,7 +292,8 @@ static const struct row fixed[] = {
     {NORM, PL_NORM_RMS, 5, 576, 0, false, 1e-11, NULL},  {NORM, PL_NORM_LAYER, 33, 100, 0, true, 1e-11, NULL},
     {NORM, PL_NORM_LAYER, 2, 48, 0, false, 1e-11, NULL}, {ROPE, PL_ROPE_INTERLEAVED, 20, 192, 64, false, 1e-11, NULL},
     {ROPE, PL_ROPE_HALVES, 3, 80, 16, false, 1e-11, NULL},
-    {GLU, PL_ACT_SILU, 7, 1536, 0, false, 1e-11, NULL},  {GLU, PL_ACT_GELU_TANH, 40, 37, 0, false, 1e-11, NULL},
+    {MATMUL_GLU, PL_F32, 7, 37, 67, true, 1e-9, NULL},   {MATMUL_GLU, PL_Q4_1, 40, 1536, 96, false, 1e-9, NULL},
+    {MATMUL_GLU, PL_Q4_1, 131, 80, 576, true, 1e-9, NULL}, {MATMUL_GLU, PL_Q6_K, 1, 64, 256, true, 1e-9, NULL},
     {ACT, PL_ACT_SILU, 1, 33, 0, false, 1e-11, NULL},    {ACT, PL_ACT_GELU_TANH, 9, 300, 0, false, 1e-11, NULL},
     {GATHER, 0, 9, 65, 0, false, 0, NULL},               {EMBED, PL_Q4_1, 5, 40, 64, false, 0, NULL},
     {EMBED, PL_F32, 5, 40, 64, true, 0, NULL},           {EMBED, PL_Q6_K, 3, 40, 256, true, 0, NULL},
@@ -279,7 +305,7 @@ static const struct row fixed[] = {
 };
 static const pl_dtype dtypes[] = {PL_F32, PL_F16, PL_BF16, PL_Q4_0, PL_Q4_1, PL_Q5_0, PL_Q5_1, PL_Q8_0, PL_Q2_K, PL_Q3_K, PL_Q4_K, PL_Q5_K, PL_Q6_K};
 static const uint32_t counts[] = {1, 2, 3, 5, 8, 13, 16, 31, 64};
-static const char *const op_names[] = {"matmul", "norm", "rope", "glu", "act", "embed", "gather", "attn"};
+static const char *const op_names[] = {"matmul", "matmul_glu", "norm", "rope", "act", "embed", "gather", "attn"};
 
 static unsigned passed, failed, skipped;
 

@@ -7,10 +7,11 @@
 #include <string.h>
 
 #include "core/sample/sample.h"
+#include "core/sample/scan.h"
 
 Suite *suite_sample(void);
 
-enum { V = 500 };
+enum { V = 2501 }; /* no multiple of anything that the loops are cut by */
 
 static uint64_t state;
 
@@ -80,7 +81,8 @@ START_TEST(filters)
               {1, 0, 0, 0}};
     struct pl_sampling p = plain();
     float x[V];
-    bool ok[V];
+    bool ok[V], seen[V] = {false};
+    double mass = 0;
     state = (uint64_t)_i + 1;
     random_row(x);
     p.temperature = rows[_i].temperature, p.top_p = rows[_i].top_p, p.min_p = rows[_i].min_p, p.top_k = rows[_i].top_k;
@@ -90,7 +92,12 @@ START_TEST(filters)
         p.seed = i;
         ck_assert_int_eq(sample(&p, x, i % 7, &c), PL_OK);
         ck_assert_msg(ok[c.token], "row %d: token %d must not come out", _i, c.token);
+        seen[c.token] = true;
     }
+    for (int i = 0; i < V; i++)
+        mass += ok[i] ? exp(x[i] / p.temperature) : 0;
+    for (int i = 0; i < V; i++)
+        ck_assert_msg(!ok[i] || seen[i] || 3000 * exp(x[i] / p.temperature) < 20 * mass, "row %d: token %d never came out", _i, i);
 }
 END_TEST
 
@@ -233,6 +240,47 @@ START_TEST(log_probabilities)
 }
 END_TEST
 
+/* The loops of each instruction set that runs here give the bits of the plain ones, and those are right. */
+START_TEST(scans)
+{
+    const struct pl_scan *const sets[] = {&pl_scan_base, pl_scan_best() == &pl_scan_base ? &pl_scan_base : &pl_scan_avx2, pl_scan_best()};
+    float x[V], w[3][V], sums[3][(V + PL_SCAN_SUM - 1) / PL_SCAN_SUM], most[3][V + 2048], max;
+    uint32_t at, found[3][V], n_found[3];
+    double sum[3];
+    state = 31;
+    for (uint32_t n = 1; n <= V; n += n < 200 ? 1 : 97) {
+        random_row(x);
+        float largest = -INFINITY;
+        double expected = 0;
+        for (uint32_t i = 0; i < n; i++)
+            largest = x[i] > largest ? x[i] : largest;
+        for (uint32_t i = 0; i < n; i++)
+            expected += exp((x[i] - largest) * 0.7f);
+        for (int k = 0; k < 3; k++) {
+            ck_assert(sets[k]->max(x, n, &max, &at) && max == largest && x[at] == largest);
+            sum[k] = sets[k]->weigh(x, n, max, 0.7f, w[k], sums[k]);
+            ck_assert_double_eq_tol(sum[k], expected, 1e-5 * expected);
+            n_found[k] = sets[k]->gather(w[k], n, 0.1f, found[k]);
+            sets[k]->group_max(w[k], n, most[k]);
+            ck_assert(sum[k] == sum[0] && n_found[k] == n_found[0]);
+            ck_assert_mem_eq(w[k], w[0], n * sizeof(float));
+            ck_assert_mem_eq(sums[k], sums[0], pl_scan_sums(n) * sizeof(float));
+            ck_assert_mem_eq(found[k], found[0], n_found[k] * sizeof(uint32_t));
+            ck_assert_mem_eq(most[k], most[0], pl_scan_groups(n) * sizeof(float));
+            ck_assert(sets[k]->sum_exp(x, n, max) == sets[0]->sum_exp(x, n, max));
+        }
+        uint32_t next = 0;
+        for (uint32_t i = 0; i < n; i++)
+            if (w[0][i] >= 0.1f)
+                ck_assert_uint_eq(found[0][next++], i);
+        ck_assert_uint_eq(next, n_found[0]);
+        x[n - 1] = NAN;
+        for (int k = 0; k < 3; k++)
+            ck_assert(!sets[k]->max(x, n, &max, &at));
+    }
+}
+END_TEST
+
 Suite *suite_sample(void)
 {
     Suite *s = suite_create("sample");
@@ -244,6 +292,7 @@ Suite *suite_sample(void)
     tcase_add_test(t, corners);
     tcase_add_test(t, bias_and_penalties);
     tcase_add_test(t, log_probabilities);
+    tcase_add_test(t, scans);
     suite_add_tcase(s, t);
     return s;
 }

@@ -197,19 +197,6 @@ static pl_status rope(struct pl_device *dev, pl_rope_kind kind, pl_view x, uint3
     return run_rows(&j);
 }
 
-static void glu_row(const struct row_job *j, uint32_t r)
-{
-    const float *x = pl_cpu_row(j->x, r);
-    j->cpu->k->glu(j->act, pl_cpu_row(j->out, r), x, x + j->out.cols, j->out.cols);
-}
-
-static pl_status glu(struct pl_device *dev, pl_act_kind kind, pl_view out, pl_view x)
-{
-    struct row_job j = {.cpu = pl_cpu_of(dev), .out = out, .x = x, .act = kind, .row = glu_row};
-    j.quant = pl_cpu_writes(out);
-    return run_rows(&j);
-}
-
 static void act_row(const struct row_job *j, uint32_t r)
 {
     j->cpu->k->act(j->act, pl_cpu_row(j->x, r), j->x.cols);
@@ -269,8 +256,9 @@ static void attach(struct pl_device *dev)
         .name = "cpu-" isa, .close = close_device, .attach = attach, .buf_new = buf_new, .buf_free = buf_free, .put = put, .get = get,   \
         .host = host, .weight_new = pl_cpu_weight_new, .weight_free = pl_cpu_weight_free,                              \
         .kv_bytes = pl_cpu_kv_bytes, .kv_new = pl_cpu_kv_new, .kv_free = pl_cpu_kv_free, .step_begin = step_begin,     \
-        .step_end = step_end, .embed = pl_cpu_embed, .norm = norm, .matmul = pl_cpu_matmul, .rope = rope,              \
-        .kv_write = pl_cpu_kv_write, .attn = pl_cpu_attn_op, .glu = glu, .act = act, .gather = gather                  \
+        .step_end = step_end, .embed = pl_cpu_embed, .norm = norm, .matmul = pl_cpu_matmul,                           \
+        .matmul_glu = pl_cpu_matmul_glu, .rope = rope,                                                                 \
+        .kv_write = pl_cpu_kv_write, .attn = pl_cpu_attn_op, .act = act, .gather = gather                  \
     }
 
 static bool has_avx512(void)

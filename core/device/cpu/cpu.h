@@ -10,7 +10,7 @@
 
 enum {
     PL_CPU_GROUP = 16,   /* output rows that are interleaved */
-    PL_CPU_TILE = 8,     /* tokens that a kernel takes at once */
+    PL_CPU_UNIT = 32,    /* output rows that a kernel takes at once, 2 groups */
     PL_CPU_PAGE = 32,    /* positions of a cache page that attention takes at once */
     PL_CPU_SEGMENT = 8,  /* pages whose soft-max is one piece; pieces are merged in order */
     PL_CPU_MAX_DIM = PL_MAX_HEAD_DIM,
@@ -93,11 +93,11 @@ struct pl_cpu_kernels {
     const char *name;
     bool packed; /* reads pl_cpu_part.packed, else .src */
     void (*quant_row)(const float *x, uint32_t n, int8_t *q, float *d, float *sum16, float *sum32);
-    /* out[i * stride + r] (+)= sum over the inputs of row group * 16 + r, r < 16, for tokens t0 + i, i < n_t <= PL_CPU_TILE */
-    void (*tile_block)(const struct pl_cpu_part *w, uint32_t group, const struct pl_cpu_act *x, uint32_t t0, uint32_t n_t,
+    /* out[i * stride + r] (+)= sum over the inputs of row group * 16 + r, r < 16 * n_groups (1 or 2), for n_t tokens t0 + i */
+    void (*rows_block)(const struct pl_cpu_part *w, uint32_t group, uint32_t n_groups, const struct pl_cpu_act *x, uint32_t t0,
+                       uint32_t n_t, float *out, size_t stride, bool add);
+    void (*rows_float)(const struct pl_cpu_part *w, uint32_t group, uint32_t n_groups, const float *x, size_t x_stride, uint32_t n_t,
                        float *out, size_t stride, bool add);
-    void (*tile_float)(const struct pl_cpu_part *w, uint32_t group, const float *x, size_t x_stride, uint32_t n_t, float *out,
-                       size_t stride, bool add);
     void (*norm)(pl_norm_kind kind, float *out, const float *x, const float *gain, const float *bias, uint32_t n, float eps);
     /* cos and sin are [n_dims / 2] */
     void (*rope)(pl_rope_kind kind, float *x, uint32_t n_heads, uint32_t head_dim, uint32_t n_dims, const float *cos,
@@ -165,6 +165,7 @@ pl_status pl_cpu_weight_new(struct pl_device *dev, const struct pl_weight_src *p
 void pl_cpu_weight_free(struct pl_device *dev, struct pl_weight *w);
 pl_status pl_cpu_embed(struct pl_device *dev, pl_view out, const struct pl_weight *w, const uint32_t *idx, bool add);
 pl_status pl_cpu_matmul(struct pl_device *dev, pl_view out, pl_view x, const struct pl_weight *w, pl_view bias, bool add);
+pl_status pl_cpu_matmul_glu(struct pl_device *dev, pl_act_kind kind, pl_view out, pl_view x, const struct pl_weight *w, pl_view bias);
 size_t pl_cpu_kv_bytes(struct pl_device *dev, const struct pl_kv_shape *shape);
 pl_status pl_cpu_kv_new(struct pl_device *dev, const struct pl_kv_shape *shape, struct pl_kvdev **out);
 void pl_cpu_kv_free(struct pl_device *dev, struct pl_kvdev *kv);

@@ -181,7 +181,7 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
 }
 
 #define LAYOUT(bits, sub, has_min, half)                                                                               \
-    static void tile_##bits##_##sub##_##has_min##_##half(const struct pl_cpu_part *p, const uint8_t *w,                \
+    static void rows_##bits##_##sub##_##has_min##_##half(const struct pl_cpu_part *p, const uint8_t *w,                \
                                                          const struct pl_cpu_act *x, uint32_t t0, uint32_t n_t,        \
                                                          float *out, size_t stride, bool add)                          \
     {                                                                                                                  \
@@ -195,18 +195,20 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
 #include "core/device/cpu/layouts.h"
 #undef LAYOUT
 
-static void tile_block(const struct pl_cpu_part *p, uint32_t group, const struct pl_cpu_act *x, uint32_t t0, uint32_t n_t,
-                       float *out, size_t stride, bool add)
+static void rows_block(const struct pl_cpu_part *p, uint32_t group, uint32_t n_groups, const struct pl_cpu_act *x, uint32_t t0,
+                       uint32_t n_t, float *out, size_t stride, bool add)
 {
-    const uint8_t *w = p->packed + group * p->group_bytes;
+    for (; n_groups > 0; n_groups--, group++, out += PL_CPU_GROUP) {
+        const uint8_t *w = p->packed + group * p->group_bytes;
 #define LAYOUT(bits_, sub_, has_min_, half_)                                                                           \
-    if (p->bits == bits_ && p->sub == sub_ && p->has_min == has_min_ && p->half_scales == half_)                       \
-        tile_##bits_##_##sub_##_##has_min_##_##half_(p, w, x, t0, n_t, out, stride, add);
+        if (p->bits == bits_ && p->sub == sub_ && p->has_min == has_min_ && p->half_scales == half_)                   \
+            rows_##bits_##_##sub_##_##has_min_##_##half_(p, w, x, t0, n_t, out, stride, add);
 #include "core/device/cpu/layouts.h"
 #undef LAYOUT
+    }
 }
 
 const struct pl_cpu_kernels pl_cpu_kernels_avx2 = {
-    .name = "avx2", .packed = true, .quant_row = vec_quant_row, .tile_block = tile_block, .tile_float = vec_tile_float,
+    .name = "avx2", .packed = true, .quant_row = vec_quant_row, .rows_block = rows_block, .rows_float = vec_rows_float,
     .norm = vec_norm, .rope = vec_rope, .glu = vec_glu, .act = vec_act, .narrow = vec_narrow, .attn = vec_attn,
 };

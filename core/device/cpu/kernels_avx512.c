@@ -74,104 +74,130 @@ static inline void vf_round_i8(vf a, vf b, int8_t *q, int *sum_a, int *sum_b)
 
 #include "core/device/cpu/vec.h"
 
-/* dot[i] += four weights of each of 16 rows times inputs q[i * stride] and the three after them, for n_t tokens */
-static inline __attribute__((always_inline)) void step_dots(__m512i weights, const int8_t *q, size_t stride, uint32_t n_t,
-                                                            __m512i dot[])
+enum { TOKENS = 6 }; /* of a tile: with 2 groups, 12 integer and 12 float sums in registers */
+
+/* dot[g][i] += four weights of each of 16 rows of group g times inputs q[i * stride] and the three after them, for n_t tokens */
+static inline __attribute__((always_inline)) void step_dots(__m512i w0, __m512i w1, const int8_t *q, size_t stride, uint32_t n_t,
+                                                            __m512i dot[2][TOKENS])
 {
-#pragma GCC unroll 8
+#pragma GCC unroll 6
     for (uint32_t i = 0; i < n_t; i++) {
         int32_t four;
         memcpy(&four, q + i * stride, 4);
-        dot[i] = _mm512_dpbusd_epi32(dot[i], weights, _mm512_set1_epi32(four));
+        dot[0][i] = _mm512_dpbusd_epi32(dot[0][i], w0, _mm512_set1_epi32(four));
+        dot[1][i] = _mm512_dpbusd_epi32(dot[1][i], w1, _mm512_set1_epi32(four));
     }
 }
 
-/* One group of 16 rows × n_t tokens. A step feeds 4 inputs of 16 rows to VPDPBUSD for every token before the next step:
- * chains of one token after the other would fill the scheduler with instructions that wait. In each token, the sums of a sub-block
- * are exact integers, then one multiply-add per sub-block for the scale and one for the minimum, in order. */
-static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part *p, const uint8_t *w, const struct pl_cpu_act *x,
-                                                       uint32_t t0, uint32_t bits, uint32_t sub, bool has_min, bool half,
-                                                       uint32_t n_t, float *out, size_t stride, bool add)
+static inline __attribute__((always_inline)) vf load_scale(const uint8_t *p, bool half)
+{
+    return half ? vf_load_f16((const uint16_t *)p) : vf_load((const float *)p);
+}
+
+/* Two groups of 16 rows × n_t tokens; the second one's results are kept if n_groups is 2. A step feeds 4 inputs of 32 rows to
+ * VPDPBUSD for every token before the next step: chains of one token after the other would fill the scheduler with instructions
+ * that wait, and four inputs are loaded once for both groups. In each token, the sums of a sub-block are exact integers, then one
+ * multiply-add per sub-block for the scale and one for the minimum, in order. */
+static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part *p, const uint8_t *w, uint32_t n_groups,
+                                                       const struct pl_cpu_act *x, uint32_t t0, uint32_t bits, uint32_t sub,
+                                                       bool has_min, bool half, uint32_t n_t, float *out, size_t stride, bool add)
 {
     const uint32_t loads = sub * bits / 32, K = p->cols, n_subs = K / sub;
+    const uint32_t scale_bytes = half ? 32 : 64, quant_bytes = sub * PL_CPU_GROUP * bits / 8;
+    const size_t next = n_groups == 2 ? p->group_bytes : 0;
     const float *sums = sub == 16 ? x->sum16 : x->sum32;
     const __m512i low = _mm512_set1_epi8(15);
     const vf minus_offset = vf_set(-p->offset);
     const int8_t *q = x->q + (size_t)t0 * K;
     const float *d = x->d + (size_t)t0 * (K / 32), *s = sums + (size_t)t0 * n_subs;
-    vf acc[PL_CPU_TILE];
-    for (uint32_t i = 0; i < n_t; i++)
-        acc[i] = vf_set(0.f);
+    vf acc[2][TOKENS];
+#pragma GCC unroll 6
+    for (uint32_t i = 0; i < n_t; i++) {
+        acc[0][i] = acc[1][i] = vf_set(0.f);
+        __builtin_prefetch(out + i * stride, 1);
+        __builtin_prefetch(out + i * stride + PL_CPU_GROUP, 1);
+    }
     for (uint32_t b = 0; b < n_subs; b++) {
-        __m512i dot[PL_CPU_TILE];
-#pragma GCC unroll 8
+        __m512i dot[2][TOKENS];
+#pragma GCC unroll 6
         for (uint32_t i = 0; i < n_t; i++)
-            dot[i] = _mm512_setzero_si512();
+            dot[0][i] = dot[1][i] = _mm512_setzero_si512();
+#pragma GCC unroll 8
         for (uint32_t k = 0; k < loads; k++) {
-            __m512i v = _mm512_loadu_si512(w + 64 * k);
+            __m512i v0 = _mm512_loadu_si512(w + 64 * k), v1 = _mm512_loadu_si512(w + next + 64 * k);
+            const int8_t *in = q + b * sub + 4 * k;
             if (bits == 4) {
-                step_dots(_mm512_and_si512(v, low), q + b * sub + 4 * k, K, n_t, dot);
-                step_dots(_mm512_and_si512(_mm512_srli_epi16(v, 4), low), q + b * sub + 4 * k + sub / 2, K, n_t, dot);
+                step_dots(_mm512_and_si512(v0, low), _mm512_and_si512(v1, low), in, K, n_t, dot);
+                v0 = _mm512_and_si512(_mm512_srli_epi16(v0, 4), low);
+                v1 = _mm512_and_si512(_mm512_srli_epi16(v1, 4), low);
+                step_dots(v0, v1, in + sub / 2, K, n_t, dot);
             } else {
-                step_dots(v, q + b * sub + 4 * k, K, n_t, dot);
+                step_dots(v0, v1, in, K, n_t, dot);
             }
         }
-        w += sub * PL_CPU_GROUP * bits / 8;
-        vf scale = half ? vf_load_f16((const uint16_t *)w) : vf_load((const float *)w), min;
-        w += half ? 32 : 64;
-        if (has_min) {
-            min = half ? vf_load_f16((const uint16_t *)w) : vf_load((const float *)w);
-            w += half ? 32 : 64;
-        } else {
-            min = vf_mul(scale, minus_offset);
+#pragma GCC unroll 10
+        for (uint32_t at = 0; at < quant_bytes + (1 + has_min) * scale_bytes; at += 64) { /* the next unit's */
+            _mm_prefetch((const char *)w + 2 * p->group_bytes + at, _MM_HINT_T0);
+            _mm_prefetch((const char *)w + 3 * p->group_bytes + at, _MM_HINT_T0);
         }
-        _mm_prefetch((const char *)w + 1024, _MM_HINT_T0);
-        _mm_prefetch((const char *)w + 1088, _MM_HINT_T0);
-        _mm_prefetch((const char *)w + 1152, _MM_HINT_T0);
-        _mm_prefetch((const char *)w + 1216, _MM_HINT_T0);
-#pragma GCC unroll 8
+        w += quant_bytes;
+        vf scale0 = load_scale(w, half), scale1 = load_scale(w + next, half), min0, min1;
+        w += scale_bytes;
+        if (has_min) {
+            min0 = load_scale(w, half), min1 = load_scale(w + next, half);
+            w += scale_bytes;
+        } else {
+            min0 = vf_mul(scale0, minus_offset), min1 = vf_mul(scale1, minus_offset);
+        }
+#pragma GCC unroll 6
         for (uint32_t i = 0; i < n_t; i++) {
-            acc[i] = vf_fma(_mm512_cvtepi32_ps(dot[i]), vf_mul(scale, vf_set(d[i * (K / 32) + b * sub / 32])), acc[i]);
-            acc[i] = vf_fma(min, vf_set(s[i * n_subs + b]), acc[i]);
+            vf dx = vf_set(d[i * (K / 32) + b * sub / 32]), sx = vf_set(s[i * n_subs + b]);
+            acc[0][i] = vf_fma(_mm512_cvtepi32_ps(dot[0][i]), vf_mul(scale0, dx), acc[0][i]);
+            acc[1][i] = vf_fma(_mm512_cvtepi32_ps(dot[1][i]), vf_mul(scale1, dx), acc[1][i]);
+            acc[0][i] = vf_fma(min0, sx, acc[0][i]);
+            acc[1][i] = vf_fma(min1, sx, acc[1][i]);
         }
     }
-#pragma GCC unroll 8
-    for (uint32_t i = 0; i < n_t; i++, out += stride)
-        vf_store(out, add ? vf_add(vf_load(out), acc[i]) : acc[i]);
+#pragma GCC unroll 6
+    for (uint32_t i = 0; i < n_t; i++, out += stride) {
+        vf_store(out, add ? vf_add(vf_load(out), acc[0][i]) : acc[0][i]);
+        if (n_groups == 2)
+            vf_store(out + PL_CPU_GROUP, add ? vf_add(vf_load(out + PL_CPU_GROUP), acc[1][i]) : acc[1][i]);
+    }
 }
 
-/* The tiles of one layout; the token counts that are not listed are put together from those that are. */
+/* The tiles of one layout, of about equal numbers of tokens. */
 #define LAYOUT(bits, sub, has_min, half)                                                                               \
-    static void tile_##bits##_##sub##_##has_min##_##half(const struct pl_cpu_part *p, const uint8_t *w,                \
+    static void rows_##bits##_##sub##_##has_min##_##half(const struct pl_cpu_part *p, const uint8_t *w, uint32_t n_groups, \
                                                          const struct pl_cpu_act *x, uint32_t t0, uint32_t n_t,        \
                                                          float *out, size_t stride, bool add)                          \
     {                                                                                                                  \
-        if (n_t == 8) {                                                                                                \
-            tile(p, w, x, t0, bits, sub, has_min, half, 8, out, stride, add);                                          \
-            return;                                                                                                    \
+        for (uint32_t left = (n_t + TOKENS - 1) / TOKENS, n; left > 0; left--, n_t -= n, t0 += n, out += n * stride) { \
+            switch (n = (n_t + left - 1) / left) {                                                                     \
+            case 1: tile(p, w, n_groups, x, t0, bits, sub, has_min, half, 1, out, stride, add); break;                 \
+            case 2: tile(p, w, n_groups, x, t0, bits, sub, has_min, half, 2, out, stride, add); break;                 \
+            case 3: tile(p, w, n_groups, x, t0, bits, sub, has_min, half, 3, out, stride, add); break;                 \
+            case 4: tile(p, w, n_groups, x, t0, bits, sub, has_min, half, 4, out, stride, add); break;                 \
+            case 5: tile(p, w, n_groups, x, t0, bits, sub, has_min, half, 5, out, stride, add); break;                 \
+            default: tile(p, w, n_groups, x, t0, bits, sub, has_min, half, TOKENS, out, stride, add);                  \
+            }                                                                                                          \
         }                                                                                                              \
-        if (n_t & 4)                                                                                                   \
-            tile(p, w, x, t0, bits, sub, has_min, half, 4, out, stride, add), t0 += 4, out += 4 * stride;              \
-        if (n_t & 2)                                                                                                   \
-            tile(p, w, x, t0, bits, sub, has_min, half, 2, out, stride, add), t0 += 2, out += 2 * stride;              \
-        if (n_t & 1)                                                                                                   \
-            tile(p, w, x, t0, bits, sub, has_min, half, 1, out, stride, add);                                          \
     }
 #include "core/device/cpu/layouts.h"
 #undef LAYOUT
 
-static void tile_block(const struct pl_cpu_part *p, uint32_t group, const struct pl_cpu_act *x, uint32_t t0, uint32_t n_t,
-                       float *out, size_t stride, bool add)
+static void rows_block(const struct pl_cpu_part *p, uint32_t group, uint32_t n_groups, const struct pl_cpu_act *x, uint32_t t0,
+                       uint32_t n_t, float *out, size_t stride, bool add)
 {
     const uint8_t *w = p->packed + group * p->group_bytes;
 #define LAYOUT(bits_, sub_, has_min_, half_)                                                                           \
     if (p->bits == bits_ && p->sub == sub_ && p->has_min == has_min_ && p->half_scales == half_)                       \
-        tile_##bits_##_##sub_##_##has_min_##_##half_(p, w, x, t0, n_t, out, stride, add);
+        rows_##bits_##_##sub_##_##has_min_##_##half_(p, w, n_groups, x, t0, n_t, out, stride, add);
 #include "core/device/cpu/layouts.h"
 #undef LAYOUT
 }
 
 const struct pl_cpu_kernels pl_cpu_kernels_avx512 = {
-    .name = "avx512", .packed = true, .quant_row = vec_quant_row, .tile_block = tile_block, .tile_float = vec_tile_float,
+    .name = "avx512", .packed = true, .quant_row = vec_quant_row, .rows_block = rows_block, .rows_float = vec_rows_float,
     .norm = vec_norm, .rope = vec_rope, .glu = vec_glu, .act = vec_act, .narrow = vec_narrow, .attn = vec_attn,
 };

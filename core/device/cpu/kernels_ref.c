@@ -52,12 +52,12 @@ static float dot_blocks(const struct pl_cpu_part *w, const uint8_t *row, const i
     return (float)total;
 }
 
-static void tile_block(const struct pl_cpu_part *w, uint32_t group, const struct pl_cpu_act *x, uint32_t t0, uint32_t n_t,
-                       float *out, size_t stride, bool add)
+static void rows_block(const struct pl_cpu_part *w, uint32_t group, uint32_t n_groups, const struct pl_cpu_act *x, uint32_t t0,
+                       uint32_t n_t, float *out, size_t stride, bool add)
 {
     size_t row_bytes = pl_dtype_row_bytes(w->dtype, w->cols);
     for (uint32_t i = 0; i < n_t; i++)
-        for (uint32_t r = 0; r < PL_CPU_GROUP; r++) {
+        for (uint32_t r = 0; r < n_groups * PL_CPU_GROUP; r++) {
             uint32_t row = group * PL_CPU_GROUP + r;
             size_t t = t0 + i;
             float sum = row >= w->rows ? 0 : dot_blocks(w, w->src + row * row_bytes, x->q + t * w->cols, x->d + t * (w->cols / 32));
@@ -65,12 +65,12 @@ static void tile_block(const struct pl_cpu_part *w, uint32_t group, const struct
         }
 }
 
-static void tile_float(const struct pl_cpu_part *w, uint32_t group, const float *x, size_t stride, uint32_t n_t, float *out,
-                       size_t out_stride, bool add)
+static void rows_float(const struct pl_cpu_part *w, uint32_t group, uint32_t n_groups, const float *x, size_t stride, uint32_t n_t,
+                       float *out, size_t out_stride, bool add)
 {
     size_t element = pl_dtype_block_bytes(w->dtype);
     for (uint32_t i = 0; i < n_t; i++)
-        for (uint32_t r = 0; r < PL_CPU_GROUP; r++) {
+        for (uint32_t r = 0; r < n_groups * PL_CPU_GROUP; r++) {
             uint32_t row = group * PL_CPU_GROUP + r;
             double sum = 0;
             for (uint32_t k = 0; row < w->rows && k < w->cols; k++) {
@@ -165,6 +165,6 @@ static void attn(struct pl_cpu_attn *a)
 }
 
 const struct pl_cpu_kernels pl_cpu_kernels_ref = {
-    .name = "ref", .packed = false, .quant_row = quant_row, .tile_block = tile_block, .tile_float = tile_float, .norm = norm,
+    .name = "ref", .packed = false, .quant_row = quant_row, .rows_block = rows_block, .rows_float = rows_float, .norm = norm,
     .rope = rope, .glu = glu, .act = act, .narrow = narrow, .attn = attn,
 };

@@ -1,4 +1,4 @@
-/* matmul: quantizes the activations once, then hands out tiles of (row groups × tokens) of all its parts to the pool.
+/* matmul: quantizes the activations once, then hands out blocks (rows of the weight × tokens) of all its parts to the pool.
  * SPDX-License-Identifier: Apache-2.0 */
 #include <stdlib.h>
 #include <string.h>
@@ -6,17 +6,22 @@
 #include "core/device/cpu/cpu.h"
 
 /* Items are small, so that a worker that was delayed does not leave the others waiting at the end, but not so small
- * that handing them out counts: MIN_WORK is inputs × (tokens + UNPACK), about a microsecond. */
-enum { ITEMS_PER_WORKER = 16, PANEL_TOKENS = 128, MIN_WORK = 16384, UNPACK = 8 };
+ * that handing them out counts: MIN_WORK is inputs × (tokens + UNPACK) of a unit, about a microsecond. */
+enum { ITEMS_PER_WORKER = 16, PANEL_TOKENS = 128, SCRATCH_TOKENS = 48, QUANT_TOKENS = 8, MIN_WORK = 16384, UNPACK = 8 };
 
-struct matmul_job {
+struct product {
     struct pl_cpu *cpu;
     pl_view out, x, bias;
     const struct pl_cpu_act *act; /* x, quantized; NULL when no part needs it */
     bool add;
+    bool gated, quant; /* out = kind(first part's results) × second part's; out's quantized rows too */
+    pl_act_kind kind;
     const struct pl_weight *w;
-    uint32_t groups_per_item, group_items, tokens_per_item; /* group_items: of all parts, for one panel of tokens */
+    uint32_t units_per_item, unit_items, tokens_per_item; /* unit_items: of all parts, for one panel of tokens */
 };
+
+/* 32 consecutive rows (fewer at a part's end) for some tokens, on their way to out */
+typedef float scratch[SCRATCH_TOKENS][PL_CPU_UNIT];
 
 /* ---- activations --------------------------------------------------------------------------------------------------- */
 
@@ -58,16 +63,16 @@ bool pl_cpu_writes(pl_view out)
 static void quant_item(void *arg, size_t item, unsigned worker)
 {
     (void)worker;
-    const struct matmul_job *j = arg;
+    const struct product *j = arg;
     const struct pl_cpu_act *a = j->act;
     size_t n = a->cols;
-    for (uint32_t t = (uint32_t)item * PL_CPU_TILE; t < (item + 1) * PL_CPU_TILE && t < j->x.rows; t++)
+    for (uint32_t t = (uint32_t)item * QUANT_TOKENS; t < (item + 1) * QUANT_TOKENS && t < j->x.rows; t++)
         j->cpu->k->quant_row(pl_cpu_row(j->x, t), a->cols, a->q + t * n, a->d + t * (n / 32), a->sum16 + t * (n / 16),
                              a->sum32 + t * (n / 32));
 }
 
 /* The quantized rows that were written with x, else made here. */
-static pl_status quantize(struct matmul_job *j)
+static pl_status quantize(struct product *j)
 {
     struct pl_dbuf *b = j->x.buf;
     struct pl_cpu_act *a = &j->cpu->act;
@@ -81,94 +86,151 @@ static pl_status quantize(struct matmul_job *j)
     if (pl_cpu_act_reserve(a, j->x.rows, j->x.cols) != PL_OK)
         return PL_ENOMEM;
     j->act = a;
-    pl_pool_run(j->cpu->pool, quant_item, j, (j->x.rows + PL_CPU_TILE - 1) / PL_CPU_TILE);
+    pl_pool_run(j->cpu->pool, quant_item, j, (j->x.rows + QUANT_TOKENS - 1) / QUANT_TOKENS);
     return PL_OK;
 }
 
-/* ---- tiles --------------------------------------------------------------------------------------------------------- */
+/* ---- blocks -------------------------------------------------------------------------------------------------------- */
 
-/* Results of a group that has fewer than 16 rows or a bias: n results of each token, for outputs row, row + 1, … */
-static void store(const struct matmul_job *j, uint32_t row, uint32_t n, uint32_t t0, uint32_t n_t, float tile[][PL_CPU_GROUP])
+static uint32_t n_units(const struct pl_cpu_part *p)
+{
+    return (p->rows + PL_CPU_UNIT - 1) / PL_CPU_UNIT;
+}
+
+static uint32_t unit_rows(const struct pl_cpu_part *p, uint32_t unit)
+{
+    return p->rows - unit * PL_CPU_UNIT < PL_CPU_UNIT ? p->rows - unit * PL_CPU_UNIT : PL_CPU_UNIT;
+}
+
+static void compute(const struct product *j, const struct pl_cpu_part *p, uint32_t unit, uint32_t t0, uint32_t n_t, float *out,
+                    size_t stride, bool add)
+{
+    uint32_t group = unit * (PL_CPU_UNIT / PL_CPU_GROUP), n_groups = (unit_rows(p, unit) + PL_CPU_GROUP - 1) / PL_CPU_GROUP;
+    if (p->bits != 0)
+        j->cpu->k->rows_block(p, group, n_groups, j->act, t0, n_t, out, stride, add);
+    else
+        j->cpu->k->rows_float(p, group, n_groups, pl_cpu_row(j->x, t0), j->x.stride, n_t, out, stride, add);
+}
+
+static void add_bias(const struct product *j, uint32_t row, uint32_t n, uint32_t n_t, scratch s)
 {
     const float *bias = j->bias.buf != NULL ? pl_cpu_row(j->bias, 0) + row : NULL;
-    for (uint32_t i = 0; i < n_t; i++) {
-        float *out = pl_cpu_row(j->out, t0 + i) + row;
-        for (uint32_t r = 0; bias != NULL && r < n; r++)
-            tile[i][r] += bias[r];
+    for (uint32_t i = 0; bias != NULL && i < n_t; i++)
         for (uint32_t r = 0; r < n; r++)
-            out[r] = j->add ? out[r] + tile[i][r] : tile[i][r];
+            s[i][r] += bias[r];
+}
+
+/* Rows of a part whose first row is output first_row. Whole groups without a bias go straight to out. */
+static void plain_unit(const struct product *j, const struct pl_cpu_part *p, uint32_t first_row, uint32_t unit, uint32_t t0,
+                       uint32_t n_t)
+{
+    uint32_t n = unit_rows(p, unit), row = first_row + unit * PL_CPU_UNIT;
+    if (n % PL_CPU_GROUP == 0 && j->bias.buf == NULL) {
+        compute(j, p, unit, t0, n_t, pl_cpu_row(j->out, t0) + row, j->out.stride, j->add);
+        return;
+    }
+    _Alignas(64) scratch s;
+    for (uint32_t end = t0 + n_t; t0 < end; t0 += n_t) {
+        n_t = end - t0 < SCRATCH_TOKENS ? end - t0 : SCRATCH_TOKENS;
+        compute(j, p, unit, t0, n_t, s[0], PL_CPU_UNIT, false);
+        add_bias(j, row, n, n_t, s);
+        for (uint32_t i = 0; i < n_t; i++) {
+            float *out = pl_cpu_row(j->out, t0 + i) + row;
+            for (uint32_t r = 0; r < n; r++)
+                out[r] = j->add ? out[r] + s[i][r] : s[i][r];
+        }
     }
 }
 
-static uint32_t n_groups(const struct pl_cpu_part *p)
+static void gated_unit(const struct product *j, uint32_t unit, uint32_t t0, uint32_t n_t)
 {
-    return (p->rows + PL_CPU_GROUP - 1) / PL_CPU_GROUP;
+    const struct pl_cpu_part *gate = &j->w->parts[0], *up = &j->w->parts[1];
+    uint32_t n = unit_rows(gate, unit), row = unit * PL_CPU_UNIT;
+    _Alignas(64) scratch g, u;
+    for (uint32_t end = t0 + n_t; t0 < end; t0 += n_t) {
+        n_t = end - t0 < SCRATCH_TOKENS ? end - t0 : SCRATCH_TOKENS;
+        compute(j, gate, unit, t0, n_t, g[0], PL_CPU_UNIT, false);
+        compute(j, up, unit, t0, n_t, u[0], PL_CPU_UNIT, false);
+        add_bias(j, row, n, n_t, g);
+        add_bias(j, gate->rows + row, n, n_t, u);
+        for (uint32_t i = 0; i < n_t; i++) {
+            j->cpu->k->glu(j->kind, pl_cpu_row(j->out, t0 + i) + row, g[i], u[i], n);
+            if (j->quant)
+                pl_cpu_quant(j->cpu, j->out, t0 + i, row, n);
+        }
+    }
 }
 
-static uint32_t group_items(const struct matmul_job *j, const struct pl_cpu_part *p)
+static uint32_t unit_items(const struct product *j, const struct pl_cpu_part *p)
 {
-    return (n_groups(p) + j->groups_per_item - 1) / j->groups_per_item;
+    return (n_units(p) + j->units_per_item - 1) / j->units_per_item;
 }
 
-static void tile_item(void *arg, size_t item, unsigned worker)
+static void block_item(void *arg, size_t item, unsigned worker)
 {
     (void)worker;
-    const struct matmul_job *j = arg;
-    const struct pl_cpu_kernels *k = j->cpu->k;
+    const struct product *j = arg;
     const struct pl_cpu_part *p = j->w->parts;
-    uint32_t at = (uint32_t)(item % j->group_items), first_row = 0;
-    for (; at >= group_items(j, p); p++) {
-        at -= group_items(j, p);
+    uint32_t at = (uint32_t)(item % j->unit_items), first_row = 0;
+    for (; at >= unit_items(j, p); p++) {
+        at -= unit_items(j, p);
         first_row += p->rows;
     }
-    uint32_t from = at * j->groups_per_item, to = from + j->groups_per_item < n_groups(p) ? from + j->groups_per_item : n_groups(p);
-    uint32_t first = (uint32_t)(item / j->group_items) * j->tokens_per_item;
-    uint32_t last = first + j->tokens_per_item < j->x.rows ? first + j->tokens_per_item : j->x.rows;
-    _Alignas(64) float tile[PL_CPU_TILE][PL_CPU_GROUP];
-    for (uint32_t g = from; g < to; g++)
-        for (uint32_t t = first; t < last; t += PL_CPU_TILE) {
-            uint32_t n_t = last - t < PL_CPU_TILE ? last - t : PL_CPU_TILE, row = g * PL_CPU_GROUP;
-            uint32_t n = p->rows - row < PL_CPU_GROUP ? p->rows - row : PL_CPU_GROUP;
-            bool direct = n == PL_CPU_GROUP && j->bias.buf == NULL;
-            float *out = direct ? pl_cpu_row(j->out, t) + first_row + row : tile[0];
-            size_t stride = direct ? j->out.stride : PL_CPU_GROUP;
-            if (p->bits != 0)
-                k->tile_block(p, g, j->act, t, n_t, out, stride, direct && j->add);
-            else
-                k->tile_float(p, g, pl_cpu_row(j->x, t), j->x.stride, n_t, out, stride, direct && j->add);
-            if (!direct)
-                store(j, first_row + row, n, t, n_t, tile);
-        }
+    uint32_t from = at * j->units_per_item, to = from + j->units_per_item < n_units(p) ? from + j->units_per_item : n_units(p);
+    uint32_t t0 = (uint32_t)(item / j->unit_items) * j->tokens_per_item, left = j->x.rows - t0;
+    uint32_t n_t = left < j->tokens_per_item ? left : j->tokens_per_item;
+    for (uint32_t unit = from; unit < to; unit++)
+        if (j->gated)
+            gated_unit(j, unit, t0, n_t);
+        else
+            plain_unit(j, p, first_row, unit, t0, n_t);
 }
 
 /* All parts in one region: a barrier less for each. */
-static void run_tiles(struct matmul_job *j)
+static void run_blocks(struct product *j)
 {
-    uint64_t groups = 0, wanted = pl_pool_size(j->cpu->pool) * ITEMS_PER_WORKER;
+    uint32_t n_parts = j->gated ? 1 : j->w->n_parts; /* the second one goes along with the first */
+    uint64_t units = 0, wanted = pl_pool_size(j->cpu->pool) * ITEMS_PER_WORKER;
+    for (uint32_t i = 0; i < n_parts; i++)
+        units += n_units(&j->w->parts[i]);
+    uint64_t work = (uint64_t)j->w->cols * (j->x.rows + UNPACK) * (j->gated ? 4 : 2), least = (MIN_WORK + work - 1) / work;
+    j->units_per_item = (uint32_t)(units / wanted > least ? units / wanted : least);
+    for (uint32_t i = 0; i < n_parts; i++)
+        j->unit_items += unit_items(j, &j->w->parts[i]);
+    uint32_t panels = (j->x.rows + PANEL_TOKENS - 1) / PANEL_TOKENS;
+    j->tokens_per_item = (j->x.rows + panels - 1) / panels;
+    pl_pool_run(j->cpu->pool, block_item, j, j->unit_items * (size_t)panels);
+}
+
+static pl_status run(struct product *j)
+{
+    bool quantized = false;
     for (uint32_t i = 0; i < j->w->n_parts; i++)
-        groups += n_groups(&j->w->parts[i]);
-    uint64_t work = (uint64_t)j->w->cols * (j->x.rows + UNPACK), least = (MIN_WORK + work - 1) / work;
-    j->groups_per_item = (uint32_t)(groups / wanted > least ? groups / wanted : least);
-    for (uint32_t i = 0; i < j->w->n_parts; i++)
-        j->group_items += group_items(j, &j->w->parts[i]);
-    j->tokens_per_item = j->x.rows < PANEL_TOKENS ? j->x.rows : PANEL_TOKENS;
-    size_t token_items = (j->x.rows + j->tokens_per_item - 1) / j->tokens_per_item;
-    pl_pool_run(j->cpu->pool, tile_item, j, j->group_items * token_items);
+        quantized |= j->w->parts[i].bits != 0;
+    if (quantized && quantize(j) != PL_OK)
+        return PL_ENOMEM;
+    run_blocks(j);
+    return PL_OK;
 }
 
 pl_status pl_cpu_matmul(struct pl_device *dev, pl_view out, pl_view x, const struct pl_weight *w, pl_view bias, bool add)
 {
-    struct matmul_job j = {.cpu = pl_cpu_of(dev), .out = out, .x = x, .bias = bias, .add = add, .w = w};
+    struct product j = {.cpu = pl_cpu_of(dev), .out = out, .x = x, .bias = bias, .add = add, .w = w};
     if (x.cols != w->cols || out.cols != w->rows || out.rows != x.rows)
         return PL_EINVAL;
     if (x.rows == 0)
         return PL_OK;
-    bool quantized = false;
-    for (uint32_t i = 0; i < w->n_parts; i++)
-        quantized |= w->parts[i].bits != 0;
-    if (quantized && quantize(&j) != PL_OK)
-        return PL_ENOMEM;
     out.buf->n_quantized = 0; /* its rows are made in pieces */
-    run_tiles(&j);
-    return PL_OK;
+    return run(&j);
+}
+
+pl_status pl_cpu_matmul_glu(struct pl_device *dev, pl_act_kind kind, pl_view out, pl_view x, const struct pl_weight *w, pl_view bias)
+{
+    struct product j = {.cpu = pl_cpu_of(dev), .out = out, .x = x, .bias = bias, .gated = true, .kind = kind, .w = w};
+    if (x.cols != w->cols || w->n_parts != 2 || w->parts[0].rows != w->parts[1].rows || out.cols != w->parts[0].rows || out.rows != x.rows)
+        return PL_EINVAL;
+    if (x.rows == 0)
+        return PL_OK;
+    j.quant = pl_cpu_writes(out);
+    return run(&j);
 }

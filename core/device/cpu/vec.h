@@ -153,11 +153,13 @@ static inline __attribute__((always_inline)) vf load_as(pl_dtype t, const uint8_
 
 /* ---- products with float weights ----------------------------------------------------------------------------------- */
 
+enum { FLOAT_TOKENS = 8 }; /* of a tile, whose sums stay in registers */
+
 static inline __attribute__((always_inline)) void float_tile(pl_dtype t, const uint8_t *w, uint32_t cols, const float *x,
                                                              size_t stride, uint32_t n_t, float *out, size_t out_stride,
                                                              bool add)
 {
-    vf acc[PL_CPU_TILE];
+    vf acc[FLOAT_TOKENS];
     for (uint32_t i = 0; i < n_t; i++)
         acc[i] = vf_set(0.f);
     for (uint32_t k = 0; k < cols; k++) {
@@ -169,26 +171,31 @@ static inline __attribute__((always_inline)) void float_tile(pl_dtype t, const u
         vf_store(out, add ? vf_add(vf_load(out), acc[i]) : acc[i]);
 }
 
-static void vec_tile_float(const struct pl_cpu_part *p, uint32_t group, const float *x, size_t stride, uint32_t n_t,
+static inline __attribute__((always_inline)) void float_group(pl_dtype t, const uint8_t *w, uint32_t cols, const float *x,
+                                                              size_t stride, uint32_t n_t, float *out, size_t out_stride, bool add)
+{
+    for (; n_t >= FLOAT_TOKENS; n_t -= FLOAT_TOKENS, x += FLOAT_TOKENS * stride, out += FLOAT_TOKENS * out_stride)
+        float_tile(t, w, cols, x, stride, FLOAT_TOKENS, out, out_stride, add);
+    if (n_t & 4)
+        float_tile(t, w, cols, x, stride, 4, out, out_stride, add), x += 4 * stride, out += 4 * out_stride;
+    if (n_t & 2)
+        float_tile(t, w, cols, x, stride, 2, out, out_stride, add), x += 2 * stride, out += 2 * out_stride;
+    if (n_t & 1)
+        float_tile(t, w, cols, x, stride, 1, out, out_stride, add);
+}
+
+static void vec_rows_float(const struct pl_cpu_part *p, uint32_t group, uint32_t n_groups, const float *x, size_t stride, uint32_t n_t,
                            float *out, size_t out_stride, bool add)
 {
-    const uint8_t *w = p->packed + group * p->group_bytes;
-#define TILES(t)                                                                                                       \
-    do {                                                                                                               \
-        if (n_t == PL_CPU_TILE)                                                                                        \
-            float_tile(t, w, p->cols, x, stride, PL_CPU_TILE, out, out_stride, add);                              \
-        else if (n_t == 1)                                                                                             \
-            float_tile(t, w, p->cols, x, stride, 1, out, out_stride, add);                                        \
-        else                                                                                                           \
-            float_tile(t, w, p->cols, x, stride, n_t, out, out_stride, add);                                      \
-    } while (0)
-    if (p->dtype == PL_F32)
-        TILES(PL_F32);
-    else if (p->dtype == PL_F16)
-        TILES(PL_F16);
-    else
-        TILES(PL_BF16);
-#undef TILES
+    for (; n_groups > 0; n_groups--, group++, out += PL_CPU_GROUP) {
+        const uint8_t *w = p->packed + group * p->group_bytes;
+        if (p->dtype == PL_F32)
+            float_group(PL_F32, w, p->cols, x, stride, n_t, out, out_stride, add);
+        else if (p->dtype == PL_F16)
+            float_group(PL_F16, w, p->cols, x, stride, n_t, out, out_stride, add);
+        else
+            float_group(PL_BF16, w, p->cols, x, stride, n_t, out, out_stride, add);
+    }
 }
 
 /* ---- attention ----------------------------------------------------------------------------------------------------- */

@@ -1,0 +1,5 @@
+/* scan_avx512: the loops of scan.h for AVX-512.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "core/sample/scan_loops.h"
+
+const struct pl_scan pl_scan_avx512 = PL_SCAN_SET;
