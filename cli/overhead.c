@@ -33,7 +33,7 @@ static pl_status run_engine(struct pl_engine *e, uint32_t n_vocab, struct pl_err
     }
     if (st != PL_OK)
         pl_arena_free(a);
-    for (struct pl_engine_stats s = {0}; st == PL_OK && s.n_finished_length + s.n_failed == 0; usleep(10000))
+    for (struct pl_engine_stats s = {0}; st == PL_OK && s.base.n_finished_length + s.base.n_failed == 0; usleep(10000))
         pl_engine_stats(e, &s);
     for (struct pl_event ev; st == PL_OK && pl_reply_next(reply, &ev);)
         st = ev.kind == PL_EV_ERROR ? ev.error.code : st;

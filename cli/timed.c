@@ -73,9 +73,10 @@ static pl_status attn(struct pl_device *dev, pl_view out, pl_view q, const struc
     FORWARD(attn, (dev, out, q, kv, layer, scale, b), .rows = out.rows, .cols = out.cols, .scores = scores, .cells = cells);
 }
 
-static pl_status matmul_glu(struct pl_device *dev, pl_act_kind kind, pl_view out, pl_view x, const struct pl_weight *w, pl_view bias)
+static pl_status matmul_glu(struct pl_device *dev, pl_act_kind kind, pl_view out, pl_view x, const struct pl_weight *w, pl_view bias,
+                            const struct pl_plus *plus)
 {
-    FORWARD(matmul_glu, (dev, kind, out, x, w, bias), .w = w, .rows = out.rows, .cols = 2 * out.cols, .inner = x.cols);
+    FORWARD(matmul_glu, (dev, kind, out, x, w, bias, plus), .w = w, .rows = out.rows, .cols = 2 * out.cols, .inner = x.cols);
 }
 
 static pl_status act(struct pl_device *dev, pl_act_kind kind, pl_view x)
@@ -86,6 +87,11 @@ static pl_status act(struct pl_device *dev, pl_act_kind kind, pl_view x)
 static pl_status gather(struct pl_device *dev, pl_view out, pl_view x, const uint32_t *rows)
 {
     FORWARD(gather, (dev, out, x, rows), .rows = out.rows, .cols = out.cols);
+}
+
+static pl_status lora(struct pl_device *dev, pl_view out, pl_view x, const struct pl_lora_use *uses, size_t n_uses, bool add)
+{
+    FORWARD(lora, (dev, out, x, uses, n_uses, add), .rows = out.rows, .cols = out.cols, .inner = x.cols);
 }
 
 static pl_status step_begin(struct pl_device *dev, const struct pl_batch *b)

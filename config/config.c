@@ -19,14 +19,14 @@
 
 #define PL_LOG_MODULE "config"
 
-enum kind { STR_KEY, SECRET_KEY, CHOICE_KEY, INT_KEY };
+enum kind { STR_KEY, SECRET_KEY, CHOICE_KEY, LIST_KEY, INT_KEY };
 
 struct key {
     enum kind kind;
     const char *section; /* printed before the key; NULL = the same as before */
     const char *name;
     size_t offset;
-    const char *def, *words, *help;
+    const char *def, *words, *help; /* words: of a choice; the form of a list's value */
     int def_int, min, max;
 };
 
@@ -36,6 +36,7 @@ static const struct key keys[] = {
 #define STR(f, n, d, h) {.kind = STR_KEY, .name = n, .offset = AT(f), .def = d, .help = h},
 #define SECRET(f, n, h) {.kind = SECRET_KEY, .name = n, .offset = AT(f), .def = "", .help = h},
 #define CHOICE(f, n, d, w, h) {.kind = CHOICE_KEY, .name = n, .offset = AT(f), .def = d, .words = w, .help = h},
+#define LIST(f, n, form, h) {.kind = LIST_KEY, .name = n, .offset = AT(f), .words = form, .help = h},
 #define INT(f, n, d, lo, hi, h) {.kind = INT_KEY, .name = n, .offset = AT(f), .def_int = d, .min = lo, .max = hi, .help = h},
 #include "config/keys.def"
 };
@@ -51,11 +52,23 @@ static int *int_of(struct pl_config *c, const struct key *k)
     return (int *)((char *)c + k->offset);
 }
 
+static struct pl_config_list *list_of(struct pl_config *c, const struct key *k)
+{
+    return (struct pl_config_list *)((char *)c + k->offset);
+}
+
+static bool is_text(const struct key *k)
+{
+    return k->name != NULL && k->kind != INT_KEY && k->kind != LIST_KEY;
+}
+
 /* ---- setting one value --------------------------------------------------------------------------------------------- */
 
 struct loader {
     struct pl_config *c;
     struct pl_buf mistakes;
+    enum source { FROM_FILE, FROM_ENVIRONMENT, FROM_FLAGS } source; /* of what is being set */
+    bool started[PL_COUNT_OF(keys)];                                /* lists that this source has begun */
 };
 
 /* where: "--port", "PARLEY_PORT" or "parley.conf:7" */
@@ -86,8 +99,48 @@ static void set_text(struct pl_config *c, const struct key *k, const char *value
     *text_of(c, k) = pl_xstrdup(value);
 }
 
+static void clear_list(struct pl_config_list *list)
+{
+    for (size_t i = 0; i < list->n; i++)
+        free((void *)(uintptr_t)list->values[i]);
+    free(list->values);
+    *list = (struct pl_config_list){0};
+}
+
+/* One more value; the first one of a source takes the place of what weaker sources said. */
+static void add_value(struct loader *l, const struct key *k, const char *value, size_t n)
+{
+    struct pl_config_list *list = list_of(l->c, k);
+    if (!l->started[k - keys])
+        clear_list(list);
+    l->started[k - keys] = true;
+    list->values = pl_xrealloc(list->values, (list->n + 1) * sizeof *list->values);
+    char *copy = pl_xmalloc(n + 1);
+    memcpy(copy, value, n);
+    copy[n] = '\0';
+    list->values[list->n++] = copy;
+}
+
+/* The environment has one variable for all values, with semicolons between them. */
+static void set_list(struct loader *l, const struct key *k, const char *value, const char *where)
+{
+    const bool equals = strchr(k->words, '=') != NULL;
+    for (size_t n; *value != '\0'; value += n + (value[n] == ';')) {
+        n = l->source == FROM_ENVIRONMENT ? strcspn(value, ";") : strlen(value);
+        const char *sign = memchr(value, '=', n);
+        if (equals && (sign == NULL || sign == value || sign + 1 == value + n))
+            mistake(l, where, "%s must look like %s, not \"%.*s\"", k->name, k->words, n < 60 ? (int)n : 60, value);
+        else
+            add_value(l, k, value, n);
+    }
+}
+
 static void set(struct loader *l, const struct key *k, const char *value, const char *where)
 {
+    if (k->kind == LIST_KEY) {
+        set_list(l, k, value, where);
+        return;
+    }
     if (k->kind == INT_KEY) {
         char *end;
         errno = 0;
@@ -153,6 +206,12 @@ static const struct key *find_or_complain(struct loader *l, const char *name, co
 
 /* ---- sources ------------------------------------------------------------------------------------------------------- */
 
+static void begin_source(struct loader *l, enum source source)
+{
+    l->source = source;
+    memset(l->started, 0, sizeof l->started);
+}
+
 static char *trim(char *s)
 {
     s += strspn(s, " \t\r\n");
@@ -176,7 +235,7 @@ static void read_line(struct loader *l, char *line, const char *where, bool *see
     const struct key *k = find_or_complain(l, trim(text), where);
     if (k == NULL)
         return;
-    if (seen[k - keys])
+    if (seen[k - keys] && k->kind != LIST_KEY)
         mistake(l, where, "%s is set a second time; remove one of the lines", k->name);
     else
         set(l, k, trim(equals + 1), where);
@@ -301,6 +360,8 @@ static void add_range(struct pl_buf *b, const struct key *k)
         pl_buf_addf(b, "%d to %d, default %d", k->min, k->max, k->def_int);
     else if (k->kind == CHOICE_KEY)
         pl_buf_addf(b, "%s, default %s", k->words, k->def);
+    else if (k->kind == LIST_KEY)
+        pl_buf_adds(b, "none by default");
     else
         pl_buf_addf(b, "%s", k->def[0] != '\0' ? "default " : "not set by default");
     if (k->kind == STR_KEY)
@@ -327,7 +388,7 @@ static char *help_text(void)
             continue;
         }
         static const char *const values[] = {[STR_KEY] = "TEXT", [SECRET_KEY] = "KEY", [CHOICE_KEY] = "WORD", [INT_KEY] = "N"};
-        pl_buf_addf(&b, "    --%s %s   (", keys[i].name, values[keys[i].kind]);
+        pl_buf_addf(&b, "    --%s %s   (", keys[i].name, keys[i].kind == LIST_KEY ? keys[i].words : values[keys[i].kind]);
         add_range(&b, &keys[i]);
         pl_buf_adds(&b, ")\n");
         add_wrapped(&b, "        ", keys[i].help);
@@ -338,6 +399,14 @@ static char *help_text(void)
                     "EXAMPLES\n    parleyd --model SmolLM2-135M-Instruct.Q4_1.gguf --port 8000\n"
                     "    PARLEY_API_KEY=... parleyd --config /etc/parley/parley.conf\n");
     return pl_buf_take(&b);
+}
+
+static void dump_list(struct pl_buf *b, const struct key *k, const struct pl_config_list *list)
+{
+    if (list->n == 0)
+        pl_buf_addf(b, "#%s = %s\n", k->name, k->words);
+    for (size_t i = 0; i < list->n; i++)
+        pl_buf_addf(b, "%s = %s\n", k->name, list->values[i]);
 }
 
 static char *dump_text(struct pl_config *c)
@@ -358,6 +427,8 @@ static char *dump_text(struct pl_config *c)
         pl_buf_adds(&b, ")\n");
         if (k->kind == INT_KEY)
             pl_buf_addf(&b, "%s%s = %d\n", *int_of(c, k) == k->def_int ? "#" : "", k->name, *int_of(c, k));
+        else if (k->kind == LIST_KEY)
+            dump_list(&b, k, list_of(c, k));
         else if (k->kind == SECRET_KEY)
             pl_buf_addf(&b, "#%s =%s\n", k->name, (*text_of(c, k))[0] != '\0' ? " (set, not shown)" : "");
         else
@@ -387,12 +458,12 @@ pl_status pl_config_load(struct pl_config *c, int argc, char **argv, char **text
     *text = NULL;
     pl_buf_init(&l.mistakes, 0);
     for (size_t i = 0; i < N_KEYS; i++) {
-        if (keys[i].name == NULL)
-            continue;
-        if (keys[i].kind == INT_KEY)
-            *int_of(c, &keys[i]) = keys[i].def_int;
-        else
+        if (is_text(&keys[i]))
             *text_of(c, &keys[i]) = pl_xstrdup(keys[i].def);
+        else if (keys[i].name != NULL && keys[i].kind == LIST_KEY)
+            *list_of(c, &keys[i]) = (struct pl_config_list){0};
+        else if (keys[i].name != NULL)
+            *int_of(c, &keys[i]) = keys[i].def_int;
     }
     for (int i = 1; i < argc; i++)
         read_flag(&l, argc, argv, &i, &v);
@@ -403,7 +474,9 @@ pl_status pl_config_load(struct pl_config *c, int argc, char **argv, char **text
     }
     if (v.config != NULL)
         read_file(&l, v.config);
+    begin_source(&l, FROM_ENVIRONMENT);
     read_environment(&l);
+    begin_source(&l, FROM_FLAGS);
     for (int i = 1; i < argc; i++)
         read_flag(&l, argc, argv, &i, NULL);
     if (l.mistakes.len == 0)
@@ -420,7 +493,9 @@ pl_status pl_config_load(struct pl_config *c, int argc, char **argv, char **text
 void pl_config_fini(struct pl_config *c)
 {
     for (size_t i = 0; i < N_KEYS; i++)
-        if (keys[i].name != NULL && keys[i].kind != INT_KEY) {
+        if (keys[i].name != NULL && keys[i].kind == LIST_KEY)
+            clear_list(list_of(c, &keys[i]));
+        else if (is_text(&keys[i])) {
             if (*text_of(c, &keys[i]) != NULL && keys[i].kind == SECRET_KEY)
                 explicit_bzero((void *)(uintptr_t)*text_of(c, &keys[i]), strlen(*text_of(c, &keys[i])));
             free((void *)(uintptr_t)*text_of(c, &keys[i]));
@@ -437,9 +512,12 @@ void pl_config_log(const struct pl_config *config)
             continue;
         if (k->kind == INT_KEY && *int_of(c, k) != k->def_int)
             pl_log_info("%s = %d", k->name, *int_of(c, k));
+        else if (k->kind == LIST_KEY)
+            for (size_t n = 0; n < list_of(c, k)->n; n++)
+                pl_log_info("%s = %s", k->name, list_of(c, k)->values[n]);
         else if (k->kind == SECRET_KEY && (*text_of(c, k))[0] != '\0')
             pl_log_info("%s = (set)", k->name);
-        else if (k->kind != INT_KEY && k->kind != SECRET_KEY && strcmp(*text_of(c, k), k->def) != 0)
+        else if (is_text(k) && k->kind != SECRET_KEY && strcmp(*text_of(c, k), k->def) != 0)
             pl_log_info("%s = %s", k->name, *text_of(c, k));
     }
 }

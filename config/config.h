@@ -5,19 +5,28 @@
 #ifndef PL_CONFIG_CONFIG_H
 #define PL_CONFIG_CONFIG_H
 
+#include <stddef.h>
+
 #include "core/base/status.h"
+
+struct pl_config_list {
+    const char **values; /* [n] */
+    size_t n;
+};
 
 struct pl_config {
 #define SECTION(title)
 #define STR(field, name, def, help) const char *field;
 #define SECRET(field, name, help) const char *field;
 #define CHOICE(field, name, def, words, help) const char *field;
+#define LIST(field, name, form, help) struct pl_config_list field;
 #define INT(field, name, def, min, max, help) int field;
 #include "config/keys.def"
 #undef SECTION
 #undef STR
 #undef SECRET
 #undef CHOICE
+#undef LIST
 #undef INT
 };
 

@@ -10,6 +10,7 @@
 
 #include "core/base/mem.h"
 #include "core/model/model.h"
+#include "core/sched/adapters.h"
 #include "core/text/tok.h"
 #include "server/apierr.h"
 #include "server/prompt.h"
@@ -187,7 +188,7 @@ static void whole_answer(struct pl_gen *g, struct pl_buf *out)
     bool taken[PL_MAX_CHOICES] = {false};
     pl_buf_addf(out, "{\"id\":\"%s\",\"object\":\"%s\",\"created\":%lld,\"model\":\"", g->id, g->chat ? "chat.completion" : "text_completion",
                 g->created);
-    pl_buf_add_json(out, g->server->model_id, strlen(g->server->model_id));
+    pl_buf_add_json(out, g->model, strlen(g->model));
     pl_buf_adds(out, "\",\"choices\":[");
     for (uint32_t i = 0, shown = 0; i < g->n_choices / g->best_of; i++)
         for (uint32_t k = 0; k < g->n; k++, shown++) {
@@ -197,7 +198,7 @@ static void whole_answer(struct pl_gen *g, struct pl_buf *out)
         }
     pl_buf_adds(out, "],\"usage\":");
     pl_gen_add_usage(g, out);
-    pl_buf_addf(out, "%s,\"system_fingerprint\":\"%s\"}", g->has_tier ? ",\"service_tier\":\"default\"" : "", g->server->fingerprint);
+    pl_buf_addf(out, "%s,\"system_fingerprint\":\"%s\"}", g->has_tier ? ",\"service_tier\":\"default\"" : "", g->fingerprint);
 }
 
 /* ---- producer ------------------------------------------------------------------------------------------------------ */
@@ -272,6 +273,7 @@ static void free_gen(struct pl_producer *self)
             pl_buf_fini(bufs[k]);
     }
     pl_buf_fini(&g->prefix);
+    free(g->model);
     pl_arena_free(g->arena);
     free(g);
 }
@@ -282,6 +284,15 @@ static void wake(void *conn)
 }
 
 /* ---- start --------------------------------------------------------------------------------------------------------- */
+
+/* An adapter's values are part of what the fingerprint stands for. */
+static void take_model(struct pl_gen *g, const char *model, const struct pl_served *adapter)
+{
+    g->model = pl_xstrdup(model);
+    snprintf(g->fingerprint, sizeof g->fingerprint, "%s", g->server->fingerprint);
+    if (adapter != NULL)
+        snprintf(g->fingerprint, sizeof g->fingerprint, "fp_%016llx", strtoull(g->server->fingerprint + 3, NULL, 16) ^ (unsigned long long)adapter->hash);
+}
 
 static void name_generation(struct pl_gen *g)
 {
@@ -297,9 +308,9 @@ static void name_generation(struct pl_gen *g)
     g->created = (long long)time(NULL);
     pl_buf_addf(&g->prefix, "data: {\"id\":\"%s\",\"object\":\"%s\",\"created\":%lld,\"model\":\"", g->id,
                 g->chat ? "chat.completion.chunk" : "text_completion", g->created);
-    pl_buf_add_json(&g->prefix, g->server->model_id, strlen(g->server->model_id));
+    pl_buf_add_json(&g->prefix, g->model, strlen(g->model));
     pl_buf_addf(&g->prefix, "\",%s\"system_fingerprint\":\"%s\",\"choices\":[{\"index\":", g->has_tier ? "\"service_tier\":\"default\"," : "",
-                g->server->fingerprint);
+                g->fingerprint);
 }
 
 /* Prompts that came as text are echoed as they came, others as their tokens' text. */
@@ -402,13 +413,14 @@ static pl_status fill_request(struct pl_request *r, const struct pl_gen *g, cons
     return st == PL_OK ? check_length(g->server, p, r, err) : st;
 }
 
-static pl_status start(struct pl_gen *g, struct pl_http_req *req, const struct pl_params *p, struct pl_arena *a,
-                       const struct pl_prompt *prompts, uint32_t n_prompts, struct pl_err *err)
+static pl_status start(struct pl_gen *g, struct pl_http_req *req, const struct pl_params *p, struct pl_served *adapter,
+                       struct pl_arena *a, const struct pl_prompt *prompts, uint32_t n_prompts, struct pl_err *err)
 {
     struct pl_request *r = pl_arena_zalloc(a, sizeof *r);
     if (r == NULL)
         return pl_fail(err, PL_ENOMEM, "out of memory");
     r->arena = a;
+    r->adapter = adapter;
     r->prompts = prompts;
     r->n_prompts = n_prompts;
     for (uint32_t i = 0; i < n_prompts; i++)
@@ -427,8 +439,8 @@ static pl_status start(struct pl_gen *g, struct pl_http_req *req, const struct p
     return st;
 }
 
-void pl_gen_start(struct pl_http_req *req, struct pl_http_resp *resp, const struct pl_params *p, struct pl_arena *a,
-                  const struct pl_prompt *prompts, uint32_t n_prompts)
+void pl_gen_start(struct pl_http_req *req, struct pl_http_resp *resp, const struct pl_params *p, struct pl_served *adapter,
+                  struct pl_arena *a, const struct pl_prompt *prompts, uint32_t n_prompts)
 {
     struct pl_err err = {0};
     uint32_t n = (uint32_t)p->n, best_of = p->endpoint == PL_EP_COMPLETIONS && p->best_of != PL_PARAM_UNSET ? (uint32_t)p->best_of : n;
@@ -451,8 +463,9 @@ void pl_gen_start(struct pl_http_req *req, struct pl_http_resp *resp, const stru
         g->n = n;
         g->best_of = best_of;
         g->n_choices = best_of * n_prompts;
+        take_model(g, p->model, adapter);
         name_generation(g);
-        err.code = start(g, req, p, a, prompts, n_prompts, &err);
+        err.code = start(g, req, p, adapter, a, prompts, n_prompts, &err);
     }
     if (err.code == PL_OK) {
         resp->producer = &g->base;
@@ -462,6 +475,7 @@ void pl_gen_start(struct pl_http_req *req, struct pl_http_resp *resp, const stru
         g->n_done = g->n_choices; /* nothing runs */
         free_gen(&g->base);
     }
+    pl_served_unref(adapter);
     pl_arena_free(a);
     pl_apierr_answer(req, resp, &err);
 }

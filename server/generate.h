@@ -35,7 +35,8 @@ struct pl_gen {
     uint32_t n_planned; /* tokens of all prompts */
     uint32_t n_done, prompt_tokens, cached_tokens, completion_tokens;
     double queue_ms, ttft_ms, total_ms;
-    char id[48];
+    char *model; /* as it was asked for */
+    char id[48], fingerprint[32];
     long long created;
     struct pl_buf prefix; /* of every chunk: up to and including "choices":[{"index": */
     const char **prompt_texts; /* echo: of each prompt */
@@ -44,9 +45,10 @@ struct pl_gen {
     struct pl_gen_choice choices[];
 };
 
-/* Takes prompts (in arena a, which moves in or is freed) and runs them; resp gets a producer or an error. */
-void pl_gen_start(struct pl_http_req *req, struct pl_http_resp *resp, const struct pl_params *p, struct pl_arena *a,
-                  const struct pl_prompt *prompts, uint32_t n_prompts);
+/* Takes prompts (in arena a, which moves in or is freed, like the reference to the adapter) and runs them; resp gets a
+ * producer or an error. */
+void pl_gen_start(struct pl_http_req *req, struct pl_http_resp *resp, const struct pl_params *p, struct pl_served *adapter,
+                  struct pl_arena *a, const struct pl_prompt *prompts, uint32_t n_prompts);
 /* Memory that a request's prompt may take. */
 enum { PL_GEN_ARENA = 256 << 20 };
 

@@ -21,6 +21,7 @@
 #include "core/kv/kv.h"
 #include "core/model/gguf.h"
 #include "core/model/model.h"
+#include "core/sched/adapters.h"
 #include "core/sched/engine.h"
 #include "core/text/chat.h"
 #include "core/text/tok.h"
@@ -36,6 +37,7 @@ struct pl_load {
     struct pl_device *device;
     struct pl_model *model;
     struct pl_engine *engine;
+    struct pl_adapters *adapters;
 };
 
 /* choosing the file */
@@ -244,6 +246,23 @@ static pl_status open_engine(struct pl_load *l, const struct pl_config *c, struc
     return PL_OK;
 }
 
+/* Those that the configuration names. */
+static pl_status open_adapters(struct pl_load *l, const struct pl_server *s, struct pl_err *err)
+{
+    const struct pl_config *c = s->config;
+    pl_status rc = pl_adapters_new(&l->adapters, l->engine, pl_model_spec(l->model), s->model_id, (uint32_t)c->max_adapters, err);
+    for (size_t i = 0; rc == PL_OK && i < c->adapter.n; i++) {
+        struct pl_err cause = {0};
+        const char *equals = strchr(c->adapter.values[i], '=');
+        char *name = strndup(c->adapter.values[i], (size_t)(equals - c->adapter.values[i]));
+        rc = name != NULL ? pl_adapters_load(l->adapters, name, equals + 1, false, &cause) : pl_fail(&cause, PL_ENOMEM, "out of memory");
+        free(name);
+        if (rc != PL_OK)
+            rc = pl_fail_param(err, PL_EINVAL, "adapter", "adapter %.100s: %.400s", c->adapter.values[i], cause.msg);
+    }
+    return rc;
+}
+
 pl_status pl_load_open(struct pl_load **out, struct pl_server *s, const char *path, struct pl_err *err)
 {
     const struct pl_config *c = s->config;
@@ -272,6 +291,8 @@ pl_status pl_load_open(struct pl_load **out, struct pl_server *s, const char *pa
         goto out;
     }
     rc = open_engine(l, c, err);
+    if (rc == PL_OK)
+        rc = open_adapters(l, s, err);
 out:
     if (rc != PL_OK) {
         pl_load_close(l);
@@ -281,6 +302,7 @@ out:
     s->chat = l->chat;
     s->model = l->model;
     s->engine = l->engine;
+    s->adapters = l->adapters;
     *out = l;
     return PL_OK;
 }
@@ -289,6 +311,7 @@ void pl_load_stop_engine(struct pl_load *l, struct pl_server *s)
 {
     if (l == NULL)
         return;
+    pl_adapters_stop(l->adapters);
     pl_engine_free(l->engine);
     s->engine = NULL;
     l->engine = NULL;
@@ -298,7 +321,9 @@ void pl_load_close(struct pl_load *l)
 {
     if (l == NULL)
         return;
+    pl_adapters_stop(l->adapters);
     pl_engine_free(l->engine);
+    pl_adapters_free(l->adapters);
     pl_model_free(l->model);
     if (l->device != NULL)
         l->device->ops->close(l->device);

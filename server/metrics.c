@@ -13,7 +13,7 @@
 #include "core/base/log.h"
 #include "core/base/mem.h"
 #include "core/base/version.h"
-#include "core/sched/engine.h"
+#include "core/sched/adapters.h"
 #include "server/http.h"
 #include "server/jobs/jobs.h"
 #include "server/route.h"
@@ -153,55 +153,107 @@ static void hist(struct pl_buf *b, const struct pl_hist *h, const char *name, co
     pl_buf_addf(b, "} %llu\n", (unsigned long long)n);
 }
 
-static void model_hist(struct pl_buf *b, const struct pl_server *s, const struct pl_hist *h, const char *name, const char *help)
+/* What each model has counted: the base first, then the adapters. */
+struct models {
+    struct model {
+        char *name;
+        uint32_t refs;
+        struct pl_model_stats stats;
+    } *v; /* [n] */
+    size_t n;
+};
+
+static void take_model(struct models *m, const char *name, uint32_t refs, const struct pl_model_stats *stats)
 {
-    head(b, name, "histogram", help);
-    hist(b, h, name, "model_name", s->model_id);
+    m->v = pl_xrealloc(m->v, (m->n + 1) * sizeof *m->v);
+    m->v[m->n++] = (struct model){pl_xstrdup(name), refs, *stats};
 }
 
-static void finished(struct pl_buf *b, const struct pl_server *s, const char *reason, uint64_t v)
+static void take_adapter(void *arg, struct pl_served *a)
 {
-    pl_buf_adds(b, "parley_request_success_total{");
-    model_label(b, s);
-    pl_buf_addf(b, ",finished_reason=\"%s\"} %llu\n", reason, (unsigned long long)v);
+    pthread_mutex_lock(&a->lock);
+    take_model(arg, a->name, a->refs, &a->stats);
+    pthread_mutex_unlock(&a->lock);
+}
+
+static void model_value(struct pl_buf *b, const char *name, const char *model, const char *more, uint64_t v)
+{
+    pl_buf_addf(b, "parley_%s{", name);
+    label(b, "model_name", model);
+    pl_buf_addf(b, "%s} %llu\n", more, (unsigned long long)v);
+}
+
+/* Counters and histograms of each model: the name, what it is and its field. */
+#define PL_MODEL_COUNTERS(X)                                                                                           \
+    X(prefix_queries, "prefix_cache_queries_total", "Prompt tokens looked up in the prefix cache.")                    \
+    X(prefix_hits, "prefix_cache_hits_total", "Prompt tokens found in the prefix cache.")                              \
+    X(prompt_tokens, "prompt_tokens_total", "Prompt tokens of admitted requests.")                                     \
+    X(cached_tokens, "prompt_tokens_cached_total", "Prompt tokens that came from the prefix cache.")                   \
+    X(generated_tokens, "generation_tokens_total", "Tokens generated.")                                                \
+    X(n_failed, "requests_failed_total", "Choices that ended in an error.")
+#define PL_MODEL_HISTS(X)                                                                                              \
+    X(ttft, "time_to_first_token_seconds", "From submission to the first token.")                                      \
+    X(itl, "inter_token_latency_seconds", "Between tokens of one choice.")                                             \
+    X(e2e, "e2e_request_latency_seconds", "From submission to the end.")                                               \
+    X(queue_time, "request_queue_time_seconds", "In the queue before the first iteration.")                            \
+    X(prefill_time, "request_prefill_time_seconds", "From the first iteration to the first token.")                    \
+    X(decode_time, "request_decode_time_seconds", "From the first token to the last.")                                 \
+    X(prompt_len, "request_prompt_tokens", "Prompt tokens of a request.")                                              \
+    X(output_len, "request_generation_tokens", "Tokens generated for a choice.")
+
+static void render_models(struct pl_buf *b, const struct models *m)
+{
+#define X(field, metric, help)                                                                                           \
+    head(b, metric, "counter", help);                                                                                  \
+    for (size_t i = 0; i < m->n; i++)                                                                                  \
+        model_value(b, metric, m->v[i].name, "", m->v[i].stats.field);
+    PL_MODEL_COUNTERS(X)
+#undef X
+    head(b, "request_success_total", "counter", "Choices finished, by reason.");
+    for (size_t i = 0; i < m->n; i++) {
+        const struct pl_model_stats *st = &m->v[i].stats;
+        model_value(b, "request_success_total", m->v[i].name, ",finished_reason=\"stop\"", st->n_finished_stop);
+        model_value(b, "request_success_total", m->v[i].name, ",finished_reason=\"length\"", st->n_finished_length);
+        model_value(b, "request_success_total", m->v[i].name, ",finished_reason=\"abort\"", st->n_cancelled);
+    }
+#define X(field, metric, help)                                                                                           \
+    head(b, metric, "histogram", help);                                                                                \
+    for (size_t i = 0; i < m->n; i++)                                                                                  \
+        hist(b, &m->v[i].stats.field, metric, "model_name", m->v[i].name);
+    PL_MODEL_HISTS(X)
+#undef X
+    head(b, "adapter_requests", "gauge", "Requests that use the adapter, waiting ones included.");
+    for (size_t i = 1; i < m->n; i++)
+        model_value(b, "adapter_requests", m->v[i].name, "", m->v[i].refs);
 }
 
 static void render_engine(struct pl_buf *b, const struct pl_server *s)
 {
     struct pl_engine_stats st;
+    struct models m = {0};
     pl_engine_stats(s->engine, &st);
-    gauge(b, s, "num_requests_running", "Choices being computed.", st.running);
-    gauge(b, s, "num_requests_waiting", "Requests in the queue.", st.waiting);
+    take_model(&m, s->model_id, 0, &st.base);
+    pl_adapters_each(s->adapters, false, take_adapter, &m);
+    gauge(b, s, "num_requests_running", "Choices being computed, of all models.", st.running);
+    gauge(b, s, "num_requests_waiting", "Requests in the queue, of all models.", st.waiting);
     gauge(b, s, "kv_cache_usage_perc", "Share of the cache pages held by running requests, 0 to 1.",
           st.pages_total > 0 ? (double)st.pages_held / st.pages_total : 0);
     gauge(b, s, "kv_cache_pages", "Pages of the cache.", st.pages_total);
     gauge(b, s, "kv_cache_pages_held", "Pages held by running requests.", st.pages_held);
     gauge(b, s, "kv_cache_pages_cached", "Pages kept for reuse by later requests with the same beginning.", st.pages_cached);
-    counter(b, s, "prefix_cache_queries_total", "Prompt tokens looked up in the prefix cache.", st.prefix_queries);
-    counter(b, s, "prefix_cache_hits_total", "Prompt tokens found in the prefix cache.", st.prefix_hits);
-    counter(b, s, "num_preemptions_total", "Requests put back into the queue for lack of pages.", st.n_preempted);
-    counter(b, s, "prompt_tokens_total", "Prompt tokens of admitted requests.", st.prompt_tokens);
-    counter(b, s, "prompt_tokens_cached_total", "Prompt tokens that came from the prefix cache.", st.cached_tokens);
-    counter(b, s, "generation_tokens_total", "Tokens generated.", st.generated_tokens);
+    gauge(b, s, "adapters_loaded", "Adapters that requests can ask for.", (double)(m.n - 1));
+    counter(b, s, "num_preemptions_total", "Requests put back into the queue for lack of pages, of all models.", st.n_preempted);
     counter(b, s, "spec_decode_num_draft_tokens_total", "Tokens guessed from the sequences' own text.", st.draft_tokens);
     counter(b, s, "spec_decode_num_accepted_tokens_total", "Guessed tokens that turned out right.", st.draft_accepted);
-    counter(b, s, "requests_submitted_total", "Choices accepted by the engine.", st.n_submitted);
+    counter(b, s, "requests_submitted_total", "Choices accepted by the engine, of all models.", st.n_submitted);
     counter(b, s, "requests_refused_total", "Choices refused because the queue was full.", st.n_refused);
-    counter(b, s, "requests_failed_total", "Choices that ended in an error.", st.n_failed);
     counter(b, s, "engine_steps_total", "Iterations of the engine.", st.n_steps);
-    head(b, "request_success_total", "counter", "Choices finished, by reason.");
-    finished(b, s, "stop", st.n_finished_stop);
-    finished(b, s, "length", st.n_finished_length);
-    finished(b, s, "abort", st.n_cancelled);
-    model_hist(b, s, &st.ttft, "time_to_first_token_seconds", "From submission to the first token.");
-    model_hist(b, s, &st.itl, "inter_token_latency_seconds", "Between tokens of one choice.");
-    model_hist(b, s, &st.e2e, "e2e_request_latency_seconds", "From submission to the end.");
-    model_hist(b, s, &st.queue_time, "request_queue_time_seconds", "In the queue before the first iteration.");
-    model_hist(b, s, &st.prefill_time, "request_prefill_time_seconds", "From the first iteration to the first token.");
-    model_hist(b, s, &st.decode_time, "request_decode_time_seconds", "From the first token to the last.");
-    model_hist(b, s, &st.prompt_len, "request_prompt_tokens", "Prompt tokens of a request.");
-    model_hist(b, s, &st.output_len, "request_generation_tokens", "Tokens generated for a choice.");
-    model_hist(b, s, &st.step_tokens, "iteration_tokens_total", "Tokens computed in an iteration.");
+    head(b, "iteration_tokens_total", "histogram", "Tokens computed in an iteration, of all models.");
+    hist(b, &st.step_tokens, "iteration_tokens_total", "model_name", s->model_id);
+    render_models(b, &m);
+    for (size_t i = 0; i < m.n; i++)
+        free(m.v[i].name);
+    free(m.v);
 }
 
 static void render_http(struct pl_buf *b, struct pl_metrics *m)

@@ -27,8 +27,8 @@ static pl_status wrong_type(const char *name, const char *expected, const json_t
 
 static pl_status read_model(struct pl_params *p, const json_t *v, struct pl_err *err)
 {
-    (void)p;
-    return json_is_string(v) ? PL_OK : wrong_type("model", "a string", v, err);
+    p->model = json_string_value(v);
+    return p->model != NULL ? PL_OK : wrong_type("model", "a string", v, err);
 }
 
 static pl_status read_messages(struct pl_params *p, const json_t *v, struct pl_err *err)
@@ -294,15 +294,11 @@ static pl_status missing(const char *name, struct pl_err *err)
 }
 
 /* What no field alone can tell. */
-static pl_status check_together(struct pl_params *p, const char *model_id, struct pl_err *err)
+static pl_status check_together(struct pl_params *p, struct pl_err *err)
 {
     bool chat = p->endpoint == PL_EP_CHAT;
-    const json_t *model = json_object_get(p->root, "model");
-    if (model == NULL || json_is_null(model))
+    if (p->model == NULL)
         return missing("model", err);
-    if (strcmp(json_string_value(model), model_id) != 0)
-        return pl_fail_param(err, PL_ENOENT, "model", "The model '%.200s' does not exist; this server has '%.200s'",
-                             json_string_value(model), model_id);
     if (chat && p->messages == NULL)
         return missing("messages", err);
     if (!chat && p->prompt == NULL)
@@ -332,7 +328,7 @@ static pl_status check_together(struct pl_params *p, const char *model_id, struc
     return PL_OK;
 }
 
-pl_status pl_params_read(struct pl_params *p, unsigned endpoint, const char *body, size_t n, const char *model_id, struct pl_err *err)
+pl_status pl_params_read(struct pl_params *p, unsigned endpoint, const char *body, size_t n, struct pl_err *err)
 {
     *p = (struct pl_params){.endpoint = endpoint};
     pl_status st = pl_json_read(&p->root, "the body", body, n, err);
@@ -345,7 +341,7 @@ pl_status pl_params_read(struct pl_params *p, unsigned endpoint, const char *bod
             st = read_field(p, &fields[i], v, err);
     }
     if (st == PL_OK)
-        st = check_together(p, model_id, err);
+        st = check_together(p, err);
     if (st == PL_OK)
         note_unknown(p);
     else

@@ -2,7 +2,7 @@
  * refused by name; unknown fields are passed over with one log line; null means absent.
  * Thread: any.  Owns: the parsed JSON until pl_params_fini; strings in pl_params borrow it.
  * Fails: PL_EINVAL (malformed JSON, wrong type, out of range, missing), PL_ENOTSUP (a feature this server lacks), both with
- * err->param; PL_ENOENT for another model's name; PL_ENOMEM.
+ * err->param; PL_ENOMEM.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef PL_SERVER_SCHEMA_H
 #define PL_SERVER_SCHEMA_H
@@ -42,6 +42,7 @@ struct pl_params {
 #undef TEXT
 #undef ONLY
     /* fields with a shape of their own */
+    const char *model;
     const json_t *messages; /* checked: see prompt.h */
     const json_t *prompt;
     bool include_usage;
@@ -52,9 +53,7 @@ struct pl_params {
     bool has_tier;
 };
 
-/* model_id: the name that must be asked for. */
-pl_status pl_params_read(struct pl_params *p, unsigned endpoint, const char *body, size_t n, const char *model_id, struct pl_err *err)
-    PL_MUST_CHECK;
+pl_status pl_params_read(struct pl_params *p, unsigned endpoint, const char *body, size_t n, struct pl_err *err) PL_MUST_CHECK;
 void pl_params_fini(struct pl_params *p);
 
 /* The table's rows, for tests. kind: one of R I B O T N. */

@@ -15,13 +15,14 @@ struct pl_tok;
 struct pl_chat;
 struct pl_model;
 struct pl_engine;
+struct pl_adapters;
 struct pl_metrics;
 struct pl_http;
 struct pl_jobs;
 
 struct pl_server {
     const struct pl_config *config;
-    atomic_bool ready; /* model loaded and warm: tok, chat, model, engine below are valid (release/acquire) */
+    atomic_bool ready; /* model loaded and warm: what comes below is valid (release/acquire) */
     atomic_bool draining;
     const char *model_path;
     const char *model_id;    /* what /v1/models shows: --alias, else the file name without .gguf */
@@ -31,6 +32,7 @@ struct pl_server {
     const struct pl_chat *chat; /* NULL = the model has no template: /v1/chat/completions answers 400 */
     const struct pl_model *model;
     struct pl_engine *engine;
+    struct pl_adapters *adapters;
     struct pl_metrics *metrics;
     const struct pl_http *http;
     struct pl_jobs *jobs;    /* NULL = the data directory cannot be used; jobs_error says why */

@@ -24,6 +24,7 @@ struct pl_device;
 struct pl_dbuf;   /* memory of the device */
 struct pl_weight; /* a matrix [N, K] as the device keeps it (repacked, still quantized) */
 struct pl_kvdev;  /* the pages of a KV cache */
+struct pl_lora;   /* low-rank changes of one product, as the device keeps them */
 
 /* A float32 matrix inside a buffer; row r starts at element offset + r * stride. By value. */
 typedef struct {
@@ -51,6 +52,7 @@ struct pl_batch {
     const uint32_t *page_start; /* [n_seqs + 1] */
     const uint32_t *pages;
     const uint32_t *rows; /* [R] ascending token indices whose logits are wanted */
+    const uint32_t *adapter; /* [n_seqs] slot of each sequence's adapter (pl_model_adapter), 0 = none; NULL = no one has any */
 };
 
 /* Part of a weight as the file holds it: N rows of K elements. Consecutive parts are stacked, first part's rows first;
@@ -59,6 +61,26 @@ struct pl_weight_src {
     pl_dtype dtype;
     uint32_t rows, cols;
     const void *data; /* borrowed while the device loads, and for as long as the weight lives if it is not repacked */
+};
+
+/* A low-rank change of a product's outputs [first, first + rows): out += scale * (x · Aᵀ) · Bᵀ. Copied by the device. */
+struct pl_lora_src {
+    const float *a, *b; /* [rank][K], [rows][rank] */
+    uint32_t rank, first, rows;
+    float scale;
+};
+
+/* The rows of a batch that one adapter changes. */
+struct pl_lora_use {
+    const struct pl_lora *lora;
+    const uint32_t *rows; /* [n_rows], each in one use only */
+    uint32_t n_rows;
+};
+
+/* What is added to some rows of a product's result. */
+struct pl_plus {
+    pl_view values;   /* of the result's shape */
+    const bool *rows; /* [T] which of them count */
 };
 
 /* What every device can do; models beyond it are refused when they are loaded. */
@@ -93,6 +115,11 @@ struct pl_device_ops {
                             struct pl_weight **out, struct pl_err *err);
     void (*weight_free)(struct pl_device *dev, struct pl_weight *w);
 
+    /* Parts of one product with K inputs; no output is in two of them. */
+    pl_status (*lora_new)(struct pl_device *dev, uint32_t cols, const struct pl_lora_src *parts, size_t n_parts, struct pl_lora **out,
+                          struct pl_err *err);
+    void (*lora_free)(struct pl_device *dev, struct pl_lora *l);
+
     size_t (*kv_bytes)(struct pl_device *dev, const struct pl_kv_shape *shape); /* what kv_new would take */
     pl_status (*kv_new)(struct pl_device *dev, const struct pl_kv_shape *shape, struct pl_kvdev **out);
     void (*kv_free)(struct pl_device *dev, struct pl_kvdev *kv);
@@ -106,8 +133,13 @@ struct pl_device_ops {
     pl_status (*norm)(struct pl_device *dev, pl_norm_kind kind, pl_view out, pl_view x, pl_view gain, pl_view bias, float eps);
     /* out[T, N] (+)= x[T, K] · wᵀ (+ bias[1, N]; bias.buf NULL = none). add: accumulate (residual). out is not x. */
     pl_status (*matmul)(struct pl_device *dev, pl_view out, pl_view x, const struct pl_weight *w, pl_view bias, bool add);
-    /* out[T, F] = act(g) * u, where [g, u] = x[T, K] · wᵀ (+ bias[1, 2F]): w has two parts, gate and up, of F rows each. */
-    pl_status (*matmul_glu)(struct pl_device *dev, pl_act_kind kind, pl_view out, pl_view x, const struct pl_weight *w, pl_view bias);
+    /* out[T, F] = act(g) * u, where [g, u] = x[T, K] · wᵀ (+ bias[1, 2F]) (+ plus; NULL = none): w has two parts, gate and up,
+     * of F rows each. */
+    pl_status (*matmul_glu)(struct pl_device *dev, pl_act_kind kind, pl_view out, pl_view x, const struct pl_weight *w, pl_view bias,
+                            const struct pl_plus *plus);
+    /* out[r] (+)= what use u makes of x[r], for each row r of each use; other rows are not touched. Without add, outputs that
+     * no part is for become 0. */
+    pl_status (*lora)(struct pl_device *dev, pl_view out, pl_view x, const struct pl_lora_use *uses, size_t n_uses, bool add);
     /* Rotates the first n_dims of each head of x[T, n_heads * D] in place, by angle pos[t] * freq[i];
      * freq is [1, n_dims / 2] (base, linear scaling and frequency factors already in it). */
     pl_status (*rope)(struct pl_device *dev, pl_rope_kind kind, pl_view x, uint32_t head_dim, uint32_t n_dims, pl_view freq,

@@ -177,11 +177,12 @@ void pl_kv_free(struct pl_kv *kv)
     free(kv);
 }
 
-uint32_t pl_kv_match(struct pl_kv *kv, struct pl_kv_table *t, const int32_t *tokens, uint32_t n)
+uint32_t pl_kv_match(struct pl_kv *kv, struct pl_kv_table *t, uint64_t family, const int32_t *tokens, uint32_t n)
 {
     PL_ASSERT(t->n_pages == 0);
     t->n_named = 0;
-    t->chain[0] = t->chain[1] = 0;
+    t->chain[0] = family;
+    t->chain[1] = 0;
     for (uint32_t done = 0; done + PL_KV_PAGE < n; done += PL_KV_PAGE) {
         uint64_t chain[2];
         chain_hash(kv, t->chain, tokens + done, chain);

@@ -1,7 +1,7 @@
 /* kv: hands out fixed-size cache pages to sequences, and finds pages that already hold a prompt's beginning. Host
  * bookkeeping only, identical on every device.
  *
- * A full page whose tokens are known is named by a 128-bit hash chain over (salt, all tokens before it, its own tokens); token ids are compared on a
+ * A full page whose tokens are known is named by a 128-bit hash chain over (salt, family, all tokens before it, its own tokens); token ids are compared on a
  * hit as well. Freed pages that have a name stay in the cache, least recently used first out, until their page is needed.
  *
  *   tokens   [0 .. P)[P .. 2P)[2P .. n)       P = page size
@@ -36,9 +36,10 @@ struct pl_kv_table {
 pl_status pl_kv_new(struct pl_kv **out, uint32_t n_pages, uint64_t salt, struct pl_err *err) PL_MUST_CHECK;
 void pl_kv_free(struct pl_kv *kv);
 
-/* Fills an empty table with the longest cached beginning of tokens[0..n); never all of it (at least one token is left to
- * compute). Returns how many tokens are covered (a multiple of PL_KV_PAGE). */
-uint32_t pl_kv_match(struct pl_kv *kv, struct pl_kv_table *t, const int32_t *tokens, uint32_t n);
+/* Begins an empty table. family: what beside the tokens decides the values in the pages (the adapter, 0 = none); pages are
+ * shared within a family only. Fills the table with the longest cached beginning of tokens[0..n), n 0 = with nothing; never
+ * all of it (at least one token is left to compute). Returns how many tokens are covered (a multiple of PL_KV_PAGE). */
+uint32_t pl_kv_match(struct pl_kv *kv, struct pl_kv_table *t, uint64_t family, const int32_t *tokens, uint32_t n);
 /* Grows the table until it can hold n_tokens. */
 pl_status pl_kv_reserve(struct pl_kv *kv, struct pl_kv_table *t, uint32_t n_tokens) PL_MUST_CHECK;
 /* tokens[0..n_done) have been computed: names the pages that became full, so that others can reuse them. */

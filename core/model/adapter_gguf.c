@@ -60,7 +60,8 @@ static bool parse_name(const struct pl_gguf_str *s, const struct pl_spec *spec, 
         return false;
     memcpy(name, s->s, s->n);
     name[s->n] = '\0';
-    if (sscanf(name, "blk.%9u.%63[a-z_].weight.lora_%c%n", layer, tensor, &letter, &end) != 3 || end != (int)s->n ||
+    if (s->n < 5 || name[4] < '0' || name[4] > '9' ||
+        sscanf(name, "blk.%9u.%63[a-z_].weight.lora_%c%n", layer, tensor, &letter, &end) != 3 || end != (int)s->n ||
         (letter != 'a' && letter != 'b'))
         return false;
     *half = letter == 'a' ? PL_LORA_A : PL_LORA_B;

@@ -11,6 +11,16 @@
             return step_rc;                                                                                            \
     } while (0)
 
+/* out += what the adapters of the batch make of x, after the product that is in out. */
+#define ADAPT(layer, product, out, x)                                                                                  \
+    do {                                                                                                               \
+        if (m->loras.n_groups > 0) {                                                                                   \
+            const pl_status lora_rc = pl_loras_apply(&m->loras, m->dev, layer, product, out, x);                       \
+            if (lora_rc != PL_OK)                                                                                      \
+                return lora_rc;                                                                                        \
+        }                                                                                                              \
+    } while (0)
+
 static pl_view first_rows(pl_view v, uint32_t n)
 {
     return pl_view_rows(v, 0, n);
@@ -37,6 +47,7 @@ static pl_status attention(struct pl_model *m, uint32_t layer, struct pl_kvdev *
 
     STEP(norm, s->norm, h, x, l->attn_norm, l->attn_norm_b, s->norm_eps);
     STEP(matmul, qkv, h, l->qkv, l->qkv_b, false);
+    ADAPT(layer, PL_PRODUCT_QKV, qkv, h);
     if (s->rope != PL_ROPE_NONE) {
         const pl_view qk = pl_view_cols(qkv, 0, Q + K); /* one after the other: rotated together */
         STEP(rope, s->rope, qk, D, s->rope_dims, m->top.rope_freq, b->pos);
@@ -49,19 +60,28 @@ static pl_status attention(struct pl_model *m, uint32_t layer, struct pl_kvdev *
 }
 
 /* x += feed_forward(norm(x)) */
-static pl_status feed_forward(struct pl_model *m, const struct pl_layer *l, pl_view x)
+static pl_status feed_forward(struct pl_model *m, uint32_t layer, pl_view x)
 {
     const struct pl_spec *s = &m->spec;
+    const struct pl_layer *l = &m->layers[layer];
     const pl_view h = first_rows(m->h, x.rows), ff = first_rows(m->ff, x.rows);
 
     STEP(norm, s->norm, h, x, l->ff_norm, l->ff_norm_b, s->norm_eps);
     if (s->gated) {
-        STEP(matmul_glu, s->act, ff, h, l->ff_in, l->ff_in_b);
+        const struct pl_plus *plus = NULL;
+        if (m->loras.n_groups > 0) {
+            const pl_status rc = pl_loras_plus(&m->loras, m->dev, layer, h, &plus);
+            if (rc != PL_OK)
+                return rc;
+        }
+        STEP(matmul_glu, s->act, ff, h, l->ff_in, l->ff_in_b, plus);
     } else {
         STEP(matmul, ff, h, l->ff_in, l->ff_in_b, false);
+        ADAPT(layer, PL_PRODUCT_FF_IN, ff, h);
         STEP(act, s->act, ff);
     }
     STEP(matmul, x, ff, l->ff_out, l->ff_out_b, true);
+    ADAPT(layer, PL_PRODUCT_FF_OUT, x, ff);
     return PL_OK;
 }
 
@@ -72,7 +92,9 @@ static pl_status enqueue(struct pl_model *m, struct pl_kvdev *kv, const struct p
     const uint32_t T = b->n_tokens, R = b->n_rows;
     pl_view x = first_rows(m->x, T), att = first_rows(m->att, T);
 
-    pl_status rc = embed(m, b, x);
+    pl_status rc = pl_loras_plan(&m->loras, b);
+    if (rc == PL_OK)
+        rc = embed(m, b, x);
     for (uint32_t layer = 0; rc == PL_OK && layer < s->n_layers; layer++) {
         const struct pl_layer *l = &m->layers[layer];
         if ((rc = attention(m, layer, kv, b, x, att)) != PL_OK)
@@ -84,9 +106,11 @@ static pl_status enqueue(struct pl_model *m, struct pl_kvdev *kv, const struct p
             STEP(gather, first_rows(m->att_rows, R), att, b->rows);
             x = first_rows(m->x_rows, R);
             att = first_rows(m->att_rows, R);
+            pl_loras_narrow(&m->loras, b);
         }
         STEP(matmul, x, att, l->attn_out, l->attn_out_b, true);
-        rc = feed_forward(m, l, x);
+        ADAPT(layer, PL_PRODUCT_ATTN_OUT, x, att);
+        rc = feed_forward(m, layer, x);
     }
     if (rc != PL_OK)
         return rc;

@@ -356,6 +356,7 @@ pl_status pl_model_load(struct pl_model **out, const struct pl_gguf *g, struct p
         goto out;
     m->attn_scale = 1.0f / sqrtf((float)m->spec.head_dim);
     m->layers = pl_xcalloc(m->spec.n_layers, sizeof *m->layers);
+    pl_loras_init(&m->loras, max_tokens);
     if ((rc = load_weights(m, g, err)) != PL_OK || (rc = make_work(m, err)) != PL_OK)
         goto out;
     *out = m;
@@ -387,6 +388,7 @@ void pl_model_free(struct pl_model *m)
     free_matrices(m->dev, t.top, t.n_top, &m->top);
     for (uint32_t i = 0; m->layers != NULL && i < m->spec.n_layers; i++)
         free_matrices(m->dev, t.layer, t.n_layer, &m->layers[i]);
+    pl_loras_fini(&m->loras, m->dev);
     if (m->vectors != NULL)
         m->dev->ops->buf_free(m->dev, m->vectors);
     for (size_t i = 0; i < PL_COUNT_OF(m->work); i++)

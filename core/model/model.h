@@ -29,4 +29,10 @@ struct pl_kv_shape pl_model_kv_shape(const struct pl_model *m, uint32_t page_siz
  * the caller has checked them. */
 pl_status pl_model_forward(struct pl_model *m, struct pl_kvdev *kv, const struct pl_batch *b, const float **logits) PL_MUST_CHECK;
 
+/* Adapters are held in slots, 1 and up; a batch names them by slot. On the thread that calls forward, between two passes:
+ * copies what is in a to the device (its shapes are those of this model's spec). The slot is empty. */
+struct pl_adapter;
+pl_status pl_model_adapter_add(struct pl_model *m, uint32_t slot, const struct pl_adapter *a, struct pl_err *err) PL_MUST_CHECK;
+void pl_model_adapter_remove(struct pl_model *m, uint32_t slot);
+
 #endif

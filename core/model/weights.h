@@ -6,6 +6,7 @@
 #ifndef PL_MODEL_WEIGHTS_H
 #define PL_MODEL_WEIGHTS_H
 
+#include "core/model/lora.h"
 #include "core/model/model.h"
 
 /* name in general.architecture, bit, norm, rope, activation, gated */
@@ -95,6 +96,7 @@ struct pl_model {
     pl_view ff;                /* [T, F] */
     pl_view x_rows, att_rows;  /* [R, C], [R, Q] */
     pl_view logits;            /* [R, V] */
+    struct pl_loras loras;     /* adapters, see lora.h */
     float *host_logits;        /* where the device's memory cannot be read in place, else NULL */
 };
 

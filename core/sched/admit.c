@@ -23,7 +23,7 @@ static bool fits_now(const struct pl_engine *e, uint32_t n_tokens)
 static void start_running(struct pl_engine *e, struct pl_seq *s)
 {
     bool match = !(s->job->req->prompt_logprobs && s->prompt_logprobs != NULL);
-    s->n_done = match ? pl_kv_match(e->kv, &s->table, s->tokens, s->n_tokens) : 0;
+    s->n_done = pl_kv_match(e->kv, &s->table, pl_served_id(s->job->req->adapter), s->tokens, match ? s->n_tokens : 0);
     s->state = PL_SEQ_RUNNING;
     uint32_t at = e->n_running++;
     for (; at > 0 && e->running[at - 1]->stamp > s->stamp; at--)
@@ -42,11 +42,13 @@ static void note_admission(struct pl_engine *e, struct pl_seq *s)
         e->n_queued--;
         pthread_mutex_unlock(&e->lock);
     }
-    e->stats.prompt_tokens += s->n_prompt;
-    e->stats.cached_tokens += s->n_cached;
-    e->stats.prefix_queries += s->n_prompt;
-    e->stats.prefix_hits += s->n_cached;
-    pl_hist_add(&e->stats.queue_time, (double)(s->admitted_ns - job->submit_ns) * 1e-9);
+    struct pl_model_stats *st = pl_engine_count(e, job);
+    st->prompt_tokens += s->n_prompt;
+    st->cached_tokens += s->n_cached;
+    st->prefix_queries += s->n_prompt;
+    st->prefix_hits += s->n_cached;
+    pl_hist_add(&st->queue_time, (double)(s->admitted_ns - job->submit_ns) * 1e-9);
+    pl_engine_count_end(job);
 }
 
 /* A further choice of a prompt waits until the first one's prompt is in the cache. */

@@ -54,7 +54,7 @@ static void retire(struct pl_engine *e, struct pl_seq *s)
 
 static void count_end(struct pl_engine *e, const struct pl_seq *s, pl_finish finish, uint64_t now)
 {
-    struct pl_engine_stats *st = &e->stats;
+    struct pl_model_stats *st = pl_engine_count(e, s->job);
     st->n_finished_stop += finish == PL_FINISH_STOP;
     st->n_finished_length += finish == PL_FINISH_LENGTH;
     st->n_cancelled += finish == PL_FINISH_CANCELLED;
@@ -65,6 +65,7 @@ static void count_end(struct pl_engine *e, const struct pl_seq *s, pl_finish fin
         if (s->first_token_ns != 0)
             pl_hist_add(&st->decode_time, (double)(now - s->first_token_ns) * 1e-9);
     }
+    pl_engine_count_end(s->job);
     pl_engine_publish(e); /* who hears of the end may ask for the counters */
 }
 
@@ -84,7 +85,8 @@ void pl_engine_fail_job(struct pl_engine *e, struct pl_job *job, pl_status code,
 {
     struct pl_event ev = {.kind = PL_EV_ERROR};
     pl_err_set(&ev.error, code, "", "%s", why);
-    e->stats.n_failed += job->n_live;
+    pl_engine_count(e, job)->n_failed += job->n_live;
+    pl_engine_count_end(job);
     pl_engine_publish(e);
     (void)pl_reply_push(job->reply, &ev, "", 0);
     for (uint32_t i = 0; i < job->n_seqs; i++)

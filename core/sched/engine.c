@@ -66,6 +66,32 @@ pl_status pl_engine_submit(struct pl_engine *e, struct pl_request *req, struct p
     return PL_OK;
 }
 
+pl_status pl_engine_post(struct pl_engine *e, struct pl_engine_task *task)
+{
+    task->next = NULL;
+    pthread_mutex_lock(&e->lock);
+    const bool stop = e->stop;
+    if (!stop) {
+        *e->tasks_end = task;
+        e->tasks_end = &task->next;
+        pthread_cond_signal(&e->wake);
+    }
+    pthread_mutex_unlock(&e->lock);
+    return stop ? PL_ESTOPPED : PL_OK;
+}
+
+pl_status pl_engine_adapter_add(struct pl_engine *e, uint32_t slot, const struct pl_adapter *a, struct pl_err *err)
+{
+    if (e->runner.adapter_add == NULL)
+        return pl_fail(err, PL_ENOTSUP, "this engine takes no adapters");
+    return e->runner.adapter_add(e->runner.self, slot, a, err);
+}
+
+void pl_engine_adapter_remove(struct pl_engine *e, uint32_t slot)
+{
+    e->runner.adapter_remove(e->runner.self, slot);
+}
+
 /* ---- thread -------------------------------------------------------------------------------------------------------- */
 
 void pl_engine_publish(struct pl_engine *e)
@@ -88,7 +114,7 @@ static void publish_all(struct pl_engine *e)
 static bool take_inbox(struct pl_engine *e, bool idle)
 {
     pthread_mutex_lock(&e->lock);
-    while (idle && e->inbox == NULL && !e->kicked && !e->stop && !e->abort_all)
+    while (idle && e->inbox == NULL && e->tasks == NULL && !e->kicked && !e->stop && !e->abort_all)
         pthread_cond_wait(&e->wake, &e->lock);
     e->kicked = false;
     if (e->inbox != NULL) {
@@ -97,9 +123,16 @@ static bool take_inbox(struct pl_engine *e, bool idle)
         e->inbox = NULL;
         e->inbox_end = &e->inbox;
     }
+    struct pl_engine_task *tasks = e->tasks;
+    e->tasks = NULL;
+    e->tasks_end = &e->tasks;
     bool stop = e->stop, abort_all = e->abort_all || stop;
     e->abort_all = false;
     pthread_mutex_unlock(&e->lock);
+    for (struct pl_engine_task *next; tasks != NULL; tasks = next) {
+        next = tasks->next;
+        tasks->run(tasks, e); /* it is gone afterwards */
+    }
     if (abort_all)
         pl_engine_fail_all(e, PL_ESTOPPED, "the server is shutting down");
     return !stop;
@@ -135,9 +168,11 @@ static const double seconds_long[] = {0.01, 0.05, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2,
 static const double tokens_wide[] = {1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000};
 static const double tokens_step[] = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192};
 
-static void init_stats(struct pl_engine_stats *s)
-{
 #define HIST(h, b) s->h = (struct pl_hist){.bounds = b, .n_bounds = PL_COUNT_OF(b)}
+
+void pl_model_stats_init(struct pl_model_stats *s)
+{
+    *s = (struct pl_model_stats){0};
     HIST(ttft, seconds_fine);
     HIST(itl, seconds_itl);
     HIST(e2e, seconds_long);
@@ -146,9 +181,15 @@ static void init_stats(struct pl_engine_stats *s)
     HIST(decode_time, seconds_long);
     HIST(prompt_len, tokens_wide);
     HIST(output_len, tokens_wide);
-    HIST(step_tokens, tokens_step);
-#undef HIST
 }
+
+static void init_stats(struct pl_engine_stats *s)
+{
+    pl_model_stats_init(&s->base);
+    HIST(step_tokens, tokens_step);
+}
+
+#undef HIST
 
 static bool collect_eog(struct pl_engine *e)
 {
@@ -191,6 +232,7 @@ pl_status pl_engine_new_with(struct pl_engine **out, const struct pl_engine_opts
     e->tok = tok;
     e->waiting_end = &e->waiting;
     e->inbox_end = &e->inbox;
+    e->tasks_end = &e->tasks;
     pthread_mutex_init(&e->lock, NULL);
     pthread_cond_init(&e->wake, NULL);
     pthread_condattr_t attr;

@@ -23,6 +23,8 @@ struct pl_model;
 struct pl_tok;
 struct pl_arena;
 struct pl_device;
+struct pl_adapter;
+struct pl_served;
 struct pl_pool;
 
 struct pl_engine_opts {
@@ -55,6 +57,7 @@ struct pl_request {
     const struct pl_stop *stops;
     uint32_t n_stops;
     bool include_stop;    /* let the matched stop string out */
+    struct pl_served *adapter; /* one reference, which moves in too; NULL = the base model (adapters.h) */
     bool prompt_logprobs; /* PL_EV_PROMPT with sampling.n_top_logprobs alternatives; bypasses the prefix cache */
 };
 
@@ -68,23 +71,42 @@ pl_status pl_engine_submit(struct pl_engine *e, struct pl_request *req, struct p
 bool pl_engine_drain(struct pl_engine *e, int timeout_ms);
 void pl_engine_free(struct pl_engine *e);
 
-/* Counters since start (monotonic) and gauges. */
-struct pl_engine_stats {
-    uint64_t n_submitted, n_refused, n_finished_stop, n_finished_length, n_cancelled, n_failed; /* requests' choices */
+/* Counters since start (monotonic) of one model: the base, or an adapter. */
+struct pl_model_stats {
+    uint64_t n_finished_stop, n_finished_length, n_cancelled, n_failed; /* requests' choices */
     uint64_t prompt_tokens, cached_tokens, generated_tokens;
     uint64_t prefix_queries, prefix_hits; /* tokens asked for, tokens found */
+    struct pl_hist ttft, itl, e2e, queue_time, prefill_time, decode_time; /* seconds */
+    struct pl_hist prompt_len, output_len;                                /* tokens */
+};
+void pl_model_stats_init(struct pl_model_stats *s);
+
+/* The engine's own, and gauges. */
+struct pl_engine_stats {
+    struct pl_model_stats base;
+    uint64_t n_submitted, n_refused; /* requests' choices */
     uint64_t draft_tokens, draft_accepted; /* guessed, and of these right */
     uint64_t n_preempted, n_steps;
     uint32_t running, waiting;
     uint32_t pages_total, pages_held, pages_cached;
     uint64_t last_step_ns; /* pl_now_ns() of the newest finished iteration, 0 = none yet */
     bool device_lost;
-    struct pl_hist ttft, itl, e2e, queue_time, prefill_time, decode_time; /* seconds */
-    struct pl_hist prompt_len, output_len, step_tokens;                   /* tokens */
+    struct pl_hist step_tokens;
 };
 void pl_engine_stats(struct pl_engine *e, struct pl_engine_stats *out);
 uint32_t pl_engine_max_context(const struct pl_engine *e); /* also bounded by what all pages can hold */
 /* Forward progress: false when something runs but no iteration finished within max_ms, or the device is lost. */
 bool pl_engine_healthy(struct pl_engine *e, int max_ms);
+
+/* Has task->run(task, e) called on the engine's thread, between two passes, soon; the task is left alone afterwards.
+ * PL_ESTOPPED when the engine is going: it will not be called. */
+struct pl_engine_task {
+    struct pl_engine_task *next;
+    void (*run)(struct pl_engine_task *task, struct pl_engine *e);
+};
+pl_status pl_engine_post(struct pl_engine *e, struct pl_engine_task *task) PL_MUST_CHECK;
+/* On the engine's thread (in a task): as pl_model_adapter_add and remove. */
+pl_status pl_engine_adapter_add(struct pl_engine *e, uint32_t slot, const struct pl_adapter *a, struct pl_err *err) PL_MUST_CHECK;
+void pl_engine_adapter_remove(struct pl_engine *e, uint32_t slot);
 
 #endif

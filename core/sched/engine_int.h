@@ -10,6 +10,7 @@
 
 #include "core/base/buf.h"
 #include "core/kv/kv.h"
+#include "core/sched/adapters.h"
 #include "core/sched/draft.h"
 #include "core/sched/engine.h"
 #include "core/sched/runner.h"
@@ -51,6 +52,7 @@ struct pl_engine {
     struct pl_job *inbox, **inbox_end;
     uint32_t n_queued; /* jobs of which nothing was admitted yet */
     uint32_t n_jobs;
+    struct pl_engine_task *tasks, **tasks_end;
     bool kicked, draining, abort_all, stop;
 
     struct pl_engine_stats published; /* under lock */
@@ -68,6 +70,22 @@ bool pl_engine_preempt(struct pl_engine *e, struct pl_seq *s) PL_MUST_CHECK;
 /* pass.c: plan returns how many sequences get tokens now, with their takes, guesses and pages; run computes them. */
 uint32_t pl_engine_plan(struct pl_engine *e);
 void pl_engine_run(struct pl_engine *e, uint32_t n_seqs);
+
+/* The counters of the job's model, until end. */
+static inline struct pl_model_stats *pl_engine_count(struct pl_engine *e, const struct pl_job *job)
+{
+    struct pl_served *a = job->req->adapter;
+    if (a == NULL)
+        return &e->stats.base;
+    pthread_mutex_lock(&a->lock);
+    return &a->stats;
+}
+
+static inline void pl_engine_count_end(const struct pl_job *job)
+{
+    if (job->req->adapter != NULL)
+        pthread_mutex_unlock(&job->req->adapter->lock);
+}
 
 /* engine.c */
 void pl_engine_publish(struct pl_engine *e);

@@ -70,14 +70,16 @@ uint32_t pl_engine_plan(struct pl_engine *e)
 static void count_token(struct pl_engine *e, struct pl_seq *s)
 {
     uint64_t now = pl_now_ns();
-    e->stats.generated_tokens++;
+    struct pl_model_stats *st = pl_engine_count(e, s->job);
+    st->generated_tokens++;
     if (s->first_token_ns == 0) {
         s->first_token_ns = now;
-        pl_hist_add(&e->stats.ttft, (double)(now - s->job->submit_ns) * 1e-9);
-        pl_hist_add(&e->stats.prefill_time, (double)(now - s->admitted_ns) * 1e-9);
+        pl_hist_add(&st->ttft, (double)(now - s->job->submit_ns) * 1e-9);
+        pl_hist_add(&st->prefill_time, (double)(now - s->admitted_ns) * 1e-9);
     } else {
-        pl_hist_add(&e->stats.itl, (double)(now - s->last_token_ns) * 1e-9);
+        pl_hist_add(&st->itl, (double)(now - s->last_token_ns) * 1e-9);
     }
+    pl_engine_count_end(s->job);
     s->last_token_ns = now;
 }
 

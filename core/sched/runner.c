@@ -20,6 +20,18 @@ static pl_status forward(void *self, const struct pl_batch *b, const float **log
     return pl_model_forward(r->model, r->kv, b, logits);
 }
 
+static pl_status adapter_add(void *self, uint32_t slot, const struct pl_adapter *a, struct pl_err *err)
+{
+    struct model_runner *r = self;
+    return pl_model_adapter_add(r->model, slot, a, err);
+}
+
+static void adapter_remove(void *self, uint32_t slot)
+{
+    struct model_runner *r = self;
+    pl_model_adapter_remove(r->model, slot);
+}
+
 static void attach(void *self)
 {
     struct model_runner *r = self;
@@ -72,7 +84,13 @@ pl_status pl_engine_new(struct pl_engine **out, const struct pl_engine_opts *opt
         return pl_fail_param(err, st, "kv-cache-mb", "no memory for a KV cache of %llu MiB: lower kv-cache-mb",
                              (unsigned long long)(wanted * page_bytes >> 20));
     }
-    struct pl_runner runner = {.self = r, .forward = forward, .attach = attach, .free = free_runner, .n_vocab = pl_model_spec(model)->n_vocab};
+    struct pl_runner runner = {.self = r,
+                               .forward = forward,
+                               .adapter_add = adapter_add,
+                               .adapter_remove = adapter_remove,
+                               .attach = attach,
+                               .free = free_runner,
+                               .n_vocab = pl_model_spec(model)->n_vocab};
     st = pl_engine_new_with(out, &o, &runner, tok, err);
     if (st != PL_OK)
         free_runner(r);

@@ -8,6 +8,7 @@
 #include "core/base/buf.h"
 #include "core/base/clock.h"
 #include "core/base/mem.h"
+#include "core/sched/adapters.h"
 #include "core/text/tok.h"
 
 pl_status pl_job_new(struct pl_job **out, struct pl_request *req, struct pl_reply *reply, uint32_t max_context, struct pl_err *err)
@@ -50,6 +51,7 @@ void pl_job_free(struct pl_job *job)
     for (uint32_t i = 0; i < job->n_seqs; i++)
         pl_seq_fini(&job->seqs[i]);
     pl_reply_unref(job->reply);
+    pl_served_unref(job->req->adapter);
     pl_arena_free(job->req->arena);
     free(job);
 }

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "core/base/mem.h"
+#include "core/sched/adapters.h"
 
 pl_status pl_step_init(struct pl_step *s, uint32_t batch_tokens, uint32_t max_sequences)
 {
@@ -19,17 +20,18 @@ pl_status pl_step_init(struct pl_step *s, uint32_t batch_tokens, uint32_t max_se
     s->ctx = malloc(n * sizeof *s->ctx);
     s->first_row = malloc(n * sizeof *s->first_row);
     s->page_start = malloc((n + 1) * sizeof *s->page_start);
+    s->adapter = malloc(n * sizeof *s->adapter);
     s->pages = malloc(s->pages_cap * sizeof *s->pages);
     s->seqs = malloc(n * sizeof(void *));
     s->plan = malloc(n * sizeof *s->plan);
     bool all = s->tokens != NULL && s->pos != NULL && s->slot != NULL && s->rows != NULL && s->q_start != NULL && s->ctx != NULL && s->first_row != NULL &&
-               s->page_start != NULL && s->pages != NULL && s->seqs != NULL && s->plan != NULL;
+               s->page_start != NULL && s->adapter != NULL && s->pages != NULL && s->seqs != NULL && s->plan != NULL;
     return all ? PL_OK : PL_ENOMEM; /* what is there is freed by pl_step_fini */
 }
 
 void pl_step_fini(struct pl_step *s)
 {
-    void *const blocks[] = {s->tokens, s->pos, s->slot, s->rows, s->q_start, s->ctx, s->page_start, s->pages, s->seqs, s->plan, s->first_row};
+    void *const blocks[] = {s->tokens, s->pos, s->slot, s->rows, s->q_start, s->ctx, s->page_start, s->pages, s->seqs, s->plan, s->first_row, s->adapter};
     for (size_t i = 0; i < PL_COUNT_OF(blocks); i++)
         free(blocks[i]);
     *s = (struct pl_step){0};
@@ -51,6 +53,7 @@ static bool reserve_pages(struct pl_step *st, size_t n)
 pl_status pl_step_build(struct pl_step *st, uint32_t n_seqs, struct pl_batch *b)
 {
     uint32_t t = 0, rows = 0, n_pages = 0;
+    bool adapted = false;
     st->n_seqs = n_seqs;
     st->q_start[0] = st->page_start[0] = 0;
     for (uint32_t i = 0; i < n_seqs; i++) {
@@ -70,9 +73,12 @@ pl_status pl_step_build(struct pl_step *st, uint32_t n_seqs, struct pl_batch *b)
         }
         st->q_start[i + 1] = t;
         st->ctx[i] = end;
+        st->adapter[i] = s->job->req->adapter != NULL ? s->job->req->adapter->slot : 0;
+        adapted |= st->adapter[i] != 0;
         st->page_start[i + 1] = n_pages;
     }
-    *b = (struct pl_batch){t, n_seqs, rows, st->tokens, st->pos, st->slot, st->q_start, st->ctx, st->page_start, st->pages, st->rows};
+    *b = (struct pl_batch){t, n_seqs, rows, st->tokens, st->pos, st->slot, st->q_start, st->ctx, st->page_start, st->pages, st->rows,
+                           adapted ? st->adapter : NULL};
     return PL_OK;
 }
 

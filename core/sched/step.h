@@ -13,7 +13,7 @@ struct pl_step {
     struct pl_seq **seqs;      /* [max_sequences] of this step, set by the engine; NULL = has ended since */
     struct pl_plan_item *plan; /* [max_sequences] */
     int32_t *tokens;
-    uint32_t *pos, *slot, *rows, *q_start, *ctx, *page_start, *pages;
+    uint32_t *pos, *slot, *rows, *q_start, *ctx, *page_start, *pages, *adapter;
     uint32_t *first_row; /* [max_sequences] of each sequence, in rows */
     uint32_t n_seqs;
     size_t pages_cap;

@@ -7,6 +7,7 @@
 
 pl_http_handler pl_api_chat, pl_api_completions;
 pl_http_handler pl_api_models, pl_api_model;
+pl_http_handler pl_api_load_adapter, pl_api_unload_adapter, pl_api_adapters;
 pl_http_handler pl_api_tokenize, pl_api_detokenize, pl_api_apply_template;
 pl_http_handler pl_api_model_delete;
 pl_http_handler pl_api_files_create, pl_api_files_list, pl_api_files_get, pl_api_files_content, pl_api_files_delete;

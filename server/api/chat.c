@@ -5,6 +5,7 @@
 #include "server/api/api.h"
 #include "server/apierr.h"
 #include "server/generate.h"
+#include "server/models.h"
 #include "server/prompt.h"
 #include "server/server.h"
 
@@ -14,9 +15,15 @@ void pl_api_chat(struct pl_http_req *req, struct pl_http_resp *resp)
     struct pl_err err = {0};
     struct pl_prompt prompt;
     struct pl_server *s = req->server;
-    pl_status st = pl_params_read(&p, PL_EP_CHAT, req->body, req->n_body, s->model_id, &err);
+    pl_status st = pl_params_read(&p, PL_EP_CHAT, req->body, req->n_body, &err);
     if (st != PL_OK) {
         pl_apierr_answer(req, resp, &err);
+        return;
+    }
+    struct pl_served *adapter;
+    if (pl_models_find(s, p.model, &adapter, &err) != PL_OK) {
+        pl_apierr_answer(req, resp, &err);
+        pl_params_fini(&p);
         return;
     }
     struct pl_arena *a = pl_arena_new(PL_GEN_ARENA);
@@ -27,8 +34,9 @@ void pl_api_chat(struct pl_http_req *req, struct pl_http_resp *resp)
         st = pl_fail(&err, PL_ENOMEM, "out of memory");
     if (st == PL_OK) {
         *kept = prompt;
-        pl_gen_start(req, resp, &p, a, kept, 1);
+        pl_gen_start(req, resp, &p, adapter, a, kept, 1);
     } else {
+        pl_served_unref(adapter);
         pl_arena_free(a);
         pl_apierr_answer(req, resp, &err);
     }

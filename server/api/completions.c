@@ -5,6 +5,7 @@
 #include "server/api/api.h"
 #include "server/apierr.h"
 #include "server/generate.h"
+#include "server/models.h"
 #include "server/prompt.h"
 #include "server/server.h"
 
@@ -15,17 +16,24 @@ void pl_api_completions(struct pl_http_req *req, struct pl_http_resp *resp)
     struct pl_prompt *prompts;
     uint32_t n;
     struct pl_server *s = req->server;
-    pl_status st = pl_params_read(&p, PL_EP_COMPLETIONS, req->body, req->n_body, s->model_id, &err);
+    pl_status st = pl_params_read(&p, PL_EP_COMPLETIONS, req->body, req->n_body, &err);
     if (st != PL_OK) {
         pl_apierr_answer(req, resp, &err);
+        return;
+    }
+    struct pl_served *adapter;
+    if (pl_models_find(s, p.model, &adapter, &err) != PL_OK) {
+        pl_apierr_answer(req, resp, &err);
+        pl_params_fini(&p);
         return;
     }
     struct pl_arena *a = pl_arena_new(PL_GEN_ARENA);
     st = a != NULL ? pl_prompt_completion(s, p.prompt, pl_engine_max_context(s->engine), a, &prompts, &n, &err)
                    : pl_fail(&err, PL_ENOMEM, "out of memory");
     if (st == PL_OK) {
-        pl_gen_start(req, resp, &p, a, prompts, n);
+        pl_gen_start(req, resp, &p, adapter, a, prompts, n);
     } else {
+        pl_served_unref(adapter);
         pl_arena_free(a);
         pl_apierr_answer(req, resp, &err);
     }

@@ -1,42 +1,45 @@
-/* models: GET /v1/models, GET and DELETE /v1/models/{model}.
+/* models: GET /v1/models, GET and DELETE /v1/models/{model}: the base model and the adapters.
  * Thread: microhttpd's workers.  Owns: nothing.
  * SPDX-License-Identifier: Apache-2.0 */
-#include <string.h>
+#include "server/models.h"
 
-#include "core/model/model.h"
-#include "core/sched/engine.h"
 #include "server/api/api.h"
 #include "server/api/listing.h"
 #include "server/apierr.h"
 #include "server/jobs/jobs.h"
 #include "server/server.h"
 
-static void add_model(const struct pl_server *s, struct pl_buf *out)
+struct listing {
+    const struct pl_server *s;
+    struct pl_buf *out;
+};
+
+static void add(void *arg, struct pl_served *a)
 {
-    pl_buf_adds(out, "{\"id\":\"");
-    pl_buf_add_json(out, s->model_id, strlen(s->model_id));
-    pl_buf_addf(out, "\",\"object\":\"model\",\"created\":%lld,\"owned_by\":\"parley\",\"root\":\"", (long long)s->created);
-    pl_buf_add_json(out, s->model_id, strlen(s->model_id));
-    pl_buf_addf(out, "\",\"parent\":null,\"max_model_len\":%u}", pl_engine_max_context(s->engine));
+    struct listing *l = arg;
+    pl_buf_addc(l->out, ',');
+    pl_models_add(l->s, a, l->out);
 }
 
 void pl_api_models(struct pl_http_req *req, struct pl_http_resp *resp)
 {
+    struct listing l = {req->server, &resp->body};
     pl_buf_adds(&resp->body, "{\"object\":\"list\",\"data\":[");
-    add_model(req->server, &resp->body);
+    pl_models_add(req->server, NULL, &resp->body);
+    pl_adapters_each(req->server->adapters, false, add, &l);
     pl_buf_adds(&resp->body, "]}");
 }
 
 void pl_api_model(struct pl_http_req *req, struct pl_http_resp *resp)
 {
-    if (strcmp(req->path_arg, req->server->model_id) == 0) {
-        add_model(req->server, &resp->body);
+    struct pl_err err = {0};
+    struct pl_served *adapter;
+    if (pl_models_find(req->server, req->path_arg, &adapter, &err) != PL_OK) {
+        pl_apierr_answer(req, resp, &err);
         return;
     }
-    struct pl_err err = {0};
-    (void)pl_fail_param(&err, PL_ENOENT, "model", "The model '%.200s' does not exist; this server has '%.200s'", req->path_arg,
-                        req->server->model_id);
-    pl_apierr_answer(req, resp, &err);
+    pl_models_add(req->server, adapter, &resp->body);
+    pl_served_unref(adapter);
 }
 
 void pl_api_model_delete(struct pl_http_req *req, struct pl_http_resp *resp)

@@ -105,7 +105,7 @@ class Daemon:
         return s
 
     def metrics(self, headers=None):
-        """Name with labels (model_name left out) -> value."""
+        """Name with labels (model_name left out) -> value, added up over the models."""
         status, _, body = self.get("/metrics", headers)
         assert status == 200, body
         out = {}
@@ -113,7 +113,7 @@ class Daemon:
             if line and not line.startswith("#"):
                 name, value = line.rsplit(" ", 1)
                 name = re.sub(r',?model_name="[^"]*"', "", name).replace("{,", "{").replace("{}", "")
-                out[name] = float(value)
+                out[name] = out.get(name, 0) + float(value)
         return out
 
     def idle(self):

@@ -5,6 +5,7 @@ SPDX-License-Identifier: Apache-2.0
 import copy
 import json
 import re
+import shutil
 
 import pytest
 import yaml
@@ -183,8 +184,12 @@ def test_examples_fit_their_schemas():
 # the daemon
 
 @pytest.fixture(scope="module")
-def api(tmp_path_factory, tiny):
-    d = Daemon(tmp_path_factory.mktemp("openapi"), "--alias", "SmolLM2-135M-Instruct.Q4_1", model=tiny).wait_ready()
+def api(tmp_path_factory, models):
+    folder = tmp_path_factory.mktemp("openapi")
+    for name in ("support-tone", "support-tone-2"):
+        shutil.copytree(ROOT / "tests/oracle/fixtures/adapter/llama-all", folder / name)
+    d = Daemon(folder, "--alias", "SmolLM2-135M-Instruct.Q4_1", "--adapter-dir", folder, "--adapter", f"support-tone={folder / 'support-tone'}",
+               model=models("adapter-base", "--embd", 32, "--ff", 64)).wait_ready()
     yield d
     until(d.idle)
     assert d.stop() == 0, d.log

@@ -17,6 +17,7 @@
 #include "core/base/pool.h"
 #include "core/device/device.h"
 #include "core/kv/kv.h"
+#include "tests/ops/lora.h"
 #include "tests/ops/perf.h"
 
 enum { MAX_FLOATS = 1 << 22, GUARD = 64 };
@@ -168,7 +169,7 @@ static size_t run_matmul_glu(struct machine *m, const struct row *r, float *out)
     struct pl_weight *w = new_parts(m, parts, data);
     pl_view vx = new_view(m, r->T, r->K, r->K + 5, x), vb = new_view(m, 1, 2 * r->N, 2 * r->N, bias);
     pl_view vo = new_view(m, r->T, r->N, r->N, NULL);
-    must(m->dev->ops->matmul_glu(m->dev, act, vo, vx, w, r->extra ? vb : pl_view_none()));
+    must(m->dev->ops->matmul_glu(m->dev, act, vo, vx, w, r->extra ? vb : pl_view_none(), NULL));
     read_view(m, vo, out);
     free_view(m, vx), free_view(m, vb), free_view(m, vo);
     m->dev->ops->weight_free(m->dev, w);
@@ -522,6 +523,7 @@ int main(int argc, char **argv)
         machine_close(&m), machine_close(&one);
     }
     machine_close(&ref);
+    ops_lora(&passed, &failed, &skipped);
     free(a), free(b);
     printf("%u passed, %u failed, %u skipped\n", passed, failed, skipped);
     return failed != 0;

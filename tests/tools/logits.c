@@ -1,5 +1,5 @@
 /* logits: the model's next-token scores for given tokens, for comparison with a reference implementation.
- *   logits --model FILE [--isa NAME] [--threads N] [--chunk N] [--kv-type f32|f16|bf16] [--logprobs]
+ *   logits --model FILE [--adapter PATH] [--isa NAME] [--threads N] [--chunk N] [--kv-type f32|f16|bf16] [--logprobs]
  * Standard input: a JSON object a line, {"tokens": [1, 2, …], "from": 0}. Standard output, for each line: uint32 rows,
  * uint32 vocabulary, then float32 [rows, vocabulary] in the machine's byte order; row i scores what follows token from + i.
  * SPDX-License-Identifier: Apache-2.0 */
@@ -11,10 +11,11 @@
 #include <string.h>
 
 #include "core/base/mem.h"
+#include "core/model/adapter.h"
 #include "tests/tools/run_model.h"
 
 struct job {
-    const char *model, *isa;
+    const char *model, *adapter, *isa;
     unsigned n_threads;
     uint32_t chunk;
     pl_dtype kv_type;
@@ -67,7 +68,7 @@ out:
 static int run_line(struct runner *r, const struct job *job, const char *line)
 {
     const struct pl_spec *spec = pl_model_spec(r->model);
-    struct run_seq s = {.chunk = job->chunk};
+    struct run_seq s = {.chunk = job->chunk, .adapter = job->adapter != NULL};
     int32_t *tokens = parse(line, spec, &s.n, &s.from);
     if (tokens == NULL)
         return 1;
@@ -88,6 +89,16 @@ static int run_line(struct runner *r, const struct job *job, const char *line)
     return bad;
 }
 
+static pl_status use_adapter(struct runner *r, const char *path, struct pl_err *err)
+{
+    struct pl_adapter *a = NULL;
+    pl_status rc = pl_adapter_read(&a, path, pl_model_spec(r->model), err);
+    if (rc == PL_OK)
+        rc = pl_model_adapter_add(r->model, 1, a, err);
+    pl_adapter_free(a);
+    return rc;
+}
+
 static int run(const struct job *job)
 {
     struct pl_err err = {0};
@@ -98,6 +109,10 @@ static int run(const struct job *job)
     int bad = 0;
     if (pl_gguf_open(&g, job->model, &err) != PL_OK || runner_open(&r, g, job->isa, job->n_threads, job->chunk, &err) != PL_OK) {
         fprintf(stderr, "logits: %s: %s\n", job->model, err.msg);
+        bad = 1;
+    }
+    if (!bad && job->adapter != NULL && use_adapter(&r, job->adapter, &err) != PL_OK) {
+        fprintf(stderr, "logits: %s\n", err.msg);
         bad = 1;
     }
     while (!bad && getline(&line, &cap, stdin) > 0)
@@ -113,11 +128,12 @@ int main(int argc, char **argv)
     struct job job = {.chunk = 128, .kv_type = PL_F16};
     static const struct option options[] = {
         {"model", 1, NULL, 'm'},   {"isa", 1, NULL, 'i'},      {"threads", 1, NULL, 't'}, {"chunk", 1, NULL, 'c'},
-        {"kv-type", 1, NULL, 'k'}, {"logprobs", 0, NULL, 'l'}, {NULL, 0, NULL, 0},
+        {"adapter", 1, NULL, 'a'}, {"kv-type", 1, NULL, 'k'}, {"logprobs", 0, NULL, 'l'}, {NULL, 0, NULL, 0},
     };
     for (int c; (c = getopt_long(argc, argv, "", options, NULL)) != -1;) {
         switch (c) {
         case 'm': job.model = optarg; break;
+        case 'a': job.adapter = optarg; break;
         case 'i': job.isa = optarg; break;
         case 't': job.n_threads = (unsigned)strtoul(optarg, NULL, 10); break;
         case 'c': job.chunk = (uint32_t)strtoul(optarg, NULL, 10); break;
@@ -127,7 +143,7 @@ int main(int argc, char **argv)
         }
     }
     if (job.model == NULL || job.chunk == 0 || optind != argc) {
-        fputs("usage: logits --model FILE [--isa NAME] [--threads N] [--chunk N] [--kv-type f32|f16|bf16] [--logprobs]\n", stderr);
+        fputs("usage: logits --model FILE [--adapter PATH] [--isa NAME] [--threads N] [--chunk N] [--kv-type f32|f16|bf16] [--logprobs]\n", stderr);
         return 2;
     }
     return run(&job);

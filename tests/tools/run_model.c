@@ -36,7 +36,7 @@ void runner_close(struct runner *r)
 struct stage {
     struct pl_batch b;
     int32_t *tokens;
-    uint32_t *pos, *slot, *q_start, *ctx, *page_start, *pages, *rows;
+    uint32_t *pos, *slot, *q_start, *ctx, *page_start, *pages, *rows, *adapter;
     uint32_t n_pages;
     uint32_t *first_page; /* [n_seqs] */
 };
@@ -66,13 +66,14 @@ static void stage_init(struct stage *st, const struct run_seq *seqs, uint32_t n_
     st->rows = pl_xcalloc(max_tokens, sizeof(uint32_t));
     st->q_start = pl_xcalloc(n_seqs + 1, sizeof(uint32_t));
     st->ctx = pl_xcalloc(n_seqs, sizeof(uint32_t));
+    st->adapter = pl_xcalloc(n_seqs, sizeof(uint32_t));
     st->page_start = pl_xcalloc(n_seqs + 1, sizeof(uint32_t));
     st->pages = pl_xcalloc(st->n_pages + 1, sizeof(uint32_t));
 }
 
 static void stage_fini(struct stage *st)
 {
-    void *all[] = {st->tokens, st->pos, st->slot, st->rows, st->q_start, st->ctx, st->page_start, st->pages, st->first_page};
+    void *all[] = {st->tokens, st->pos, st->slot, st->rows, st->q_start, st->ctx, st->page_start, st->pages, st->adapter, st->first_page};
     for (size_t i = 0; i < PL_COUNT_OF(all); i++)
         free(all[i]);
 }
@@ -94,6 +95,7 @@ static void stage_add(struct stage *st, struct run_seq *s, uint32_t i)
     for (uint32_t k = 0; k < pages_of(s->n_done); k++)
         st->pages[n_pages++] = page_at(st, i, k);
     st->ctx[b->n_seqs] = s->n_done;
+    st->adapter[b->n_seqs] = s->adapter;
     b->n_seqs++;
     st->page_start[b->n_seqs] = n_pages;
     st->q_start[b->n_seqs] = b->n_tokens;
@@ -111,6 +113,7 @@ static bool stage_fill(struct stage *st, struct run_seq *seqs, uint32_t n_seqs)
         .page_start = st->page_start,
         .pages = st->pages,
         .rows = st->rows,
+        .adapter = st->adapter,
     };
     for (uint32_t i = 0; i < n_seqs; i++) {
         if (seqs[i].n_done < seqs[i].n)

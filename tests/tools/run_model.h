@@ -25,6 +25,7 @@ struct run_seq {
     uint32_t n;
     uint32_t chunk;  /* tokens per step, above 0 */
     uint32_t from;   /* first position whose logits are wanted */
+    uint32_t adapter; /* slot, 0 = none */
     float *logits;   /* [n - from, V], the caller's */
     uint32_t n_done; /* set by run_seqs */
 };

@@ -51,6 +51,41 @@ START_TEST(precedence)
 }
 END_TEST
 
+/* A list's values add up within a source; a stronger source's take the place of a weaker one's. */
+START_TEST(lists)
+{
+    struct pl_config c;
+    char *text;
+    write_file("adapter = a=/x\nport = 1\nadapter = b = /y;z=1\n");
+    unsetenv("PARLEY_PORT"), unsetenv("PARLEY_QUEUE_LIMIT");
+    ck_assert_int_eq(LOAD(&c, &text, "--config", path), PL_OK);
+    ck_assert_uint_eq(c.adapter.n, 2);
+    ck_assert_str_eq(c.adapter.values[0], "a=/x");
+    ck_assert_str_eq(c.adapter.values[1], "b = /y;z=1");
+    pl_config_fini(&c);
+    setenv("PARLEY_ADAPTER", "c=/1;d=/2;", 1);
+    ck_assert_int_eq(LOAD(&c, &text, "--config", path), PL_OK);
+    ck_assert_uint_eq(c.adapter.n, 2);
+    ck_assert_str_eq(c.adapter.values[0], "c=/1");
+    ck_assert_str_eq(c.adapter.values[1], "d=/2");
+    pl_config_fini(&c);
+    ck_assert_int_eq(LOAD(&c, &text, "--config", path, "--adapter", "e=/3", "--adapter=f=/4"), PL_OK);
+    ck_assert_uint_eq(c.adapter.n, 2);
+    ck_assert_str_eq(c.adapter.values[0], "e=/3");
+    ck_assert_str_eq(c.adapter.values[1], "f=/4");
+    pl_config_fini(&c);
+    ck_assert_int_eq(LOAD(&c, &text, "--adapter", "e=/3", "--adapter=f=/4", "--dump-config"), PL_OK);
+    ck_assert_ptr_nonnull(strstr(text, "\nadapter = e=/3\nadapter = f=/4\n"));
+    free(text), pl_config_fini(&c);
+    setenv("PARLEY_ADAPTER", "ok=/1;broken", 1);
+    ck_assert_int_eq(LOAD(&c, &text, "--config", path), PL_EINVAL);
+    ck_assert_ptr_nonnull(strstr(text, "PARLEY_ADAPTER: adapter must look like NAME=PATH, not \"broken\""));
+    free(text), pl_config_fini(&c);
+    unsetenv("PARLEY_ADAPTER");
+    unlink(path);
+}
+END_TEST
+
 /* Each row: a file, and what the report must say. */
 START_TEST(mistakes)
 {
@@ -65,6 +100,8 @@ START_TEST(mistakes)
         {"tls-cert = a.pem", "tls-cert and tls-key are set together"},
         {"max-sequences = 100\nbatch-tokens = 50", "batch-tokens (50) must be at least"},
         {"api-key = short", "too short"},
+        {"adapter = a=/x\nadapter = /y", ":2: adapter must look like NAME=PATH"},
+        {"adapter = =/y", ":1: adapter must look like NAME=PATH"},
         {"port = x\nthreads = y", ":2: threads must be"}, /* all of them at once */
     };
     struct pl_config c;
@@ -126,7 +163,8 @@ Suite *suite_config(void)
     Suite *s = suite_create("config");
     TCase *t = tcase_create("config");
     tcase_add_test(t, precedence);
-    tcase_add_loop_test(t, mistakes, 0, 11);
+    tcase_add_test(t, lists);
+    tcase_add_loop_test(t, mistakes, 0, 13);
     tcase_add_test(t, flags);
     tcase_add_test(t, dump);
     suite_add_tcase(s, t);

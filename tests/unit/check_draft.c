@@ -299,7 +299,7 @@ static void compare(const struct world *w, const struct job *j, struct outcome *
     }
     ck_assert_uint_eq(without.stats.draft_tokens, 0);
     ck_assert_uint_le(with->stats.draft_accepted, with->stats.draft_tokens);
-    ck_assert_uint_eq(with->stats.generated_tokens, without.stats.generated_tokens);
+    ck_assert_uint_eq(with->stats.base.generated_tokens, without.stats.base.generated_tokens);
     ck_assert_uint_eq(with->stats.pages_held, 0);
     drop(&without);
 }

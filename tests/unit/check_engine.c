@@ -230,9 +230,9 @@ START_TEST(together)
     struct pl_engine_stats st;
     ck_assert(pl_engine_drain(w.engine, 5000));
     pl_engine_stats(w.engine, &st);
-    ck_assert_uint_eq(st.n_finished_length, 48);
+    ck_assert_uint_eq(st.base.n_finished_length, 48);
     ck_assert(_i == 2 || st.n_preempted > 0);
-    ck_assert(_i != 2 || st.prefix_hits > 0);
+    ck_assert(_i != 2 || st.base.prefix_hits > 0);
     ck_assert_uint_le(w.script.largest, MAX_STEP);
     close_world(&w);
 }
@@ -332,7 +332,7 @@ START_TEST(slow_and_gone)
     expect(&w, &a, 0, 1, 30, 200);
     ck_assert(pl_engine_drain(w.engine, 5000));
     pl_engine_stats(w.engine, &st);
-    ck_assert_uint_eq(st.n_cancelled, 2);
+    ck_assert_uint_eq(st.base.n_cancelled, 2);
     struct pl_reply *late = new_reply(1);
     ck_assert_int_eq(submit(&w, 1, 30, 1, 1, late, &err), PL_ESTOPPED);
     pl_reply_unref(slow), pl_reply_unref(gone), pl_reply_unref(quick), pl_reply_unref(late);
@@ -400,7 +400,7 @@ START_TEST(threads)
         pthread_join(ids[i], NULL);
     ck_assert(pl_engine_drain(w.engine, 5000));
     pl_engine_stats(w.engine, &st);
-    ck_assert_uint_eq(st.n_submitted, st.n_finished_length + st.n_cancelled);
+    ck_assert_uint_eq(st.n_submitted, st.base.n_finished_length + st.base.n_cancelled);
     close_world(&w);
 }
 END_TEST

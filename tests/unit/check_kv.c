@@ -50,7 +50,7 @@ START_TEST(random_operations)
             s->n = 1 + below(TOKENS - 1);
             for (uint32_t i = 0; i < s->n; i++)
                 s->tokens[i] = (int32_t)(i < 3 * PL_KV_PAGE ? (i / PL_KV_PAGE + 1) * below(2) * (i % PL_KV_PAGE == 0) : below(3));
-            s->done = pl_kv_match(kv, &s->table, s->tokens, s->n);
+            s->done = pl_kv_match(kv, &s->table, 0, s->tokens, s->n);
             ck_assert_uint_eq(s->done % PL_KV_PAGE, 0);
             ck_assert_uint_lt(s->done, s->n);
             for (uint32_t p = 0; p < s->done / PL_KV_PAGE; p++) { /* what was found holds exactly this beginning */
@@ -101,11 +101,11 @@ START_TEST(shares_and_evicts)
     int32_t tokens[4 * PL_KV_PAGE];
     for (int i = 0; i < 4 * (int)PL_KV_PAGE; i++)
         tokens[i] = i;
-    ck_assert_uint_eq(pl_kv_match(kv, &a, tokens, 3 * PL_KV_PAGE), 0);
+    ck_assert_uint_eq(pl_kv_match(kv, &a, 0, tokens, 3 * PL_KV_PAGE), 0);
     ck_assert_int_eq(pl_kv_reserve(kv, &a, 3 * PL_KV_PAGE), PL_OK);
     pl_kv_commit(kv, &a, tokens, 3 * PL_KV_PAGE);
     /* never all of it: one token is left to compute */
-    ck_assert_uint_eq(pl_kv_match(kv, &b, tokens, 3 * PL_KV_PAGE), 2 * PL_KV_PAGE);
+    ck_assert_uint_eq(pl_kv_match(kv, &b, 0, tokens, 3 * PL_KV_PAGE), 2 * PL_KV_PAGE);
     ck_assert_uint_eq(b.pages[0], a.pages[0]);
     pl_kv_release(kv, &a);
     ck_assert_uint_eq(pl_kv_cached(kv), 1); /* b still holds two */
@@ -114,7 +114,7 @@ START_TEST(shares_and_evicts)
     /* five new pages: three free ones and then the two that were not used for longest, the prompt's end first */
     ck_assert_int_eq(pl_kv_reserve(kv, &c, 5 * PL_KV_PAGE), PL_OK);
     ck_assert_uint_eq(pl_kv_cached(kv), 1);
-    ck_assert_uint_eq(pl_kv_match(kv, &a, tokens, 3 * PL_KV_PAGE), PL_KV_PAGE);
+    ck_assert_uint_eq(pl_kv_match(kv, &a, 0, tokens, 3 * PL_KV_PAGE), PL_KV_PAGE);
     ck_assert_int_eq(pl_kv_reserve(kv, &a, 2 * PL_KV_PAGE), PL_ENOPAGE);
     pl_kv_release(kv, &a), pl_kv_release(kv, &c);
     pl_kv_check(kv);

@@ -47,7 +47,7 @@ static char *body_with(unsigned endpoint, const char *extra)
 static pl_status read_body(struct pl_params *p, unsigned endpoint, const char *body, struct pl_err *err)
 {
     *err = (struct pl_err){0};
-    pl_status st = pl_params_read(p, endpoint, body, strlen(body), "m", err);
+    pl_status st = pl_params_read(p, endpoint, body, strlen(body), err);
     if (st == PL_OK && endpoint == C) {
         struct pl_chat_message *m;
         struct pl_arena *a = pl_arena_new(0);
@@ -338,7 +338,7 @@ START_TEST(test_malformed)
     struct pl_err err = {0};
     for (unsigned ep = C; ep <= T; ep <<= 1) {
         struct pl_params p;
-        ck_assert_int_eq(pl_params_read(&p, ep, malformed[_i], strlen(malformed[_i]), "m", &err), PL_EINVAL);
+        ck_assert_int_eq(pl_params_read(&p, ep, malformed[_i], strlen(malformed[_i]), &err), PL_EINVAL);
         ck_assert_str_eq(err.param, "");
         ck_assert_int_gt(strlen(err.msg), 10);
     }
@@ -354,7 +354,7 @@ static pl_status read_repeated(const char *before, const char *piece, size_t cou
     for (size_t i = 0; i < count; i++)
         pl_buf_adds(&b, piece);
     pl_buf_adds(&b, after);
-    const pl_status st = pl_params_read(&p, C, pl_buf_str(&b), b.len, "m", err);
+    const pl_status st = pl_params_read(&p, C, pl_buf_str(&b), b.len, err);
     if (st == PL_OK)
         pl_params_fini(&p);
     pl_buf_fini(&b);
@@ -391,19 +391,6 @@ START_TEST(test_long_stop)
     accepted(T, extra);
     snprintf(extra, sizeof extra, "{\"stop\":\"%0*d\"}", PL_MAX_STOP_BYTES + 1, 0);
     refused(T, extra, "stop");
-}
-END_TEST
-
-START_TEST(test_other_model)
-{
-    struct pl_params p;
-    struct pl_err err = {0};
-    const char *body = "{\"model\":\"other\",\"prompt\":\"x\"}";
-    const pl_status st = pl_params_read(&p, T, body, strlen(body), "m", &err);
-    ck_assert_int_eq(st, PL_ENOENT);
-    ck_assert_str_eq(err.param, "model");
-    ck_assert_int_eq(pl_apierr_of(st).http, 404);
-    ck_assert_str_eq(pl_apierr_of(st).code, "model_not_found");
 }
 END_TEST
 
@@ -495,7 +482,6 @@ Suite *suite_schema(void)
     tcase_add_test(t, test_fields_of_the_other_endpoint_are_unknown);
     tcase_add_test(t, test_values);
     tcase_add_test(t, test_long_stop);
-    tcase_add_test(t, test_other_model);
     suite_add_tcase(s, t);
     t = tcase_create("bodies");
     tcase_add_loop_test(t, test_malformed, 0, (int)PL_COUNT_OF(malformed));

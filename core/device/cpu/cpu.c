@@ -243,6 +243,7 @@ static void close_device(struct pl_device *dev)
     pl_cpu_release(cpu->rope_cos, cpu->rope_cap * sizeof(float));
     pl_cpu_release(cpu->rope_sin, cpu->rope_cap * sizeof(float));
     pl_cpu_release(cpu->attn_work, cpu->attn_cap * sizeof(float));
+    pl_cpu_release(cpu->lora_work, cpu->lora_cap * sizeof(float));
     free(cpu);
 }
 
@@ -258,7 +259,8 @@ static void attach(struct pl_device *dev)
         .kv_bytes = pl_cpu_kv_bytes, .kv_new = pl_cpu_kv_new, .kv_free = pl_cpu_kv_free, .step_begin = step_begin,     \
         .step_end = step_end, .embed = pl_cpu_embed, .norm = norm, .matmul = pl_cpu_matmul,                           \
         .matmul_glu = pl_cpu_matmul_glu, .rope = rope,                                                                 \
-        .kv_write = pl_cpu_kv_write, .attn = pl_cpu_attn_op, .act = act, .gather = gather                  \
+        .kv_write = pl_cpu_kv_write, .attn = pl_cpu_attn_op, .act = act, .gather = gather,                             \
+        .lora_new = pl_cpu_lora_new, .lora_free = pl_cpu_lora_free, .lora = pl_cpu_lora                                \
     }
 
 static bool has_avx512(void)

@@ -73,6 +73,17 @@ struct pl_dbuf {
     bool wanted;
 };
 
+/* Low-rank changes of one product. The parts' A lie one after the other, so that x is read once for all. */
+struct pl_lora {
+    uint32_t cols, rank, n_parts; /* rank: of all parts together */
+    float *a;                     /* [rank][cols] */
+    struct pl_cpu_lora_part {
+        uint32_t first, rows; /* outputs */
+        uint32_t rank, from;  /* its rows of a */
+        float *bt;            /* [rank][rows], scaled */
+    } *parts;
+};
+
 /* One segment of attention for n_q query vectors that read the same key/value head. */
 struct pl_cpu_attn {
     pl_dtype dtype;
@@ -107,6 +118,11 @@ struct pl_cpu_kernels {
     /* in[n] as the cache's element type */
     void (*narrow)(pl_dtype t, const float *in, uint32_t n, void *out);
     void (*attn)(struct pl_cpu_attn *a);
+    /* y[i * stride + r] = x[i] · a[r], for n_x rows of x and n_a rows of a [n_a][cols] */
+    void (*lora_down)(const float *const *x, uint32_t n_x, const float *a, uint32_t n_a, uint32_t cols, float *y, size_t stride);
+    /* out[i][c] += sum over r < rank of y[i * stride + r] * bt[r * bt_stride + c], for c < n */
+    void (*lora_up)(float *const *out, uint32_t n_x, const float *y, size_t stride, const float *bt, size_t bt_stride, uint32_t rank,
+                    uint32_t n);
 };
 
 extern const struct pl_cpu_kernels pl_cpu_kernels_ref, pl_cpu_kernels_avx2, pl_cpu_kernels_avx512;
@@ -123,6 +139,8 @@ struct pl_cpu {
     const uint32_t *rope_pos;
     float *attn_work; /* partial results of attention's segments */
     size_t attn_cap;
+    float *lora_work; /* x · Aᵀ of the rows that adapters change */
+    size_t lora_cap;
 };
 
 static inline struct pl_cpu *pl_cpu_of(struct pl_device *dev)
@@ -163,9 +181,14 @@ pl_status pl_cpu_grow(float **p, size_t *cap, size_t n);
 pl_status pl_cpu_weight_new(struct pl_device *dev, const struct pl_weight_src *parts, size_t n_parts, struct pl_weight **out,
                             struct pl_err *err);
 void pl_cpu_weight_free(struct pl_device *dev, struct pl_weight *w);
+pl_status pl_cpu_lora_new(struct pl_device *dev, uint32_t cols, const struct pl_lora_src *parts, size_t n_parts, struct pl_lora **out,
+                          struct pl_err *err);
+void pl_cpu_lora_free(struct pl_device *dev, struct pl_lora *l);
+pl_status pl_cpu_lora(struct pl_device *dev, pl_view out, pl_view x, const struct pl_lora_use *uses, size_t n_uses, bool add);
 pl_status pl_cpu_embed(struct pl_device *dev, pl_view out, const struct pl_weight *w, const uint32_t *idx, bool add);
 pl_status pl_cpu_matmul(struct pl_device *dev, pl_view out, pl_view x, const struct pl_weight *w, pl_view bias, bool add);
-pl_status pl_cpu_matmul_glu(struct pl_device *dev, pl_act_kind kind, pl_view out, pl_view x, const struct pl_weight *w, pl_view bias);
+pl_status pl_cpu_matmul_glu(struct pl_device *dev, pl_act_kind kind, pl_view out, pl_view x, const struct pl_weight *w, pl_view bias,
+                            const struct pl_plus *plus);
 size_t pl_cpu_kv_bytes(struct pl_device *dev, const struct pl_kv_shape *shape);
 pl_status pl_cpu_kv_new(struct pl_device *dev, const struct pl_kv_shape *shape, struct pl_kvdev **out);
 void pl_cpu_kv_free(struct pl_device *dev, struct pl_kvdev *kv);

@@ -72,7 +72,10 @@ static inline void vf_round_i8(vf a, vf b, int8_t *q, int *sum_a, int *sum_b)
     *sum_b = _mm256_extract_epi32(s, 4);
 }
 
+enum { LORA_X = 4, LORA_R = 4 }; /* rows of x and of A that are in registers together */
+
 #include "core/device/cpu/vec.h"
+#include "core/device/cpu/vec_lora.h"
 
 enum { TOKENS = 6 }; /* of a tile: with 2 groups, 12 integer and 12 float sums in registers */
 
@@ -200,4 +203,5 @@ static void rows_block(const struct pl_cpu_part *p, uint32_t group, uint32_t n_g
 const struct pl_cpu_kernels pl_cpu_kernels_avx512 = {
     .name = "avx512", .packed = true, .quant_row = vec_quant_row, .rows_block = rows_block, .rows_float = vec_rows_float,
     .norm = vec_norm, .rope = vec_rope, .glu = vec_glu, .act = vec_act, .narrow = vec_narrow, .attn = vec_attn,
+    .lora_down = vec_lora_down, .lora_up = vec_lora_up,
 };

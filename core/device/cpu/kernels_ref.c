@@ -164,7 +164,31 @@ static void attn(struct pl_cpu_attn *a)
     }
 }
 
+static void lora_down(const float *const *x, uint32_t n_x, const float *a, uint32_t n_a, uint32_t cols, float *y, size_t stride)
+{
+    for (uint32_t i = 0; i < n_x; i++)
+        for (uint32_t r = 0; r < n_a; r++) {
+            double sum = 0;
+            for (uint32_t k = 0; k < cols; k++)
+                sum += (double)x[i][k] * a[(size_t)r * cols + k];
+            y[i * stride + r] = (float)sum;
+        }
+}
+
+static void lora_up(float *const *out, uint32_t n_x, const float *y, size_t stride, const float *bt, size_t bt_stride, uint32_t rank,
+                    uint32_t n)
+{
+    for (uint32_t i = 0; i < n_x; i++)
+        for (uint32_t c = 0; c < n; c++) {
+            double sum = 0;
+            for (uint32_t r = 0; r < rank; r++)
+                sum += (double)y[i * stride + r] * bt[r * bt_stride + c];
+            out[i][c] += (float)sum;
+        }
+}
+
 const struct pl_cpu_kernels pl_cpu_kernels_ref = {
     .name = "ref", .packed = false, .quant_row = quant_row, .rows_block = rows_block, .rows_float = rows_float, .norm = norm,
     .rope = rope, .glu = glu, .act = act, .narrow = narrow, .attn = attn,
+    .lora_down = lora_down, .lora_up = lora_up,
 };

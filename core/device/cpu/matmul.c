@@ -16,6 +16,7 @@ struct product {
     bool add;
     bool gated, quant; /* out = kind(first part's results) × second part's; out's quantized rows too */
     pl_act_kind kind;
+    const struct pl_plus *plus; /* gated only */
     const struct pl_weight *w;
     uint32_t units_per_item, unit_items, tokens_per_item; /* unit_items: of all parts, for one panel of tokens */
 };
@@ -120,6 +121,15 @@ static void add_bias(const struct product *j, uint32_t row, uint32_t n, uint32_t
             s[i][r] += bias[r];
 }
 
+static void add_plus(const struct product *j, uint32_t row, uint32_t n, uint32_t t0, uint32_t n_t, scratch s)
+{
+    for (uint32_t i = 0; j->plus != NULL && i < n_t; i++) {
+        const float *plus = pl_cpu_row(j->plus->values, t0 + i) + row;
+        for (uint32_t r = 0; j->plus->rows[t0 + i] && r < n; r++)
+            s[i][r] += plus[r];
+    }
+}
+
 /* Rows of a part whose first row is output first_row. Whole groups without a bias go straight to out. */
 static void plain_unit(const struct product *j, const struct pl_cpu_part *p, uint32_t first_row, uint32_t unit, uint32_t t0,
                        uint32_t n_t)
@@ -153,6 +163,8 @@ static void gated_unit(const struct product *j, uint32_t unit, uint32_t t0, uint
         compute(j, up, unit, t0, n_t, u[0], PL_CPU_UNIT, false);
         add_bias(j, row, n, n_t, g);
         add_bias(j, gate->rows + row, n, n_t, u);
+        add_plus(j, row, n, t0, n_t, g);
+        add_plus(j, gate->rows + row, n, t0, n_t, u);
         for (uint32_t i = 0; i < n_t; i++) {
             j->cpu->k->glu(j->kind, pl_cpu_row(j->out, t0 + i) + row, g[i], u[i], n);
             if (j->quant)
@@ -224,9 +236,10 @@ pl_status pl_cpu_matmul(struct pl_device *dev, pl_view out, pl_view x, const str
     return run(&j);
 }
 
-pl_status pl_cpu_matmul_glu(struct pl_device *dev, pl_act_kind kind, pl_view out, pl_view x, const struct pl_weight *w, pl_view bias)
+pl_status pl_cpu_matmul_glu(struct pl_device *dev, pl_act_kind kind, pl_view out, pl_view x, const struct pl_weight *w, pl_view bias,
+                            const struct pl_plus *plus)
 {
-    struct product j = {.cpu = pl_cpu_of(dev), .out = out, .x = x, .bias = bias, .gated = true, .kind = kind, .w = w};
+    struct product j = {.cpu = pl_cpu_of(dev), .out = out, .x = x, .bias = bias, .plus = plus, .gated = true, .kind = kind, .w = w};
     if (x.cols != w->cols || w->n_parts != 2 || w->parts[0].rows != w->parts[1].rows || out.cols != w->parts[0].rows || out.rows != x.rows)
         return PL_EINVAL;
     if (x.rows == 0)

@@ -1,0 +1,168 @@
+/* adapters: loading and unloading adapters while the server runs, by the routes that vLLM has for it.
+ *   POST /v1/load_lora_adapter    {"lora_name", "lora_path", "load_inplace": bool}   -> the model, as GET /v1/models/{id} shows it
+ *   POST /v1/unload_lora_adapter  {"lora_name"}                                      -> {"id", "object": "model", "deleted": true}
+ *   GET  /v1/lora_adapters                                                           -> {"object": "list", "data": [...]}
+ * Thread: microhttpd's workers.  Owns: nothing beyond the call.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/mem.h"
+#include "server/api/api.h"
+#include "server/apierr.h"
+#include "server/models.h"
+#include "server/schema.h"
+#include "server/server.h"
+
+static pl_status text_field(const json_t *root, const char *name, const char **v, struct pl_err *err)
+{
+    const json_t *x = json_object_get(root, name);
+    if (!json_is_string(x) || json_string_length(x) == 0)
+        return pl_fail_param(err, PL_EINVAL, name, "'%s' must be a string that is not empty; it is %s", name, pl_json_kind(x));
+    *v = json_string_value(x);
+    return PL_OK;
+}
+
+static pl_status known_fields(const json_t *root, const char *const *known, struct pl_err *err)
+{
+    const char *key;
+    json_t *value;
+    json_object_foreach((json_t *)(uintptr_t)root, key, value)
+    {
+        size_t i = 0;
+        while (known[i] != NULL && strcmp(known[i], key) != 0)
+            i++;
+        if (known[i] == NULL && !json_is_null(value))
+            return pl_fail_param(err, PL_ENOTSUP, key, "'%.60s' is not a field of this request", key);
+    }
+    return PL_OK;
+}
+
+/* The real path of an adapter that lies inside adapter-dir, whatever links and dots lead there; a relative path begins there. */
+static pl_status allowed_path(const struct pl_server *s, const char *given, char **path, struct pl_err *err)
+{
+    const char *dir = s->config->adapter_dir;
+    char folder[PATH_MAX], *whole = NULL, *real = NULL;
+    pl_status rc = PL_OK;
+    if (realpath(dir, folder) == NULL)
+        return pl_fail_param(err, PL_EINVAL, "lora_path", "the server's adapter-dir cannot be read: %s", strerror(errno));
+    if (asprintf(&whole, "%s%s%s", given[0] == '/' ? "" : folder, given[0] == '/' ? "" : "/", given) < 0)
+        return pl_fail(err, PL_ENOMEM, "out of memory");
+    const size_t n = strlen(folder);
+    real = realpath(whole, NULL);
+    if (real != NULL && strncmp(real, folder, n) == 0 && (real[n] == '/' || strcmp(folder, "/") == 0)) {
+        *path = real;
+        real = NULL;
+    } else { /* what lies outside is nobody's business, not even whether it is there */
+        rc = pl_fail_param(err, PL_EINVAL, "lora_path", "'%.200s' is no folder or file inside the server's adapter-dir", given);
+    }
+    free(whole);
+    free(real);
+    return rc;
+}
+
+/* A file's fault is the request's: nothing is wrong with the server. */
+static pl_status as_request_fault(pl_status rc, struct pl_err *err)
+{
+    if (rc != PL_EFORMAT && rc != PL_EIO && rc != PL_ENOENT && rc != PL_ENOTSUP)
+        return rc;
+    struct pl_err cause = *err;
+    return pl_fail_param(err, PL_EINVAL, "lora_path", "%s", cause.msg);
+}
+
+static pl_status load(const struct pl_server *s, const json_t *root, struct pl_buf *out, struct pl_err *err)
+{
+    static const char *const known[] = {"lora_name", "lora_path", "load_inplace", NULL};
+    const char *name, *given;
+    char *path = NULL;
+    const json_t *replace = json_object_get(root, "load_inplace");
+    pl_status rc = known_fields(root, known, err);
+    if (rc == PL_OK && replace != NULL && !json_is_null(replace) && !json_is_boolean(replace))
+        rc = pl_fail_param(err, PL_EINVAL, "load_inplace", "'load_inplace' must be a boolean, not %s", pl_json_kind(replace));
+    if (rc != PL_OK || (rc = text_field(root, "lora_name", &name, err)) != PL_OK || (rc = text_field(root, "lora_path", &given, err)) != PL_OK ||
+        (rc = allowed_path(s, given, &path, err)) != PL_OK)
+        return rc;
+    rc = pl_adapters_load(s->adapters, name, path, json_is_true(replace), err);
+    free(path);
+    if (rc != PL_OK)
+        return as_request_fault(rc, err);
+    struct pl_served *a;
+    if ((rc = pl_models_find(s, name, &a, err)) == PL_OK) { /* it may have been unloaded already */
+        pl_models_add(s, a, out);
+        pl_served_unref(a);
+    }
+    return rc;
+}
+
+static pl_status unload(const struct pl_server *s, const json_t *root, struct pl_buf *out, struct pl_err *err)
+{
+    static const char *const known[] = {"lora_name", NULL};
+    const char *name;
+    pl_status rc = known_fields(root, known, err);
+    if (rc != PL_OK || (rc = text_field(root, "lora_name", &name, err)) != PL_OK || (rc = pl_adapters_unload(s->adapters, name, err)) != PL_OK)
+        return rc;
+    pl_buf_adds(out, "{\"id\":\"");
+    pl_buf_add_json(out, name, strlen(name));
+    pl_buf_adds(out, "\",\"object\":\"model\",\"deleted\":true}");
+    return PL_OK;
+}
+
+static void answer(struct pl_http_req *req, struct pl_http_resp *resp,
+                   pl_status (*fn)(const struct pl_server *s, const json_t *root, struct pl_buf *out, struct pl_err *err))
+{
+    json_t *root;
+    struct pl_err err = {0};
+    pl_status rc = pl_json_read(&root, "the body", req->body, req->n_body, &err);
+    if (rc == PL_OK) {
+        rc = fn(req->server, root, &resp->body, &err);
+        json_decref(root);
+    }
+    if (rc != PL_OK)
+        pl_apierr_answer(req, resp, &err);
+}
+
+void pl_api_load_adapter(struct pl_http_req *req, struct pl_http_resp *resp)
+{
+    if (req->server->config->adapter_dir[0] == '\0') {
+        static const char off[] = "{\"error\":{\"message\":\"Loading adapters over HTTP is off: start the server with --adapter-dir FOLDER, and "
+                                  "put the adapters there.\",\"type\":\"permission_error\",\"param\":null,\"code\":\"adapter_dir_not_set\"}}";
+        resp->status = 403;
+        req->usage->error = "adapter_dir_not_set";
+        pl_buf_adds(&resp->body, off);
+        return;
+    }
+    answer(req, resp, load);
+}
+
+void pl_api_unload_adapter(struct pl_http_req *req, struct pl_http_resp *resp)
+{
+    answer(req, resp, unload);
+}
+
+struct listing {
+    struct pl_buf *out;
+    const char *comma;
+};
+
+static void add(void *arg, struct pl_served *a)
+{
+    struct listing *l = arg;
+    pl_buf_addf(l->out, "%s{\"id\":\"", l->comma);
+    pl_buf_add_json(l->out, a->name, strlen(a->name));
+    pl_buf_adds(l->out, "\",\"object\":\"lora_adapter\",\"path\":\"");
+    pl_buf_add_json_lossy(l->out, a->path, strlen(a->path));
+    pl_buf_addf(l->out, "\",\"status\":\"%s\",\"requests\":%u,\"max_rank\":%u,\"n_params\":%llu,\"created\":%lld}",
+                a->state == PL_SERVED_LISTED ? "loaded" : "unloading", a->refs, a->max_rank, (unsigned long long)a->n_params, (long long)a->created);
+    l->comma = ",";
+}
+
+void pl_api_adapters(struct pl_http_req *req, struct pl_http_resp *resp)
+{
+    struct listing l = {&resp->body, ""};
+    pl_buf_adds(&resp->body, "{\"object\":\"list\",\"data\":[");
+    pl_adapters_each(req->server->adapters, true, add, &l);
+    pl_buf_adds(&resp->body, "]}");
+}
