@@ -2,6 +2,7 @@
 
 SPDX-License-Identifier: Apache-2.0
 """
+import json
 import os
 import re
 import subprocess
@@ -18,11 +19,24 @@ BLOCKS = [b for b in re.findall(r"```sh\n(.*?)```", README, re.S) if "curl" in b
 LINES = [line for b in BLOCKS for line in re.findall(r"^curl(?:[^\n]*\\\n)*[^\n]*$", b, re.M)]
 
 
+def write_adapter(folder):
+    """The smallest adapter of SmolLM2, which changes nothing."""
+    shapes = {"lora_A": (1, 576), "lora_B": (576, 1)}
+    header = {f"base_model.model.model.layers.0.self_attn.q_proj.{k}.weight": {"dtype": "F32", "shape": s, "data_offsets": [2304 * i, 2304 * i + 2304]}
+              for i, (k, s) in enumerate(shapes.items())}
+    text = json.dumps(header).encode()
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 1, "lora_alpha": 1}))
+    (folder / "adapter_model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(4608))
+
+
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory):
     if not REAL.exists():
         pytest.skip(f"{REAL} is not there")
-    d = Daemon(tmp_path_factory.mktemp("readme"), "--alias", "SmolLM2-135M-Instruct", model=REAL).wait_ready()
+    folder = tmp_path_factory.mktemp("readme")
+    write_adapter(folder / "sales")
+    d = Daemon(folder, "--alias", "SmolLM2-135M-Instruct", "--adapter-dir", folder, model=REAL).wait_ready()
     yield d
     assert d.stop() == 0
 

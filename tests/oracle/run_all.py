@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes the heavy fixtures anew, with torch and transformers, and says whether they are what is committed (make oracle).
+"""Makes the heavy fixtures anew, with torch, transformers and peft, and says whether they are what is committed (make oracle).
 The committed files are left as they are. Environment: PARLEY_TEST_MODEL, the default model's file."""
 import json
 import os
@@ -49,6 +49,8 @@ def main():
         print(name, "is the same" if ok else "DIFFERS")
     for what in (["make_dtype.py"], ["make_tokenizer.py", "--model", str(MODEL)]):
         results[what[0]] = subprocess.run([sys.executable, str(HERE / what[0]), "--check", *what[1:]]).returncode == 0
+    adapters = [sys.executable, str(HERE / "make_adapter.py"), "real", "--bin", str(BIN), "--model", str(MODEL)]
+    results["make_adapter.py"] = subprocess.run(adapters).returncode == 0
     failed = sum(not ok for ok in results.values())
     print(f"oracle: {len(results) - failed} passed, {failed} failed")
     sys.exit(failed != 0)
