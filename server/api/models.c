@@ -3,6 +3,8 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "server/models.h"
 
+#include <string.h>
+
 #include "server/api/api.h"
 #include "server/api/listing.h"
 #include "server/apierr.h"

@@ -17,6 +17,7 @@
 #include "core/base/mem.h"
 #include "core/base/pool.h"
 #include "core/model/model.h"
+#include "core/sched/adapters.h"
 #include "server/jobs/files.h"
 #include "server/jobs/supervisor.h"
 #include "server/server.h"
@@ -383,6 +384,42 @@ pl_status pl_jobs_model_path(struct pl_jobs *j, const char *name, char **path, s
     return st == PL_OK ? PL_OK : st == PL_ENOENT ? no_model(name, err) : pl_fail(err, st, "%s", pl_status_text(st));
 }
 
+pl_status pl_jobs_load(struct pl_jobs *j, const char *name, const char *path, struct pl_err *err)
+{
+    struct pl_adapters *served = j->server->adapters;
+    char *whole = NULL;
+    if (asprintf(&whole, "%s/model.gguf", path) >= 0 && access(whole, R_OK) == 0) {
+        const pl_status st = pl_fail_param(err, PL_ENOTSUP, "model", "it is a whole model; serve it with parleyd --model %s --alias %s", whole, name);
+        free(whole);
+        return st;
+    }
+    free(whole);
+    pthread_mutex_lock(&j->load_lock);
+    struct pl_served *there = pl_adapters_find(served, name);
+    pl_served_unref(there);
+    const pl_status st = there != NULL ? PL_OK : pl_adapters_load(served, name, path, false, err);
+    pthread_mutex_unlock(&j->load_lock);
+    return st;
+}
+
+pl_status pl_jobs_serve(struct pl_jobs *j, const char *name, struct pl_err *err)
+{
+    char *path = NULL;
+    pl_status st = pl_jobs_model_path(j, name, &path, err);
+    if (st == PL_OK)
+        st = pl_jobs_load(j, name, path, err);
+    free(path);
+    return st;
+}
+
+/* A model that is deleted answers no new request; those that run end as they would have. */
+static void unload(struct pl_jobs *j, const char *name)
+{
+    struct pl_err err = {0};
+    if (j->server->adapters != NULL && pl_adapters_unload(j->server->adapters, name, &err) != PL_OK)
+        pl_log_debug("%s", err.msg);
+}
+
 static pl_status delete_checkpoints(struct pl_jobs *j, const char *job, const char *folder, struct pl_err *err)
 {
     const struct pl_store_query q = {.column = "job", .value = job};
@@ -396,6 +433,8 @@ static pl_status delete_checkpoints(struct pl_jobs *j, const char *job, const ch
         const struct pl_checkpoint_row *c = (const struct pl_checkpoint_row *)rows + i;
         char *path = NULL;
         st = pl_store_delete(j->store, PL_TABLE_CHECKPOINTS, c->seq, err);
+        if (st == PL_OK)
+            unload(j, c->name);
         if (st == PL_OK && asprintf(&path, "%s/%s", folder, c->path) >= 0)
             pl_files_remove_tree(path);
         free(path);
@@ -425,6 +464,7 @@ pl_status pl_jobs_delete_model(struct pl_jobs *j, const char *name, struct pl_er
         pl_row_fini(PL_TABLE_CHECKPOINTS, &c);
     }
     if (st == PL_OK) {
+        unload(j, name);
         pl_files_remove_tree(path);
         pl_log_info("model %s deleted", name);
     }
@@ -440,6 +480,7 @@ pl_status pl_jobs_open(struct pl_jobs **out, struct pl_server *s, struct pl_err 
     struct pl_jobs *j = pl_xcalloc(1, sizeof *j);
     char *dir = pl_config_data_dir(s->config);
     j->server = s;
+    pthread_mutex_init(&j->load_lock, NULL);
     pl_status st = dir != NULL ? pl_store_open(&j->store, dir, err)
                                : pl_fail_param(err, PL_EINVAL, "data-dir", "there is no place for files and jobs: name one with --data-dir");
     if (st == PL_OK)
@@ -477,6 +518,32 @@ static void sweep_jobs(struct pl_jobs *j)
     free(path);
 }
 
+/* Tuned models of former days are served again; checkpoints when somebody asks for them. */
+static void serve_all(struct pl_jobs *j)
+{
+    const struct pl_store_query q = {.column = "status", .value = "succeeded"};
+    struct pl_err err = {0};
+    void *rows;
+    size_t n, n_loaded = 0;
+    bool more;
+    if (pl_store_list(j->store, PL_TABLE_JOBS, &q, &rows, &n, &more, &err) != PL_OK) {
+        pl_log_error("%s", err.msg);
+        return;
+    }
+    for (size_t i = 0; i < n; i++) {
+        const struct pl_job_row *row = (const struct pl_job_row *)rows + i;
+        if (row->deleted)
+            continue;
+        if (pl_jobs_serve(j, row->name, &err) == PL_OK)
+            n_loaded++;
+        else
+            pl_log_warn("%s is not served: %s", row->name, err.msg);
+    }
+    pl_rows_free(PL_TABLE_JOBS, rows, n);
+    if (n_loaded > 0)
+        pl_log_info("%zu tuned models are served", n_loaded);
+}
+
 pl_status pl_jobs_start(struct pl_jobs *j, struct pl_err *err)
 {
     const struct pl_store_query q = {.column = "status", .value = "validating_files", .ascending = true};
@@ -485,6 +552,7 @@ pl_status pl_jobs_start(struct pl_jobs *j, struct pl_err *err)
     size_t n;
     bool more;
     sweep_jobs(j);
+    serve_all(j);
     pl_status st = pl_store_list(j->store, PL_TABLE_JOBS, &q, &rows, &n, &more, err);
     for (size_t i = 0; i < n && st == PL_OK; i++)
         st = pl_jobs_validate_later(j, (const struct pl_job_row *)rows + i, err);
@@ -511,6 +579,7 @@ void pl_jobs_close(struct pl_jobs *j)
     pl_supervisor_stop(j->supervisor, 0);
     pl_tasks_stop(j->tasks);
     pl_store_close(j->store);
+    pthread_mutex_destroy(&j->load_lock);
     free(j);
 }
 

@@ -10,6 +10,7 @@
 #define PL_JOBS_JOBS_H
 
 #include <jansson.h>
+#include <pthread.h>
 
 #include "core/base/buf.h"
 #include "core/train/dataset.h"
@@ -25,6 +26,7 @@ struct pl_jobs {
     struct pl_store *store;
     struct pl_tasks *tasks;
     struct pl_supervisor *supervisor;
+    pthread_mutex_t load_lock; /* one model is loaded at a time */
 };
 
 /* Opens the data directory. */
@@ -65,6 +67,10 @@ void pl_jobs_poke(struct pl_jobs *j);
 /* DIR/jobs/<id>; free(). */
 char *pl_jobs_folder(struct pl_jobs *j, const char *id);
 
+/* Serves the adapter in path under name; PL_OK when it is served already. */
+pl_status pl_jobs_load(struct pl_jobs *j, const char *name, const char *path, struct pl_err *err) PL_MUST_CHECK;
+/* The same for a tuned model or checkpoint that is not loaded, by its exact name. PL_ENOENT. */
+pl_status pl_jobs_serve(struct pl_jobs *j, const char *name, struct pl_err *err) PL_MUST_CHECK;
 /* A tuned model or checkpoint by its exact name: its PEFT folder (or file), free(). PL_ENOENT. */
 pl_status pl_jobs_model_path(struct pl_jobs *j, const char *name, char **path, struct pl_err *err) PL_MUST_CHECK;
 /* DELETE /v1/models/{name}: the model and its checkpoints are gone. PL_ENOENT. */

@@ -237,7 +237,7 @@ static pl_status adopt_results(struct pl_supervisor *s, struct pl_job_row *row, 
     pl_status st = PL_OK;
     pl_store_new_id(id, "file-");
     char *to = pl_jobs_path(store, "uploads", id);
-    if (asprintf(&from, "%s/result/results.csv", folder) < 0)
+    if (asprintf(&from, "%s/results.csv", folder) < 0)
         from = NULL;
     if (from == NULL || access(from, R_OK) != 0)
         goto out; /* a worker that writes none has no result file */
@@ -263,10 +263,28 @@ out:
     return st;
 }
 
+/* The model answers before the job says so. */
+static pl_status serve(struct pl_supervisor *s, const struct pl_job_row *row, struct pl_err *err)
+{
+    struct pl_err why = {0};
+    char *folder = pl_jobs_folder(s->j, row->id);
+    char *path = NULL;
+    pl_status st = PL_OK;
+    if (asprintf(&path, "%s/result", folder) >= 0 && pl_jobs_load(s->j, row->name, path, &why) != PL_OK) {
+        pl_log_warn("%s: %s is not served: %s", row->id, row->name, why.msg);
+        st = pl_jobs_event(s->j, row->id, "warn", "message", NULL, -1, err, "The model is not served by this daemon: %s", why.msg);
+    }
+    free(path);
+    free(folder);
+    return st;
+}
+
 static void succeed(struct pl_supervisor *s, struct pl_job_row *row)
 {
     struct pl_err err = {0};
-    pl_status st = pl_store_begin(s->j->store, &err);
+    pl_status st = serve(s, row, &err);
+    if (st == PL_OK)
+        st = pl_store_begin(s->j->store, &err);
     if (st == PL_OK) {
         st = adopt_results(s, row, &err);
         if (st == PL_OK)
