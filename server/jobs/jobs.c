@@ -71,16 +71,17 @@ static pl_status link_file(struct pl_jobs *j, const char *file, const char *fold
 static pl_status link_base(struct pl_job_row *row, const char *folder, struct pl_err *err)
 {
     static const char *const names[] = {"adapter_config.json", "adapter_model.safetensors", "model.gguf"};
-    char *base = NULL;
+    char *base = NULL, *source = row->base_adapter;
     size_t n_linked = 0;
-    if (row->base_adapter == NULL)
+    if (source == NULL)
         return PL_OK;
     if (asprintf(&base, "%s/base", folder) < 0)
         return pl_fail(err, PL_ENOMEM, "out of memory");
+    row->base_adapter = NULL;
     pl_status st = mkdir(base, 0700) == 0 ? PL_OK : pl_fail(err, PL_EIO, "cannot make %s: %s", base, strerror(errno));
     for (size_t i = 0; i < PL_COUNT_OF(names) && st == PL_OK; i++) {
         char *from = NULL, *to = NULL;
-        if (asprintf(&from, "%s/%s", row->base_adapter, names[i]) < 0 || asprintf(&to, "%s/%s", base, names[i]) < 0) {
+        if (asprintf(&from, "%s/%s", source, names[i]) < 0 || asprintf(&to, "%s/%s", base, names[i]) < 0) {
             st = pl_fail(err, PL_ENOMEM, "out of memory");
         } else if (access(from, F_OK) == 0 && (st = pl_files_link(from, to, err)) == PL_OK) {
             n_linked++;
@@ -92,6 +93,7 @@ static pl_status link_base(struct pl_job_row *row, const char *folder, struct pl
     if (st == PL_OK && n_linked == 0)
         st = pl_fail_param(err, PL_EINVAL, "model", "the model '%.200s' has no files to go on from", row->model);
     free(base);
+    free(source);
     return st;
 }
 

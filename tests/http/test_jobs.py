@@ -385,7 +385,7 @@ def test_a_tuned_model_as_base(place):
     done = place.wait(second.id, "succeeded")
     assert done.fine_tuned_model.startswith("ft:tiny:parley::")
     base = place.seen(second.id)["job"]["base_adapter"]
-    assert base == str(place.data / "jobs" / second.id / "base") and (Path(base) / "adapter_config.json").exists()
+    assert base == str(place.data / "jobs" / second.id / "base") and sorted(os.listdir(base)) == ["adapter_config.json", "adapter_model.safetensors"]
     with pytest.raises(openai.BadRequestError) as e:
         c.fine_tuning.jobs.create(model=first.fine_tuned_model, training_file=upload(c).id)
     assert e.value.body["code"] == "model_not_available"
