@@ -154,7 +154,7 @@ pl_status pl_jobs_plan(struct pl_jobs *j, const struct pl_train_spec *method, co
 json_t *pl_jobs_estimate(struct pl_jobs *j, const struct pl_train_plan *p)
 {
     /* What a processor of today does in products of this kind; a running job's estimated_finish is measured. */
-    const double flops_per_thread = p->spec.precision == PL_PRECISION_BF16 ? 100e9 : 40e9;
+    const double flops_per_thread = p->spec.precision == PL_PRECISION_BF16 ? 200e9 : 60e9;
     (void)j;
     return json_pack("{s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "examples", (json_int_t)p->training.n_examples, "validation_examples",
                      (json_int_t)p->validation.n_examples, "tokens", (json_int_t)p->training.n_tokens, "loss_tokens", (json_int_t)p->training.n_loss_tokens,
