@@ -64,8 +64,8 @@ $(B)/suites.h: $(unit_src)
 
 $(B)/tests/unit/main.o: CPPFLAGS += -I$(B)
 $(B)/tests/unit/main.o: $(B)/suites.h
-$(B)/unit: $(call objects,$(unit_src)) $(tool_obj) $(config_obj) $(addprefix $(B)/server/,schema.o prompt.o apierr.o gen_text.o) $(B)/libparley.a
-	$(CC) $(LDFLAGS) $^ $(LIBS) $(shell pkg-config --libs check) -o $@
+$(B)/unit: $(call objects,$(unit_src)) $(tool_obj) $(config_obj) $(addprefix $(B)/server/,schema.o prompt.o apierr.o gen_text.o multipart.o) $(B)/libparley.a
+	$(CC) $(LDFLAGS) -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc $^ $(LIBS) $(shell pkg-config --libs check) -o $@
 
 $(B)/ops: $(call objects,$(wildcard tests/ops/*.c)) $(B)/libparley.a
 	$(CC) $(LDFLAGS) $^ $(LIBS) -o $@
@@ -104,7 +104,7 @@ clean:
 	rm -rf build
 
 help:
-	@echo 'all (default), test, test-unit, ops, test-http, oracle, bench, lint, tools, install, clean; BUILD=release|debug|asan|tsan'
+	@echo 'all (default), test, test-unit, ops, test-http, oracle, bench, bench-tools, lint, tools, install, clean; BUILD=release|debug|asan|tsan'
 
 # The flags stamp: objects are rebuilt when the flags change.
 FLAGS := $(CC) $(CPPFLAGS) $(CFLAGS)

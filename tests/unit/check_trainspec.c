@@ -97,9 +97,10 @@ START_TEST(given)
     struct pl_err err = {0};
     struct pl_train_facts f = facts(100);
     f.validation = true;
-    ck_assert_msg(read_spec(&s, "{\"type\":\"dpo\",\"dpo\":{\"hyperparameters\":{\"beta\":0.3,\"n_epochs\":\"auto\",\"batch_size\":4,\"learning_rate_multiplier\":"
-                       "2},\"peft\":{\"kind\":\"full\"},\"early_stopping\":{\"patience\":3},\"schedule\":{\"kind\":\"wsd\",\"decay_ratio\":0.1},\"optimizer\":null}}",
-                       &err) == PL_OK, "%s", err.msg);
+    ck_assert_msg(read_spec(&s, "{\"type\":\"dpo\",\"dpo\":{\"hyperparameters\":{\"beta\":0.3,\"n_epochs\":\"auto\",\"batch_size\":4,"
+                            "\"learning_rate_multiplier\":2},\"peft\":{\"kind\":\"full\"},\"early_stopping\":{\"patience\":3},"
+                            "\"schedule\":{\"kind\":\"wsd\",\"decay_ratio\":0.1},\"optimizer\":null}}",
+                            &err) == PL_OK, "%s", err.msg);
     ck_assert_msg(pl_train_spec_resolve(&s, &f, &err) == PL_OK, "%s", err.msg);
     ck_assert_double_eq(s.beta, 0.3);
     ck_assert_double_eq_tol(s.learning_rate, 2e-6, 1e-12);
@@ -205,12 +206,13 @@ START_TEST(the_table)
         ck_assert_msg(strstr(docs, rows[i].help) != NULL, "docs/finetuning.md does not say of %s: %s", in_docs, rows[i].help);
         if (rows[i].kind != 'I' && rows[i].kind != 'R')
             continue;
-        const double step = rows[i].kind == 'I' ? 1 : 1e-3 * (fabs(rows[i].min) + 1e-9), values[] = {rows[i].min, rows[i].max, rows[i].min - step, rows[i].max * 1.1 + 1};
+        const double step = rows[i].kind == 'I' ? 1 : 1e-3 * (fabs(rows[i].min) + 1e-9);
+        const double values[] = {rows[i].min, rows[i].max, rows[i].min - step, rows[i].max * 1.1 + 1};
         for (size_t k = 0; k < PL_COUNT_OF(values); k++) {
             struct pl_train_spec s;
             struct pl_err err;
-            snprintf(text, sizeof text, rows[i].kind == 'I' ? "{\"type\":\"%s\",\"%s\":{\"%s\":{\"%s\":%.0f}}}" : "{\"type\":\"%s\",\"%s\":{\"%s\":{\"%s\":%.17g}}}", method,
-                     method, rows[i].group, rows[i].name, values[k]);
+            snprintf(text, sizeof text, "{\"type\":\"%s\",\"%s\":{\"%s\":{\"%s\":%.*g}}}", method, method, rows[i].group, rows[i].name,
+                     rows[i].kind == 'I' ? 10 : 17, values[k]);
             const pl_status st = read_spec(&s, text, &err);
             ck_assert_msg((st == PL_OK) == (k < 2), "%s: %s", text, err.msg);
             snprintf(path, sizeof path, "method.%s.%s.%s", method, rows[i].group, rows[i].name);
