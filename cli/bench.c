@@ -21,6 +21,7 @@ struct bench {
     struct drive d;
     struct list prompts, batches, contexts; /* contexts ascend */
     uint32_t gen, repeat;
+    pl_dtype kv_type;
 };
 
 static int ascending(const void *a, const void *b)
@@ -136,7 +137,7 @@ static int run(struct bench *b, const char *model, const char *threads, const ch
     longest = longest > last_of(&b->prompts) ? longest : last_of(&b->prompts);
     if (!cli_open(&b->m, model, threads, isa, DRIVE_TOKENS, DRIVE_SEQS))
         return 1;
-    bool ok = drive_open(&b->d, &b->m, b->batches.n > 0 ? last_of(&b->batches) : 1, longest);
+    bool ok = drive_open(&b->d, &b->m, b->batches.n > 0 ? last_of(&b->batches) : 1, longest, b->kv_type);
     if (ok)
         report(b, json);
     drive_close(&b->d);
@@ -147,10 +148,12 @@ static int run(struct bench *b, const char *model, const char *threads, const ch
 int cli_bench(int argc, char **argv)
 {
     const char *model = NULL, *prompt = "128,512", *batch = "1,16", *context = "0", *gen = "64", *repeat = "3", *threads = NULL, *isa = NULL;
+    const char *kv_type = "f16";
     bool json = false, ops = false;
     const struct cli_flag flags[] = {{"model", &model, NULL},   {"prompt", &prompt, NULL},   {"batch", &batch, NULL},
                                      {"context", &context, NULL}, {"gen", &gen, NULL},       {"repeat", &repeat, NULL},
-                                     {"threads", &threads, NULL}, {"isa", &isa, NULL},       {"json", NULL, &json}, {"ops", NULL, &ops}};
+                                     {"threads", &threads, NULL}, {"isa", &isa, NULL},       {"json", NULL, &json}, {"ops", NULL, &ops},
+                                     {"kv-type", &kv_type, NULL}};
     if (!cli_flags(argc, argv, flags, PL_COUNT_OF(flags)))
         return 2;
     if (ops)
@@ -162,6 +165,11 @@ int cli_bench(int argc, char **argv)
         read_list(&n, gen, 1 << 20) && n.n == 1 && n.v[0] > 0 && read_list(&times, repeat, MAX_REPEAT) && times.n == 1 && times.v[0] > 0 &&
         b->contexts.n > 0 && b->prompts.n + b->batches.n > 0 && (b->batches.n == 0 || b->batches.v[0] > 0) &&
         (b->prompts.n == 0 || b->prompts.v[0] > 0)) {
+        if (!pl_kv_type(kv_type, &b->kv_type)) {
+            fprintf(stderr, "parley bench: --kv-type \"%s\": " PL_KV_TYPES "\n", kv_type);
+            free(b);
+            return 2;
+        }
         b->gen = n.v[0];
         b->repeat = times.v[0];
         status = run(b, model, threads, isa, json);

@@ -8,10 +8,10 @@
 #include "core/base/mem.h"
 #include "core/kv/kv.h"
 
-bool drive_open(struct drive *d, const struct cli_model *m, uint32_t n_seqs, uint32_t longest)
+bool drive_open(struct drive *d, const struct cli_model *m, uint32_t n_seqs, uint32_t longest, pl_dtype kv_type)
 {
     *d = (struct drive){.m = m, .pages_per_seq = (longest + PL_KV_PAGE - 1) / PL_KV_PAGE};
-    const struct pl_kv_shape shape = pl_model_kv_shape(m->model, PL_KV_PAGE, n_seqs * d->pages_per_seq, PL_F16);
+    const struct pl_kv_shape shape = pl_model_kv_shape(m->model, PL_KV_PAGE, n_seqs * d->pages_per_seq, kv_type);
     uint32_t n_ctx = pl_model_spec(m->model)->n_ctx;
     m->dev->ops->attach(m->dev);
     if (longest > n_ctx) {

@@ -19,8 +19,8 @@ struct drive {
     uint32_t q_start[DRIVE_SEQS + 1], ctx[DRIVE_SEQS], page_start[DRIVE_SEQS + 1];
 };
 
-/* Room for n_seqs sequences of `longest` tokens. The model was opened for DRIVE_TOKENS tokens and DRIVE_SEQS rows. */
-bool drive_open(struct drive *d, const struct cli_model *m, uint32_t n_seqs, uint32_t longest);
+/* Room for n_seqs sequences of `longest` tokens, in a cache of that type. The model was opened for DRIVE_TOKENS tokens and DRIVE_SEQS rows. */
+bool drive_open(struct drive *d, const struct cli_model *m, uint32_t n_seqs, uint32_t longest, pl_dtype kv_type);
 void drive_close(struct drive *d);
 
 /* Tokens [at, at + n) of each of n_seqs sequences, at most DRIVE_TOKENS in all; logits: for each sequence's last one. */

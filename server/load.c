@@ -210,14 +210,11 @@ static pl_status open_engine(struct pl_load *l, const struct pl_config *c, struc
     struct pl_engine_opts o = {
         .max_sequences = (uint32_t)c->max_sequences,
         .batch_tokens = (uint32_t)c->batch_tokens,
-        .kv_dtype = PL_F16,
         .queue_limit = (uint32_t)c->queue_limit,
         .pool = l->pool,
     };
-    if (strcmp(c->kv_type, "f32") == 0)
-        o.kv_dtype = PL_F32;
-    else if (strcmp(c->kv_type, "bf16") == 0)
-        o.kv_dtype = PL_BF16;
+    if (!pl_kv_type(c->kv_type, &o.kv_dtype))
+        return pl_fail_param(err, PL_EINVAL, "kv-type", "no cache type \"%s\": " PL_KV_TYPES, c->kv_type);
     pl_status rc = choose_context(c, spec, &o.max_context, err);
     if (rc != PL_OK)
         return rc;

@@ -16,6 +16,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "core/base/status.h"
 #include "core/model/dtype.h"
@@ -87,11 +88,26 @@ struct pl_plus {
 /* What every device can do; models beyond it are refused when they are loaded. */
 enum { PL_MAX_HEAD_DIM = 256, PL_MAX_QUERIES_PER_KV = 16 };
 
+/* Element types of a cache. Q8_0: int8 with a scale per 32 elements of a head, a little more than half of F16. */
+#define PL_KV_TYPE_LIST(X) X("f32", PL_F32) X("f16", PL_F16) X("bf16", PL_BF16) X("q8_0", PL_Q8_0)
+#define PL_KV_TYPES "f32, f16, bf16 or q8_0"
+
+/* false when there is no such type. */
+static inline bool pl_kv_type(const char *name, pl_dtype *type)
+{
+#define X(text, value)                                                                                                 \
+    if (strcmp(name, text) == 0)                                                                                       \
+        return *type = value, true;
+    PL_KV_TYPE_LIST(X)
+#undef X
+    return false;
+}
+
 struct pl_kv_shape {
     uint32_t n_layers, n_kv_heads, head_dim;
     uint32_t page_size; /* tokens */
     uint32_t n_pages;
-    pl_dtype dtype; /* PL_F32, PL_F16 or PL_BF16 */
+    pl_dtype dtype; /* of PL_KV_TYPE_LIST */
 };
 
 typedef enum { PL_NORM_RMS, PL_NORM_LAYER } pl_norm_kind;

@@ -289,6 +289,9 @@ static size_t run(struct machine *m, const struct row *r, float *out)
 #define GD(g, d) ((g) << 16 | (d))
 static const uint32_t ctx_short[] = {1, 31, 32, 33, 5, 0}, ctx_long[] = {300, 700, 257, 40, 0}, ctx_one[] = {700, 0};
 
+/* Q8_0: queries are rounded to 15 bits and weights to 14; where two sums differ in their last bit, a key may become another integer */
+#define ROUNDED 1e-6
+
 static const struct row fixed[] = {
     {NORM, PL_NORM_RMS, 5, 576, 0, false, 1e-11, NULL},  {NORM, PL_NORM_LAYER, 33, 100, 0, true, 1e-11, NULL},
     {NORM, PL_NORM_LAYER, 2, 48, 0, false, 1e-11, NULL}, {ROPE, PL_ROPE_INTERLEAVED, 20, 192, 64, false, 1e-11, NULL},
@@ -300,6 +303,9 @@ static const struct row fixed[] = {
     {EMBED, PL_F32, 5, 40, 64, true, 0, NULL},           {EMBED, PL_Q6_K, 3, 40, 256, true, 0, NULL},
     {ATTN, PL_F16, 5, 9, GD(3, 64), false, 1e-10, ctx_short}, {ATTN, PL_F32, 33, 4, GD(4, 16), false, 1e-10, ctx_long},
     {ATTN, PL_BF16, 17, 6, GD(2, 80), false, 1e-10, ctx_long}, {ATTN, PL_F16, 1, 9, GD(3, 64), false, 1e-10, ctx_one},
+    {ATTN, PL_Q8_0, 5, 9, GD(3, 64), false, ROUNDED, ctx_short}, {ATTN, PL_Q8_0, 33, 4, GD(4, 16), false, ROUNDED, ctx_long},
+    {ATTN, PL_Q8_0, 17, 6, GD(2, 80), false, ROUNDED, ctx_long}, {ATTN, PL_Q8_0, 1, 9, GD(3, 64), false, ROUNDED, ctx_one},
+    {ATTN, PL_Q8_0, 3, 2, GD(1, 24), false, ROUNDED, ctx_short}, {ATTN, PL_Q8_0, 40, 9, GD(3, 128), false, ROUNDED, ctx_long},
     {MATMUL, PL_F32, 9, 19, 67, true, 1e-9, NULL},       {MATMUL, PL_F16, 3, 50, 1, false, 1e-9, NULL},
     {MATMUL, PL_BF16, 1, 1, 33, false, 1e-9, NULL},      {MATMUL, PL_Q4_1, 200, 600, 96, true, 1e-9, NULL},
     {ATTN, PL_F16, 3, 2, GD(1, 24), false, 1e-10, ctx_short}, {ATTN, PL_F16, 40, 9, GD(3, 64), false, 1e-10, ctx_long},

@@ -1,5 +1,5 @@
 /* logits: the model's next-token scores for given tokens, for comparison with a reference implementation.
- *   logits --model FILE [--adapter PATH] [--isa NAME] [--threads N] [--chunk N] [--kv-type f32|f16|bf16] [--logprobs]
+ *   logits --model FILE [--adapter PATH] [--isa NAME] [--threads N] [--chunk N] [--kv-type TYPE] [--logprobs]
  * Standard input: a JSON object a line, {"tokens": [1, 2, …], "from": 0}. Standard output, for each line: uint32 rows,
  * uint32 vocabulary, then float32 [rows, vocabulary] in the machine's byte order; row i scores what follows token from + i.
  * SPDX-License-Identifier: Apache-2.0 */
@@ -125,6 +125,7 @@ static int run(const struct job *job)
 
 int main(int argc, char **argv)
 {
+    bool bad = false;
     struct job job = {.chunk = 128, .kv_type = PL_F16};
     static const struct option options[] = {
         {"model", 1, NULL, 'm'},   {"isa", 1, NULL, 'i'},      {"threads", 1, NULL, 't'}, {"chunk", 1, NULL, 'c'},
@@ -137,13 +138,13 @@ int main(int argc, char **argv)
         case 'i': job.isa = optarg; break;
         case 't': job.n_threads = (unsigned)strtoul(optarg, NULL, 10); break;
         case 'c': job.chunk = (uint32_t)strtoul(optarg, NULL, 10); break;
-        case 'k': job.kv_type = strcmp(optarg, "f32") == 0 ? PL_F32 : strcmp(optarg, "bf16") == 0 ? PL_BF16 : PL_F16; break;
+        case 'k': bad |= !pl_kv_type(optarg, &job.kv_type); break;
         case 'l': job.logprobs = true; break;
         default: return 2;
         }
     }
-    if (job.model == NULL || job.chunk == 0 || optind != argc) {
-        fputs("usage: logits --model FILE [--adapter PATH] [--isa NAME] [--threads N] [--chunk N] [--kv-type f32|f16|bf16] [--logprobs]\n", stderr);
+    if (bad || job.model == NULL || job.chunk == 0 || optind != argc) {
+        fputs("usage: logits --model FILE [--adapter PATH] [--isa NAME] [--threads N] [--chunk N] [--kv-type TYPE] [--logprobs]\n", stderr);
         return 2;
     }
     return run(&job);

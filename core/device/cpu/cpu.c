@@ -246,6 +246,7 @@ static void close_device(struct pl_device *dev)
     pl_cpu_release(cpu->attn_work, cpu->attn_cap * sizeof(float));
     pl_cpu_train_free(cpu->train);
     pl_cpu_release(cpu->lora_work, cpu->lora_cap * sizeof(float));
+    pl_cpu_attn_free(cpu);
     free(cpu);
 }
 

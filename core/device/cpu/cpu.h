@@ -33,6 +33,7 @@ struct pl_cpu_part {
     uint32_t rows, cols;
     const uint8_t *src; /* borrowed: the file's rows, for the embedding and the reference kernels */
     uint8_t *packed;    /* NULL in the reference device */
+    struct pl_cpu_chunk *chunk; /* where packed lies */
     size_t group_bytes;
     uint32_t bits; /* 4 or 8; 0 = float type */
     uint32_t sub;
@@ -40,18 +41,46 @@ struct pl_cpu_part {
     float offset;
 };
 
+/* Packed parts lie one behind the other in huge pages, since most are smaller than one; given back with the last part. */
+struct pl_cpu_chunk {
+    uint8_t *data;
+    size_t size, used;
+    uint32_t n_parts;
+};
+
 struct pl_weight {
     uint32_t rows, cols, n_parts;
     struct pl_cpu_part *parts;
 };
 
-/* Pages of one layer lie one after another; a page holds, for each key/value head, its keys transposed and then its
- * values: K [D][32], V [32][D]. */
+/* What one key/value head has in a page, in this order; `step` is what a dot product takes at once: 1 (F32, F16), 2 (BF16),
+ * 4 (Q8_0), and D is rounded up to it for keys.
+ *
+ *   keys          [D / step][32 positions][step]     bytes of Q8_0 hold the key + 128
+ *   key scales    f16 [D / 32][32 positions]         Q8_0 only
+ *   values        [32 / step][D][step positions]
+ *   value scales  as for keys */
+struct pl_cpu_kv_layout {
+    pl_dtype dtype;
+    uint32_t step, element, head_dim;
+    uint32_t key_scales, values, value_scales, bytes; /* offsets, and the whole */
+    uint32_t rotate_bits;                             /* heads are rotated in pieces of 2^rotate_bits; 0 = not */
+};
+
+enum { PL_CPU_KEY_OFFSET = 128 };
+
+/* Pages of one layer lie one after another. */
 struct pl_kvdev {
     struct pl_kv_shape shape;
+    struct pl_cpu_kv_layout layout;
     uint8_t *data;
-    size_t bytes, layer_bytes, page_bytes, head_bytes, element;
+    size_t bytes, layer_bytes, page_bytes;
 };
+
+static inline uint8_t *pl_cpu_head_page(const struct pl_kvdev *kv, uint32_t layer, uint32_t page, uint32_t head)
+{
+    return kv->data + layer * kv->layer_bytes + page * kv->page_bytes + (size_t)head * kv->layout.bytes;
+}
 
 /* Activations quantized for block types: int8 per 32 inputs with scale d = max|x| / 127; sum16 and sum32 are d times the
  * sum of 16 or 32 quants, for the minimum term. */
@@ -86,9 +115,10 @@ struct pl_lora {
 
 /* One segment of attention for n_q query vectors that read the same key/value head. */
 struct pl_cpu_attn {
-    pl_dtype dtype;
-    uint32_t head_dim, n_pages;
-    const uint8_t *pages[PL_CPU_SEGMENT]; /* this head's K of each page; V follows */
+    const struct pl_cpu_kv_layout *layout;
+    uint32_t n_pages;
+    const uint8_t *pages[PL_CPU_SEGMENT]; /* this head's */
+    const uint8_t *ahead[PL_CPU_SEGMENT]; /* pages of the segment that will be read next, or NULL */
     uint32_t n_q;
     const float *q[PL_CPU_MAX_QUERIES];
     uint32_t n_pos[PL_CPU_MAX_QUERIES]; /* positions of the segment that query i sees, at least 1 */
@@ -123,6 +153,10 @@ struct pl_cpu_kernels {
     /* out[i][c] += sum over r < rank of y[i * stride + r] * bt[r * bt_stride + c], for c < n */
     void (*lora_up)(float *const *out, uint32_t n_x, const float *y, size_t stride, const float *bt, size_t bt_stride, uint32_t rank,
                     uint32_t n);
+    /* total[n] = total * c + acc * d */
+    void (*blend)(float *total, float c, const float *acc, float d, uint32_t n);
+    /* Multiplies each piece of 2^bits elements by the Hadamard matrix of that size, over the root of the size. */
+    void (*rotate)(float *x, uint32_t n, uint32_t bits);
 };
 
 extern const struct pl_cpu_kernels pl_cpu_kernels_ref, pl_cpu_kernels_avx2, pl_cpu_kernels_avx512;
@@ -133,6 +167,7 @@ struct pl_cpu {
     const struct pl_cpu_kernels *k;
     const struct pl_batch *batch; /* of the step that runs, else NULL */
     struct pl_cpu_act act;
+    struct pl_cpu_chunk *chunk; /* where the next packed part goes; NULL = a new one */
     float *rope_cos, *rope_sin; /* [T][n_dims / 2] of rope_freq and rope_pos, made once a step */
     size_t rope_cap;
     const float *rope_freq;
@@ -142,6 +177,7 @@ struct pl_cpu {
     struct pl_cpu_train *train; /* of the training operations, NULL until the first */
     float *lora_work; /* x · Aᵀ of the rows that adapters change */
     size_t lora_cap;
+    struct pl_cpu_attn_plan *attn_plan; /* attn.c's, made when it is first needed */
 };
 
 static inline struct pl_cpu *pl_cpu_of(struct pl_device *dev)
@@ -195,6 +231,7 @@ pl_status pl_cpu_kv_new(struct pl_device *dev, const struct pl_kv_shape *shape, 
 void pl_cpu_kv_free(struct pl_device *dev, struct pl_kvdev *kv);
 pl_status pl_cpu_kv_write(struct pl_device *dev, struct pl_kvdev *kv, uint32_t layer, pl_view k, pl_view v,
                           const struct pl_batch *b);
+void pl_cpu_attn_free(struct pl_cpu *cpu);
 pl_status pl_cpu_attn_op(struct pl_device *dev, pl_view out, pl_view q, const struct pl_kvdev *kv, uint32_t layer, float scale,
                          const struct pl_batch *b);
 

@@ -100,6 +100,7 @@ static inline void vf_round_i8(vf x, vf y, int8_t *q, int *sum_x, int *sum_y)
 
 enum { LORA_X = 2, LORA_R = 2 }; /* rows of x and of A that are in registers together */
 
+#include "core/device/cpu/attn_avx2.h"
 #include "core/device/cpu/vec.h"
 #include "core/device/cpu/vec_lora.h"
 
@@ -215,4 +216,5 @@ const struct pl_cpu_kernels pl_cpu_kernels_avx2 = {
     .name = "avx2", .packed = true, .quant_row = vec_quant_row, .rows_block = rows_block, .rows_float = vec_rows_float,
     .norm = vec_norm, .rope = vec_rope, .glu = vec_glu, .act = vec_act, .narrow = vec_narrow, .attn = vec_attn,
     .lora_down = vec_lora_down, .lora_up = vec_lora_up,
+    .rotate = vec_rotate,
 };

@@ -74,6 +74,7 @@ static inline void vf_round_i8(vf a, vf b, int8_t *q, int *sum_a, int *sum_b)
 
 enum { LORA_X = 4, LORA_R = 4 }; /* rows of x and of A that are in registers together */
 
+#include "core/device/cpu/attn_avx512.h"
 #include "core/device/cpu/vec.h"
 #include "core/device/cpu/vec_lora.h"
 
@@ -204,4 +205,5 @@ const struct pl_cpu_kernels pl_cpu_kernels_avx512 = {
     .name = "avx512", .packed = true, .quant_row = vec_quant_row, .rows_block = rows_block, .rows_float = vec_rows_float,
     .norm = vec_norm, .rope = vec_rope, .glu = vec_glu, .act = vec_act, .narrow = vec_narrow, .attn = vec_attn,
     .lora_down = vec_lora_down, .lora_up = vec_lora_up,
+    .rotate = vec_rotate,
 };

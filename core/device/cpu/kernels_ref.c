@@ -132,34 +132,44 @@ static void narrow(pl_dtype t, const float *in, uint32_t n, void *out)
     pl_quant_row(t, in, out, n);
 }
 
+/* Element d of a cached key or value at a position of its page */
+static float cached(const struct pl_cpu_kv_layout *l, const uint8_t *page, bool value, uint32_t position, uint32_t d)
+{
+    const uint32_t s = l->step;
+    const size_t at = value ? ((size_t)(position / s) * l->head_dim + d) * s + position % s
+                            : ((size_t)(d / s) * PL_CPU_PAGE + position) * s + d % s;
+    const uint8_t *from = page + (value ? l->values : 0) + at * l->element;
+    float x;
+    if (l->dtype == PL_Q8_0) {
+        const uint16_t *scales = (const uint16_t *)(page + (value ? l->value_scales : l->key_scales));
+        return pl_f16_to_f32(scales[d / 32 * PL_CPU_PAGE + position]) * (float)(value ? (int8_t)*from : *from - PL_CPU_KEY_OFFSET);
+    }
+    pl_dequant_row(l->dtype, from, &x, 1);
+    return x;
+}
+
 /* The soft-max of one query over a segment, in two passes. */
 static void attn(struct pl_cpu_attn *a)
 {
-    size_t element = pl_dtype_block_bytes(a->dtype), D = a->head_dim;
+    const struct pl_cpu_kv_layout *l = a->layout;
     for (uint32_t i = 0; i < a->n_q; i++) {
-        float scores[PL_CPU_SEGMENT * PL_CPU_PAGE], v;
+        float scores[PL_CPU_SEGMENT * PL_CPU_PAGE];
         a->max[i] = -INFINITY;
         for (uint32_t p = 0; p < a->n_pos[i]; p++) {
-            const uint8_t *k = a->pages[p / PL_CPU_PAGE] + p % PL_CPU_PAGE * element;
             double dot = 0;
-            for (size_t d = 0; d < D; d++) {
-                pl_dequant_row(a->dtype, k + d * PL_CPU_PAGE * element, &v, 1);
-                dot += (double)v * a->q[i][d];
-            }
+            for (uint32_t d = 0; d < l->head_dim; d++)
+                dot += (double)cached(l, a->pages[p / PL_CPU_PAGE], false, p % PL_CPU_PAGE, d) * a->q[i][d];
             scores[p] = (float)dot * a->scale;
             if (!(scores[p] <= a->max[i]))
                 a->max[i] = scores[p];
         }
         a->sum[i] = 0;
-        memset(a->acc[i], 0, D * sizeof(float));
+        memset(a->acc[i], 0, l->head_dim * sizeof(float));
         for (uint32_t p = 0; p < a->n_pos[i]; p++) {
-            const uint8_t *values = a->pages[p / PL_CPU_PAGE] + (D * PL_CPU_PAGE + p % PL_CPU_PAGE * D) * element;
-            float weight = expf(scores[p] - a->max[i]);
+            const float weight = expf(scores[p] - a->max[i]);
             a->sum[i] += weight;
-            for (size_t d = 0; d < D; d++) {
-                pl_dequant_row(a->dtype, values + d * element, &v, 1);
-                a->acc[i][d] += weight * v;
-            }
+            for (uint32_t d = 0; d < l->head_dim; d++)
+                a->acc[i][d] += weight * cached(l, a->pages[p / PL_CPU_PAGE], true, p % PL_CPU_PAGE, d);
         }
     }
 }
@@ -187,8 +197,24 @@ static void lora_up(float *const *out, uint32_t n_x, const float *y, size_t stri
         }
 }
 
+static void rotate(float *x, uint32_t n, uint32_t bits)
+{
+    const float scale = 1 / sqrtf((float)(1u << bits));
+    for (uint32_t distance = 1; distance < 1u << bits; distance *= 2)
+        for (uint32_t i = 0; i < n; i++) {
+            if (i & distance)
+                continue;
+            const float a = x[i], b = x[i + distance];
+            x[i] = a + b;
+            x[i + distance] = a - b;
+        }
+    for (uint32_t i = 0; i < n; i++)
+        x[i] *= scale;
+}
+
 const struct pl_cpu_kernels pl_cpu_kernels_ref = {
     .name = "ref", .packed = false, .quant_row = quant_row, .rows_block = rows_block, .rows_float = rows_float, .norm = norm,
     .rope = rope, .glu = glu, .act = act, .narrow = narrow, .attn = attn,
     .lora_down = lora_down, .lora_up = lora_up,
+    .rotate = rotate,
 };

@@ -16,6 +16,38 @@ static size_t unit_bytes(const struct pl_cpu_part *p)
     return (size_t)PL_CPU_GROUP * p->sub * p->bits / 8 + scales * (p->has_min ? 2 : 1);
 }
 
+enum { CHUNK_BYTES = 64 << 20 }; /* of address space; pages come when they are written */
+
+static pl_status take_chunk(struct pl_cpu *cpu, struct pl_cpu_part *p)
+{
+    const size_t n = (n_groups(p) * p->group_bytes + 63) / 64 * 64;
+    if (cpu->chunk == NULL || cpu->chunk->size - cpu->chunk->used < n) {
+        struct pl_cpu_chunk *c = calloc(1, sizeof *c);
+        const size_t size = n > CHUNK_BYTES ? n : CHUNK_BYTES;
+        if (c == NULL || (c->data = pl_cpu_alloc(size)) == NULL) {
+            free(c);
+            return PL_ENOMEM;
+        }
+        c->size = size;
+        cpu->chunk = c;
+    }
+    p->chunk = cpu->chunk;
+    p->packed = p->chunk->data + p->chunk->used;
+    p->chunk->used += n;
+    p->chunk->n_parts++;
+    return PL_OK;
+}
+
+static void leave_chunk(struct pl_cpu *cpu, struct pl_cpu_chunk *c)
+{
+    if (c == NULL || --c->n_parts > 0)
+        return;
+    if (cpu->chunk == c)
+        cpu->chunk = NULL;
+    pl_cpu_release(c->data, c->size);
+    free(c);
+}
+
 static bool describe(struct pl_cpu_part *p, const struct pl_weight_src *src)
 {
     *p = (struct pl_cpu_part){.dtype = src->dtype, .rows = src->rows, .cols = src->cols, .src = src->data};
@@ -118,7 +150,7 @@ pl_status pl_cpu_weight_new(struct pl_device *dev, const struct pl_weight_src *p
             st = pl_fail(err, PL_EINVAL, "parts of a weight do not fit together");
         else if (!describe(p, &parts[i]))
             st = pl_fail(err, PL_ENOTSUP, "tensor type %s is not supported by the CPU device", pl_dtype_name(parts[i].dtype));
-        else if (cpu->k->packed && (p->packed = pl_cpu_alloc(n_groups(p) * p->group_bytes)) == NULL)
+        else if (cpu->k->packed && take_chunk(cpu, p) != PL_OK)
             st = pl_fail(err, PL_ENOMEM, "no memory for a weight of %u × %u", parts[i].rows, parts[i].cols);
         if (st != PL_OK)
             break;
@@ -136,11 +168,10 @@ pl_status pl_cpu_weight_new(struct pl_device *dev, const struct pl_weight_src *p
 
 void pl_cpu_weight_free(struct pl_device *dev, struct pl_weight *w)
 {
-    (void)dev;
     if (w == NULL)
         return;
     for (uint32_t i = 0; i < w->n_parts; i++)
-        pl_cpu_release(w->parts[i].packed, n_groups(&w->parts[i]) * w->parts[i].group_bytes);
+        leave_chunk(pl_cpu_of(dev), w->parts[i].chunk);
     free(w->parts);
     free(w);
 }

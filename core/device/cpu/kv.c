@@ -1,0 +1,155 @@
+/* kv: the cache pages of the CPU device.
+ *
+ * A page of Q8_0 holds keys and values rotated: each head's vector is multiplied by a Hadamard matrix before it is rounded, which spreads the
+ * few large elements that keys have over all of them. Attention rotates its queries as well, which leaves every product as it is, and
+ * rotates its result back.
+ * Source: Ashkboos et al. 2024, "QuaRot: Outlier-free 4-bit inference in rotated LLMs".
+ * SPDX-License-Identifier: Apache-2.0 */
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/device/cpu/cpu.h"
+
+/* Dot products take `step` bytes or elements of a key, or positions of a value, at once. */
+static struct pl_cpu_kv_layout layout_of(pl_dtype t, uint32_t head_dim)
+{
+    const uint32_t step = t == PL_Q8_0 ? 4 : t == PL_BF16 ? 2 : 1, element = t == PL_Q8_0 ? 1 : pl_dtype_block_bytes(t);
+    const uint32_t blocks = t == PL_Q8_0 ? (head_dim + 31) / 32 : 0, padded = (head_dim + step - 1) / step * step;
+    struct pl_cpu_kv_layout l = {.dtype = t, .step = step, .element = element, .head_dim = head_dim};
+    l.key_scales = padded * PL_CPU_PAGE * element;
+    l.values = l.key_scales + blocks * PL_CPU_PAGE * (uint32_t)sizeof(uint16_t);
+    l.value_scales = l.values + head_dim * PL_CPU_PAGE * element;
+    l.bytes = (l.value_scales + blocks * PL_CPU_PAGE * (uint32_t)sizeof(uint16_t) + 63) / 64 * 64;
+    while (t == PL_Q8_0 && head_dim % (2 << l.rotate_bits) == 0)
+        l.rotate_bits++;
+    return l;
+}
+
+static void measure(struct pl_kvdev *kv, const struct pl_kv_shape *s)
+{
+    kv->shape = *s;
+    kv->layout = layout_of(s->dtype, s->head_dim);
+    kv->page_bytes = (size_t)kv->layout.bytes * s->n_kv_heads;
+    kv->layer_bytes = kv->page_bytes * s->n_pages;
+    kv->bytes = kv->layer_bytes * s->n_layers;
+}
+
+size_t pl_cpu_kv_bytes(struct pl_device *dev, const struct pl_kv_shape *shape)
+{
+    (void)dev;
+    struct pl_kvdev kv;
+    measure(&kv, shape);
+    return kv.bytes;
+}
+
+pl_status pl_cpu_kv_new(struct pl_device *dev, const struct pl_kv_shape *shape, struct pl_kvdev **out)
+{
+    (void)dev;
+    const pl_dtype t = shape->dtype;
+    const bool known = t == PL_F32 || t == PL_F16 || t == PL_BF16 || t == PL_Q8_0;
+    if (!known || shape->page_size != PL_CPU_PAGE || shape->head_dim > PL_CPU_MAX_DIM)
+        return PL_ENOTSUP;
+    struct pl_kvdev *kv = calloc(1, sizeof *kv);
+    if (kv == NULL)
+        return PL_ENOMEM;
+    measure(kv, shape);
+    kv->data = pl_cpu_alloc(kv->bytes);
+    if (kv->data == NULL) {
+        free(kv);
+        return PL_ENOMEM;
+    }
+    *out = kv;
+    return PL_OK;
+}
+
+void pl_cpu_kv_free(struct pl_device *dev, struct pl_kvdev *kv)
+{
+    (void)dev;
+    if (kv == NULL)
+        return;
+    pl_cpu_release(kv->data, kv->bytes);
+    free(kv);
+}
+
+/* ---- writing ------------------------------------------------------------------------------------------------------- */
+
+enum { KV_TOKENS = 16 }; /* of a work item */
+
+struct kv_job {
+    const struct pl_cpu_kernels *kernels;
+    struct pl_kvdev *kv;
+    uint32_t layer;
+    pl_view k, v;
+    const struct pl_batch *b;
+};
+
+/* Element i of `row` goes to out[first + (i / group) * stride + i % group], counted in elements: keys keep `step` neighbours together,
+ * values one. Each size has its own loop. */
+static void scatter(void *out, const void *row, uint32_t n, uint32_t element, size_t first, uint32_t group, size_t stride)
+{
+#define SCATTER(type)                                                                                                  \
+    for (uint32_t i = 0; i < n; i++)                                                                                   \
+        ((type *)out)[first + i / group * stride + i % group] = ((const type *)row)[i]
+    if (element == 4)
+        SCATTER(uint32_t);
+    else if (element == 2)
+        SCATTER(uint16_t);
+    else
+        SCATTER(uint8_t);
+#undef SCATTER
+}
+
+/* One head's vector as int8 with a scale per 32; `offset` is added to each byte. */
+static void round_head(const struct pl_cpu_kernels *kernels, const struct pl_cpu_kv_layout *l, const float *in, uint8_t offset,
+                       uint8_t *row, uint16_t *scales, uint32_t at)
+{
+    _Alignas(64) float x[PL_CPU_MAX_DIM] = {0};
+    float d[PL_CPU_MAX_DIM / 32], sums[3 * PL_CPU_MAX_DIM / 32];
+    const uint32_t n = (l->head_dim + 31) / 32 * 32;
+    memcpy(x, in, l->head_dim * sizeof *x);
+    kernels->rotate(x, l->head_dim, l->rotate_bits);
+    kernels->quant_row(x, n, (int8_t *)row, d, sums, sums + n / 16);
+    for (uint32_t i = 0; i < n; i++)
+        row[i] = (uint8_t)(row[i] + offset);
+    for (uint32_t b = 0; b < n / 32; b++)
+        scales[b * PL_CPU_PAGE + at] = pl_f32_to_f16(d[b]);
+}
+
+static void write_token(const struct kv_job *j, uint32_t t)
+{
+    const struct pl_cpu_kv_layout *l = &j->kv->layout;
+    const uint32_t page = j->b->slot[t] / PL_CPU_PAGE, at = j->b->slot[t] % PL_CPU_PAGE, D = l->head_dim, step = l->step;
+    _Alignas(64) uint8_t row[PL_CPU_MAX_DIM * sizeof(float)];
+    for (uint32_t h = 0; h < j->kv->shape.n_kv_heads; h++) {
+        uint8_t *to = pl_cpu_head_page(j->kv, j->layer, page, h);
+        for (int value = 0; value < 2; value++) {
+            const float *in = pl_cpu_row(value ? j->v : j->k, t) + h * D;
+            if (l->dtype == PL_Q8_0)
+                round_head(j->kernels, l, in, value ? 0 : PL_CPU_KEY_OFFSET, row,
+                           (uint16_t *)(to + (value ? l->value_scales : l->key_scales)), at);
+            else
+                j->kernels->narrow(l->dtype, in, D, row);
+            if (value)
+                scatter(to + l->values, row, D, l->element, (size_t)at / step * D * step + at % step, 1, step);
+            else
+                scatter(to, row, D, l->element, (size_t)at * step, step, (size_t)PL_CPU_PAGE * step);
+        }
+    }
+}
+
+static void kv_item(void *arg, size_t item, unsigned worker)
+{
+    (void)worker;
+    const struct kv_job *j = arg;
+    uint32_t from = (uint32_t)item * KV_TOKENS;
+    for (uint32_t t = from; t < from + KV_TOKENS && t < j->b->n_tokens; t++)
+        write_token(j, t);
+}
+
+pl_status pl_cpu_kv_write(struct pl_device *dev, struct pl_kvdev *kv, uint32_t layer, pl_view k, pl_view v,
+                          const struct pl_batch *b)
+{
+    struct kv_job j = {pl_cpu_of(dev)->k, kv, layer, k, v, b};
+    pl_pool_run(pl_cpu_of(dev)->pool, kv_item, &j, (b->n_tokens + KV_TOKENS - 1) / KV_TOKENS);
+    return PL_OK;
+}

@@ -1,0 +1,365 @@
+/* vec_attn: attention over one segment of a cache, the same for every vector instruction set. Included by vec.h; the numbers of
+ * vectors that stay in registers, and the integer products, come from attn_avx2.h or attn_avx512.h.
+ *
+ * A few queries at a time: their scores over the whole segment, the soft-max, their weighted values. The order of every sum
+ * follows from the query's own positions.
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef PL_DEVICE_CPU_VEC_ATTN_H
+#define PL_DEVICE_CPU_VEC_ATTN_H
+
+#define INLINED static inline __attribute__((always_inline))
+
+enum { SEGMENT = PL_CPU_SEGMENT * PL_CPU_PAGE };
+
+/* What a chunk of n queries from `first` on works with */
+struct attn_chunk {
+    struct pl_cpu_attn *a;
+    uint32_t first, least, most;          /* positions that each of them sees, and that one of them sees */
+    _Alignas(64) float w[VQ][SEGMENT];    /* scores, then weights */
+    _Alignas(64) uint8_t high[VQ][SEGMENT], low[VQ][SEGMENT]; /* weights of Q8_0 */
+};
+
+/* A context is read once, for all its queries, and mostly from memory. The first chunk of queries asks for what comes next:
+ * values while it reads keys, the next segment's keys while it reads values. */
+INLINED void fetch(const uint8_t *p, uint32_t n)
+{
+    for (uint32_t i = 0; p != NULL && i < n; i += 64)
+        _mm_prefetch((const char *)p + i, _MM_HINT_T0);
+}
+
+static inline void fetch_values(const struct attn_chunk *c, uint32_t at)
+{
+    const struct pl_cpu_kv_layout *l = c->a->layout;
+    if (c->first == 0 && at % PL_CPU_PAGE == 0)
+        fetch(c->a->pages[at / PL_CPU_PAGE] + l->values, l->bytes - l->values);
+}
+
+static inline void fetch_keys(const struct attn_chunk *c, uint32_t at, uint32_t d)
+{
+    if (c->first == 0 && d == 0)
+        fetch(c->a->ahead[at / PL_CPU_PAGE], c->a->layout->values);
+}
+
+/* Scores become weights; those from the query's last position to the end of its vector become 0. */
+static inline void soften(struct attn_chunk *c, uint32_t i, float scale)
+{
+    struct pl_cpu_attn *a = c->a;
+    const uint32_t n = a->n_pos[c->first + i];
+    const vf factor = vf_set(scale);
+    vf most = vf_set(-INFINITY), sum = vf_set(0.f);
+    float *w = c->w[i];
+    for (uint32_t p = 0; p < n; p += VF) {
+        const vf x = vf_head(vf_mul(vf_load(w + p), factor), n - p, -INFINITY);
+        vf_store(w + p, x);
+        most = vf_max(most, x);
+    }
+    const float max = vf_largest(most); /* a NaN that this loses is in the sum */
+    for (uint32_t p = 0; p < n; p += VF) {
+        const vf x = vf_head(vf_exp(vf_sub(vf_load(w + p), vf_set(max))), n - p, 0);
+        vf_store(w + p, x);
+        sum = vf_add(sum, x);
+    }
+    a->max[c->first + i] = max;
+    a->sum[c->first + i] = vf_sum(sum);
+}
+
+/* ---- float caches -------------------------------------------------------------------------------------------------- */
+
+/* 16 positions of dimension d */
+INLINED vf load_key(pl_dtype t, const uint8_t *keys, uint32_t d, uint32_t position)
+{
+    if (t == PL_BF16)
+        return vf_load_pairs((const uint16_t *)keys + ((size_t)(d / 2) * PL_CPU_PAGE + position) * 2, d % 2);
+    return load_as(t, keys, (size_t)d * PL_CPU_PAGE + position);
+}
+
+/* 16 dimensions of a position */
+INLINED vf load_value(pl_dtype t, const uint8_t *values, uint32_t head_dim, uint32_t position, uint32_t d)
+{
+    if (t == PL_BF16)
+        return vf_load_pairs((const uint16_t *)values + ((size_t)(position / 2) * head_dim + d) * 2, position % 2);
+    return load_as(t, values, (size_t)position * head_dim + d);
+}
+
+INLINED void float_scores(pl_dtype t, struct attn_chunk *c, uint32_t n)
+{
+    const struct pl_cpu_attn *a = c->a;
+    for (uint32_t at = 0; at < c->most; at += VP * VF) {
+        const uint8_t *keys = a->pages[at / PL_CPU_PAGE];
+        fetch_values(c, at);
+        vf s[VQ][VP];
+        for (uint32_t i = 0; i < n; i++)
+            for (uint32_t j = 0; j < VP; j++)
+                s[i][j] = vf_set(0.f);
+#pragma GCC unroll 2
+        for (uint32_t d = 0; d < a->layout->head_dim; d++) {
+            vf key[VP];
+            for (uint32_t j = 0; j < VP; j++)
+                key[j] = load_key(t, keys, d, at % PL_CPU_PAGE + j * VF);
+            for (uint32_t i = 0; i < n; i++)
+                for (uint32_t j = 0; j < VP; j++)
+                    s[i][j] = vf_fma(vf_set(a->q[c->first + i][d]), key[j], s[i][j]);
+        }
+        for (uint32_t i = 0; i < n; i++)
+            for (uint32_t j = 0; j < VP; j++)
+                vf_store(c->w[i] + at + j * VF, s[i][j]);
+    }
+}
+
+/* The weighted values of dimensions d to d + 16 n_d. A weight 0 is not enough where a query sees less than the others: a later
+ * position's value may be no number. */
+INLINED void float_values(pl_dtype t, struct attn_chunk *c, uint32_t n, uint32_t d, uint32_t n_d)
+{
+    const struct pl_cpu_attn *a = c->a;
+    const uint32_t D = a->layout->head_dim, values = a->layout->values;
+    vf s[VQ][VD];
+    for (uint32_t i = 0; i < n; i++)
+        for (uint32_t j = 0; j < n_d; j++)
+            s[i][j] = vf_set(0.f);
+    for (uint32_t at = 0; at < c->least; at += PL_CPU_PAGE) {
+        const uint8_t *v = a->pages[at / PL_CPU_PAGE] + values;
+        fetch_keys(c, at, d);
+        const uint32_t end = c->least - at < PL_CPU_PAGE ? c->least - at : PL_CPU_PAGE;
+        for (uint32_t p = 0; p < end; p++) {
+            vf value[VD];
+            for (uint32_t j = 0; j < n_d; j++)
+                value[j] = load_value(t, v, D, p, d + j * VF);
+            for (uint32_t i = 0; i < n; i++)
+                for (uint32_t j = 0; j < n_d; j++)
+                    s[i][j] = vf_fma(vf_set(c->w[i][at + p]), value[j], s[i][j]);
+        }
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        for (uint32_t p = c->least; p < a->n_pos[c->first + i]; p++) {
+            const uint8_t *v = a->pages[p / PL_CPU_PAGE] + values;
+            for (uint32_t j = 0; j < n_d; j++)
+                s[i][j] = vf_fma(vf_set(c->w[i][p]), load_value(t, v, D, p % PL_CPU_PAGE, d + j * VF), s[i][j]);
+        }
+        for (uint32_t j = 0; j < n_d; j++)
+            vf_store(a->acc[c->first + i] + d + j * VF, s[i][j]);
+    }
+}
+
+INLINED void float_chunk(pl_dtype t, struct attn_chunk *c, uint32_t n)
+{
+    const uint32_t D = c->a->layout->head_dim;
+    uint32_t d = 0;
+    float_scores(t, c, n);
+    for (uint32_t i = 0; i < n; i++)
+        soften(c, i, c->a->scale);
+    for (; d + VD * VF <= D; d += VD * VF)
+        float_values(t, c, n, d, VD);
+    for (; d + 2 * VF <= D; d += 2 * VF)
+        float_values(t, c, n, d, 2);
+    if (d < D)
+        float_values(t, c, n, d, 1);
+}
+
+/* ---- Q8_0 ---------------------------------------------------------------------------------------------------------- */
+
+/* Queries and weights are rounded to integers in two parts of 7 bits, 128 high + low, so that a product with the cache's bytes
+ * is two exact integer sums: queries to 15 bits with sign, weights to 14. */
+enum { QUERY_TOP = 127 * 128 + 63, WEIGHT_TOP = 127 * 128 + 127 };
+
+struct split_query {
+    int8_t high[PL_CPU_MAX_DIM], low[PL_CPU_MAX_DIM];
+    int32_t offset[PL_CPU_MAX_DIM / 32]; /* what KEY_OFFSET adds to a block's sum */
+    float scale;
+};
+
+static void split_query(const struct pl_cpu_attn *a, const float *x, struct split_query *q)
+{
+    const uint32_t D = a->layout->head_dim;
+    vf most = vf_set(0.f);
+    for (uint32_t d = 0; d < D; d += VF)
+        most = vf_larger_bits(most, vf_abs(vf_load(x + d)));
+    const float max = vf_magnitude(most, most), inverse = max > PL_CPU_TINY ? QUERY_TOP / max : 0;
+    for (uint32_t d = 0; d < D; d += VF)
+        vf_split(vf_mul(vf_load(x + d), vf_set(inverse)), 64, q->high + d, q->low + d);
+    for (uint32_t b = 0; b < D; b += 32) {
+        int32_t sum = 0;
+        for (uint32_t d = b; d < b + 32 && d < D; d++)
+            sum += 128 * q->high[d] + q->low[d];
+        q->offset[b / 32] = KEY_OFFSET * sum;
+    }
+    q->scale = max / QUERY_TOP * a->scale;
+}
+
+INLINED void int_scores(struct attn_chunk *c, const struct split_query *q, uint32_t n)
+{
+    const struct pl_cpu_attn *a = c->a;
+    const uint32_t D = a->layout->head_dim;
+    for (uint32_t at = 0; at < c->most; at += VI * VF) {
+        const uint8_t *page = a->pages[at / PL_CPU_PAGE], *keys = page + at % PL_CPU_PAGE * 4;
+        const uint16_t *scales = (const uint16_t *)(page + a->layout->key_scales) + at % PL_CPU_PAGE;
+        fetch_values(c, at);
+        vf s[VQ][VI];
+        for (uint32_t i = 0; i < n; i++)
+            for (uint32_t j = 0; j < VI; j++)
+                s[i][j] = vf_set(0.f);
+        for (uint32_t b = 0; b < D; b += 32, scales += PL_CPU_PAGE) {
+            vi high[VQ][VI], low[VQ][VI];
+            for (uint32_t i = 0; i < n; i++)
+                for (uint32_t j = 0; j < VI; j++)
+                    high[i][j] = vi_set(0), low[i][j] = vi_set(-q[i].offset[b / 32]);
+            for (uint32_t d = b; d < b + 32 && d < D; d += 4) {
+                vi key[VI];
+                for (uint32_t j = 0; j < VI; j++)
+                    key[j] = vi_keys(keys + (size_t)d * PL_CPU_PAGE + j * VF * 4);
+                for (uint32_t i = 0; i < n; i++)
+                    for (uint32_t j = 0; j < VI; j++) {
+                        high[i][j] = vi_dot_keys(high[i][j], key[j], q[i].high + d);
+                        low[i][j] = vi_dot_keys(low[i][j], key[j], q[i].low + d);
+                    }
+            }
+            for (uint32_t i = 0; i < n; i++)
+                for (uint32_t j = 0; j < VI; j++)
+                    s[i][j] = vf_fma(vi_join(high[i][j], low[i][j]), vf_load_f16(scales + j * VF), s[i][j]);
+        }
+        for (uint32_t i = 0; i < n; i++)
+            for (uint32_t j = 0; j < VI; j++)
+                vf_store(c->w[i] + at + j * VF, s[i][j]);
+    }
+}
+
+/* Weights times the values' scales of block b, in two parts; positions that the query does not see count 0. Returns the unit. */
+static inline float split_weights(struct attn_chunk *c, uint32_t i, uint32_t b)
+{
+    const struct pl_cpu_attn *a = c->a;
+    const uint32_t n = a->n_pos[c->first + i];
+    _Alignas(64) float x[SEGMENT];
+    vf most = vf_set(0.f);
+    for (uint32_t p = 0; p < n; p += VF) {
+        const uint16_t *scales = (const uint16_t *)(a->pages[p / PL_CPU_PAGE] + a->layout->value_scales) + b * PL_CPU_PAGE + p % PL_CPU_PAGE;
+        const vf v = vf_head(vf_mul(vf_load(c->w[i] + p), vf_load_f16(scales)), n - p, 0);
+        vf_store(x + p, v);
+        most = vf_larger_bits(most, v);
+    }
+    const float max = vf_magnitude(most, most), inverse = max > PL_CPU_TINY ? WEIGHT_TOP / max : 0;
+    uint32_t p = 0;
+    for (; p < n; p += VF)
+        vf_split(vf_mul(vf_load(x + p), vf_set(inverse)), 0, c->high[i] + p, c->low[i] + p);
+    for (; p < c->most; p += VF) {
+        memset(c->high[i] + p, 0, VF);
+        memset(c->low[i] + p, 0, VF);
+    }
+    return max / WEIGHT_TOP;
+}
+
+INLINED void int_values(struct attn_chunk *c, const float *unit, uint32_t n, uint32_t d, uint32_t n_d)
+{
+    const struct pl_cpu_attn *a = c->a;
+    const size_t stride = (size_t)4 * a->layout->head_dim;
+    vi high[VQ][VI], low[VQ][VI];
+    for (uint32_t i = 0; i < n; i++)
+        for (uint32_t j = 0; j < n_d; j++)
+            high[i][j] = low[i][j] = vi_set(0);
+    for (uint32_t at = 0; at < c->most; at += PL_CPU_PAGE) {
+        const uint8_t *v = a->pages[at / PL_CPU_PAGE] + a->layout->values + (size_t)4 * d;
+        fetch_keys(c, at, d);
+        for (uint32_t p = at; p < at + PL_CPU_PAGE && p < c->most; p += 4, v += stride) {
+            vi value[VI];
+            for (uint32_t j = 0; j < n_d; j++)
+                value[j] = vi_values(v + j * VF * 4);
+            for (uint32_t i = 0; i < n; i++)
+                for (uint32_t j = 0; j < n_d; j++) {
+                    high[i][j] = vi_dot_values(high[i][j], value[j], c->high[i] + p);
+                    low[i][j] = vi_dot_values(low[i][j], value[j], c->low[i] + p);
+                }
+        }
+    }
+    for (uint32_t i = 0; i < n; i++)
+        for (uint32_t j = 0; j < n_d; j++)
+            vf_store(a->acc[c->first + i] + d + j * VF, vf_mul(vi_join(high[i][j], low[i][j]), vf_set(unit[i])));
+}
+
+INLINED void int_chunk(struct attn_chunk *c, uint32_t n)
+{
+    const uint32_t D = c->a->layout->head_dim;
+    struct split_query q[VQ];
+    for (uint32_t i = 0; i < n; i++)
+        split_query(c->a, c->a->q[c->first + i], &q[i]);
+    int_scores(c, q, n);
+    for (uint32_t i = 0; i < n; i++)
+        soften(c, i, q[i].scale);
+    for (uint32_t b = 0; b < D; b += 32) {
+        float unit[VQ];
+        uint32_t d = b;
+        for (uint32_t i = 0; i < n; i++)
+            unit[i] = split_weights(c, i, b / 32);
+        for (; d + VI * VF <= D && d < b + 32; d += VI * VF)
+            int_values(c, unit, n, d, VI);
+        if (d < D && d < b + 32)
+            int_values(c, unit, n, d, 1);
+    }
+}
+
+/* ---- both ---------------------------------------------------------------------------------------------------------- */
+
+INLINED void attn_chunk(pl_dtype t, struct attn_chunk *c, uint32_t n)
+{
+    const uint32_t *n_pos = c->a->n_pos + c->first;
+    c->least = c->most = n_pos[0];
+    for (uint32_t i = 1; i < n; i++) {
+        c->least = n_pos[i] < c->least ? n_pos[i] : c->least;
+        c->most = n_pos[i] > c->most ? n_pos[i] : c->most;
+    }
+    if (t == PL_Q8_0)
+        int_chunk(c, n);
+    else
+        float_chunk(t, c, n);
+    c->first += n;
+}
+
+INLINED void attn_typed(pl_dtype t, struct pl_cpu_attn *a)
+{
+    struct attn_chunk c;
+    c.a = a;
+    c.first = 0;
+    while (c.first + VQ <= a->n_q)
+        attn_chunk(t, &c, VQ);
+    switch (a->n_q - c.first) {
+    case 3: attn_chunk(t, &c, VQ > 3 ? 3 : 1); break;
+    case 2: attn_chunk(t, &c, VQ > 2 ? 2 : 1); break;
+    case 1: attn_chunk(t, &c, 1); break;
+    }
+}
+
+static void vec_attn(struct pl_cpu_attn *a)
+{
+    if (a->layout->head_dim % VF != 0)
+        pl_cpu_kernels_ref.attn(a);
+    else if (a->layout->dtype == PL_Q8_0)
+        attn_typed(PL_Q8_0, a);
+    else if (a->layout->dtype == PL_F16)
+        attn_typed(PL_F16, a);
+    else if (a->layout->dtype == PL_BF16)
+        attn_typed(PL_BF16, a);
+    else
+        attn_typed(PL_F32, a);
+}
+
+static void vec_rotate(float *x, uint32_t n, uint32_t bits)
+{
+    const uint32_t size = 1u << bits;
+    if (bits < 4) {
+        pl_cpu_kernels_ref.rotate(x, n, bits);
+        return;
+    }
+    const vf scale = vf_set(1 / sqrtf((float)size));
+    for (uint32_t i = 0; i < n; i += VF) {
+        vf v = vf_mul(vf_load(x + i), scale);
+        v = vf_butterfly(vf_butterfly(v, 1), 2);
+        vf_store(x + i, vf_butterfly(vf_butterfly(v, 4), 8));
+    }
+    for (uint32_t distance = VF; distance < size; distance *= 2)
+        for (uint32_t i = 0; i < n; i += VF) {
+            if (i & distance)
+                continue;
+            const vf u = vf_load(x + i), v = vf_load(x + i + distance);
+            vf_store(x + i, vf_add(u, v));
+            vf_store(x + i + distance, vf_sub(u, v));
+        }
+}
+
+#endif
