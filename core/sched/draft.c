@@ -2,7 +2,7 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "core/sched/draft.h"
 
-static const float FIRST_RATE = 0.8f, FIRST_SLOPE = 0.25f, WEIGHT = 0.125f;
+static const float FIRST_RATE = 0.5f, FIRST_SLOPE = 0.25f, WEIGHT = 0.125f;
 
 void pl_draft_init(struct pl_draft *d)
 {
@@ -67,7 +67,7 @@ uint32_t pl_draft_worth(struct pl_draft *d, const struct pl_draft_cost *c, uint3
         k++;
     }
     if (k == 0 && ++d->passed >= d->rest)
-        k = n < 2 ? n : 2;
+        k = 1;
     if (k > 0)
         d->passed = 0;
     return k;

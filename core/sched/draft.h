@@ -18,7 +18,7 @@ enum {
     PL_DRAFT_MAX = 8,       /* guesses of one sequence in a step, at most */
     PL_DRAFT_SEQS = 16,     /* sequences that decode beside each other while anything is guessed, at most */
     PL_DRAFT_WINDOW = 4096, /* tokens that are looked through, from the end */
-    PL_DRAFT_RETRY = 16,    /* chances let pass before a hopeless sequence is tried again; doubles up to PL_DRAFT_REST */
+    PL_DRAFT_RETRY = 32,    /* chances let pass before a hopeless sequence is tried again; doubles up to PL_DRAFT_REST */
     PL_DRAFT_REST = 256,
 };
 

@@ -6,7 +6,8 @@ import math
 import re
 import statistics
 
-MOVED = 0.10  # a calibrator that moved further than this: the round is left out
+MOVED = 0.10     # int8 products further than this from their median: the round is left out
+SWITCHED = 0.20  # reading before and after a round further apart than this: the bandwidth was another
 PROCESSOR = ("int8_avx512", "int8_avx2")  # the first that this machine has
 READING = re.compile(r"decode 1|streams [12]|context \d+")  # figures that follow the bandwidth
 MARK = "<!-- figures -->"
@@ -31,9 +32,9 @@ class Summary:
 
     @staticmethod
     def reads_steadily(r):
-        """The bandwidth of a virtual machine may have several states; it must have been in the same one before and after."""
+        """A virtual machine's bandwidth may have several states, and flickers in each; it must not have changed state."""
         before, after = (c["read_gbs"] for c in r["calibrator"])
-        return abs(after / before - 1) <= MOVED
+        return max(before, after) <= (1 + SWITCHED) * min(before, after)
 
     def rounds(self, section, case=None, test=""):
         """Results of the undisturbed rounds; with a test that follows the bandwidth, of those in which that was steady too."""

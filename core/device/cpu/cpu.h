@@ -10,7 +10,7 @@
 
 enum {
     PL_CPU_GROUP = 16,   /* output rows that are interleaved */
-    PL_CPU_UNIT = 32,    /* output rows that a kernel takes at once, 2 groups */
+    PL_CPU_UNIT = 32,    /* output rows that a kernel takes at once: 2 groups */
     PL_CPU_PAGE = 32,    /* positions of a cache page that attention takes at once */
     PL_CPU_SEGMENT = 8,  /* pages whose soft-max is one piece; pieces are merged in order */
     PL_CPU_MAX_DIM = PL_MAX_HEAD_DIM,
@@ -20,9 +20,10 @@ enum {
 /* A block of activations no larger than this counts as zero: 127 / max would overflow. */
 #define PL_CPU_TINY 0x1p-100f
 
-/* One part of a weight, packed in groups of 16 rows; rows that fill up the last group are zero.
+/* One part of a weight, packed in units of two groups of 16 rows; rows that fill up the last unit are zero.
  *
- * Block types, per group and sub-block of `sub` inputs (16 or 32), so that one 64-byte load feeds 16 rows:
+ * Block types, per unit and sub-block of `sub` inputs (16 or 32), for the first group and then for the second, so that one
+ * 64-byte load feeds 16 rows and a processor reads a single stream:
  *   quants   step k: row 0 inputs 4k..4k+3, row 1 inputs 4k..4k+3, … row 15        64 bytes a step, 8-bit quants
  *            4-bit quants: a vector's low nibbles are step k, its high nibbles step k + sub/8
  *   scales   16 × f16 (types whose scales are f16) or f32 (K-quants)
@@ -34,7 +35,7 @@ struct pl_cpu_part {
     const uint8_t *src; /* borrowed: the file's rows, for the embedding and the reference kernels */
     uint8_t *packed;    /* NULL in the reference device */
     struct pl_cpu_chunk *chunk; /* where packed lies */
-    size_t group_bytes;
+    size_t unit_bytes;
     uint32_t bits; /* 4 or 8; 0 = float type */
     uint32_t sub;
     bool has_min, half_scales;
@@ -134,10 +135,10 @@ struct pl_cpu_kernels {
     const char *name;
     bool packed; /* reads pl_cpu_part.packed, else .src */
     void (*quant_row)(const float *x, uint32_t n, int8_t *q, float *d, float *sum16, float *sum32);
-    /* out[i * stride + r] (+)= sum over the inputs of row group * 16 + r, r < 16 * n_groups (1 or 2), for n_t tokens t0 + i */
-    void (*rows_block)(const struct pl_cpu_part *w, uint32_t group, uint32_t n_groups, const struct pl_cpu_act *x, uint32_t t0,
+    /* out[i * stride + r] (+)= sum over the inputs of row unit * 32 + r, r < 16 * n_groups (1 or 2), for n_t tokens t0 + i */
+    void (*rows_block)(const struct pl_cpu_part *w, uint32_t unit, uint32_t n_groups, const struct pl_cpu_act *x, uint32_t t0,
                        uint32_t n_t, float *out, size_t stride, bool add);
-    void (*rows_float)(const struct pl_cpu_part *w, uint32_t group, uint32_t n_groups, const float *x, size_t x_stride, uint32_t n_t,
+    void (*rows_float)(const struct pl_cpu_part *w, uint32_t unit, uint32_t n_groups, const float *x, size_t x_stride, uint32_t n_t,
                        float *out, size_t stride, bool add);
     void (*norm)(pl_norm_kind kind, float *out, const float *x, const float *gain, const float *bias, uint32_t n, float eps);
     /* cos and sin are [n_dims / 2] */

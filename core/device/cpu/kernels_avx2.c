@@ -141,13 +141,13 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
     const __m256i low = _mm256_set1_epi8(15), flip = _mm256_set1_epi8((char)0x80);
     const __m256 minus_offset = _mm256_set1_ps(is_signed ? 128 - p->offset : -p->offset);
     const size_t scale_bytes = half ? 32 : 64, quant_bytes = (size_t)PL_CPU_GROUP * sub * bits / 8;
-    const size_t unit = quant_bytes + scale_bytes * (has_min ? 2 : 1);
+    const size_t one = quant_bytes + scale_bytes * (has_min ? 2 : 1);
     for (uint32_t side = 0; side < 2; side++) {
         __m256 acc[TOKENS];
         for (uint32_t i = 0; i < n_t; i++)
             acc[i] = _mm256_setzero_ps();
         const uint8_t *at = w + 32 * side;
-        for (uint32_t b = 0; b < n_subs; b++, at += unit) {
+        for (uint32_t b = 0; b < n_subs; b++, at += 2 * one) {
             __m256i dot[TOKENS];
 #pragma GCC unroll 4
             for (uint32_t i = 0; i < n_t; i++)
@@ -199,11 +199,11 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
 #include "core/device/cpu/layouts.h"
 #undef LAYOUT
 
-static void rows_block(const struct pl_cpu_part *p, uint32_t group, uint32_t n_groups, const struct pl_cpu_act *x, uint32_t t0,
+static void rows_block(const struct pl_cpu_part *p, uint32_t unit, uint32_t n_groups, const struct pl_cpu_act *x, uint32_t t0,
                        uint32_t n_t, float *out, size_t stride, bool add)
 {
-    for (; n_groups > 0; n_groups--, group++, out += PL_CPU_GROUP) {
-        const uint8_t *w = p->packed + group * p->group_bytes;
+    const uint8_t *w = p->packed + unit * p->unit_bytes;
+    for (uint32_t g = 0; g < n_groups; g++, w += p->unit_bytes / (2 * (p->cols / p->sub)), out += PL_CPU_GROUP) {
 #define LAYOUT(bits_, sub_, has_min_, half_)                                                                           \
         if (p->bits == bits_ && p->sub == sub_ && p->has_min == has_min_ && p->half_scales == half_)                   \
             rows_##bits_##_##sub_##_##has_min_##_##half_(p, w, x, t0, n_t, out, stride, add);

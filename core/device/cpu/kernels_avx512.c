@@ -108,7 +108,7 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
 {
     const uint32_t loads = sub * bits / 32, K = p->cols, n_subs = K / sub;
     const uint32_t scale_bytes = half ? 32 : 64, quant_bytes = sub * PL_CPU_GROUP * bits / 8;
-    const size_t next = n_groups == 2 ? p->group_bytes : 0;
+    const uint32_t next = quant_bytes + scale_bytes * (has_min ? 2 : 1); /* a group's sub-block, behind which the other's lies */
     const float *sums = sub == 16 ? x->sum16 : x->sum32;
     const __m512i low = _mm512_set1_epi8(15);
     const vf minus_offset = vf_set(-p->offset);
@@ -139,11 +139,9 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
                 step_dots(v0, v1, in, K, n_t, dot);
             }
         }
-#pragma GCC unroll 10
-        for (uint32_t at = 0; at < quant_bytes + (1 + has_min) * scale_bytes; at += 64) { /* the next unit's */
-            _mm_prefetch((const char *)w + 2 * p->group_bytes + at, _MM_HINT_T0);
-            _mm_prefetch((const char *)w + 3 * p->group_bytes + at, _MM_HINT_T0);
-        }
+#pragma GCC unroll 20
+        for (uint32_t at = 0; at < 2 * next; at += 64)
+            _mm_prefetch((const char *)w + p->unit_bytes + at, _MM_HINT_T0); /* of the next unit */
         w += quant_bytes;
         vf scale0 = load_scale(w, half), scale1 = load_scale(w + next, half), min0, min1;
         w += scale_bytes;
@@ -153,6 +151,7 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
         } else {
             min0 = vf_mul(scale0, minus_offset), min1 = vf_mul(scale1, minus_offset);
         }
+        w += next;
 #pragma GCC unroll 6
         for (uint32_t i = 0; i < n_t; i++) {
             vf dx = vf_set(d[i * (K / 32) + b * sub / 32]), sx = vf_set(s[i * n_subs + b]);
@@ -190,10 +189,10 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
 #include "core/device/cpu/layouts.h"
 #undef LAYOUT
 
-static void rows_block(const struct pl_cpu_part *p, uint32_t group, uint32_t n_groups, const struct pl_cpu_act *x, uint32_t t0,
+static void rows_block(const struct pl_cpu_part *p, uint32_t unit, uint32_t n_groups, const struct pl_cpu_act *x, uint32_t t0,
                        uint32_t n_t, float *out, size_t stride, bool add)
 {
-    const uint8_t *w = p->packed + group * p->group_bytes;
+    const uint8_t *w = p->packed + unit * p->unit_bytes;
 #define LAYOUT(bits_, sub_, has_min_, half_)                                                                           \
     if (p->bits == bits_ && p->sub == sub_ && p->has_min == has_min_ && p->half_scales == half_)                       \
         rows_##bits_##_##sub_##_##has_min_##_##half_(p, w, n_groups, x, t0, n_t, out, stride, add);

@@ -52,26 +52,26 @@ static float dot_blocks(const struct pl_cpu_part *w, const uint8_t *row, const i
     return (float)total;
 }
 
-static void rows_block(const struct pl_cpu_part *w, uint32_t group, uint32_t n_groups, const struct pl_cpu_act *x, uint32_t t0,
+static void rows_block(const struct pl_cpu_part *w, uint32_t unit, uint32_t n_groups, const struct pl_cpu_act *x, uint32_t t0,
                        uint32_t n_t, float *out, size_t stride, bool add)
 {
     size_t row_bytes = pl_dtype_row_bytes(w->dtype, w->cols);
     for (uint32_t i = 0; i < n_t; i++)
         for (uint32_t r = 0; r < n_groups * PL_CPU_GROUP; r++) {
-            uint32_t row = group * PL_CPU_GROUP + r;
+            uint32_t row = unit * PL_CPU_UNIT + r;
             size_t t = t0 + i;
             float sum = row >= w->rows ? 0 : dot_blocks(w, w->src + row * row_bytes, x->q + t * w->cols, x->d + t * (w->cols / 32));
             out[i * stride + r] = add ? out[i * stride + r] + sum : sum;
         }
 }
 
-static void rows_float(const struct pl_cpu_part *w, uint32_t group, uint32_t n_groups, const float *x, size_t stride, uint32_t n_t,
+static void rows_float(const struct pl_cpu_part *w, uint32_t unit, uint32_t n_groups, const float *x, size_t stride, uint32_t n_t,
                        float *out, size_t out_stride, bool add)
 {
     size_t element = pl_dtype_block_bytes(w->dtype);
     for (uint32_t i = 0; i < n_t; i++)
         for (uint32_t r = 0; r < n_groups * PL_CPU_GROUP; r++) {
-            uint32_t row = group * PL_CPU_GROUP + r;
+            uint32_t row = unit * PL_CPU_UNIT + r;
             double sum = 0;
             for (uint32_t k = 0; row < w->rows && k < w->cols; k++) {
                 float v;

@@ -106,11 +106,11 @@ static uint32_t unit_rows(const struct pl_cpu_part *p, uint32_t unit)
 static void compute(const struct product *j, const struct pl_cpu_part *p, uint32_t unit, uint32_t t0, uint32_t n_t, float *out,
                     size_t stride, bool add)
 {
-    uint32_t group = unit * (PL_CPU_UNIT / PL_CPU_GROUP), n_groups = (unit_rows(p, unit) + PL_CPU_GROUP - 1) / PL_CPU_GROUP;
+    uint32_t n_groups = (unit_rows(p, unit) + PL_CPU_GROUP - 1) / PL_CPU_GROUP;
     if (p->bits != 0)
-        j->cpu->k->rows_block(p, group, n_groups, j->act, t0, n_t, out, stride, add);
+        j->cpu->k->rows_block(p, unit, n_groups, j->act, t0, n_t, out, stride, add);
     else
-        j->cpu->k->rows_float(p, group, n_groups, pl_cpu_row(j->x, t0), j->x.stride, n_t, out, stride, add);
+        j->cpu->k->rows_float(p, unit, n_groups, pl_cpu_row(j->x, t0), j->x.stride, n_t, out, stride, add);
 }
 
 static void add_bias(const struct product *j, uint32_t row, uint32_t n, uint32_t n_t, scratch s)

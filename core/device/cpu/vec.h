@@ -184,11 +184,11 @@ static inline __attribute__((always_inline)) void float_group(pl_dtype t, const 
         float_tile(t, w, cols, x, stride, 1, out, out_stride, add);
 }
 
-static void vec_rows_float(const struct pl_cpu_part *p, uint32_t group, uint32_t n_groups, const float *x, size_t stride, uint32_t n_t,
+static void vec_rows_float(const struct pl_cpu_part *p, uint32_t unit, uint32_t n_groups, const float *x, size_t stride, uint32_t n_t,
                            float *out, size_t out_stride, bool add)
 {
-    for (; n_groups > 0; n_groups--, group++, out += PL_CPU_GROUP) {
-        const uint8_t *w = p->packed + group * p->group_bytes;
+    const uint8_t *w = p->packed + unit * p->unit_bytes;
+    for (; n_groups > 0; n_groups--, w += p->unit_bytes / 2, out += PL_CPU_GROUP) {
         if (p->dtype == PL_F32)
             float_group(PL_F32, w, p->cols, x, stride, n_t, out, out_stride, add);
         else if (p->dtype == PL_F16)

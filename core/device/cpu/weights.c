@@ -5,12 +5,13 @@
 
 #include "core/device/cpu/cpu.h"
 
-static uint32_t n_groups(const struct pl_cpu_part *p)
+static uint32_t n_units(const struct pl_cpu_part *p)
 {
-    return (p->rows + PL_CPU_GROUP - 1) / PL_CPU_GROUP;
+    return (p->rows + PL_CPU_UNIT - 1) / PL_CPU_UNIT;
 }
 
-static size_t unit_bytes(const struct pl_cpu_part *p)
+/* One group's sub-block */
+static size_t sub_bytes(const struct pl_cpu_part *p)
 {
     size_t scales = PL_CPU_GROUP * (p->half_scales ? sizeof(uint16_t) : sizeof(float));
     return (size_t)PL_CPU_GROUP * p->sub * p->bits / 8 + scales * (p->has_min ? 2 : 1);
@@ -20,7 +21,7 @@ enum { CHUNK_BYTES = 64 << 20 }; /* of address space; pages come when they are w
 
 static pl_status take_chunk(struct pl_cpu *cpu, struct pl_cpu_part *p)
 {
-    const size_t n = (n_groups(p) * p->group_bytes + 63) / 64 * 64;
+    const size_t n = (n_units(p) * p->unit_bytes + 63) / 64 * 64;
     if (cpu->chunk == NULL || cpu->chunk->size - cpu->chunk->used < n) {
         struct pl_cpu_chunk *c = calloc(1, sizeof *c);
         const size_t size = n > CHUNK_BYTES ? n : CHUNK_BYTES;
@@ -56,7 +57,7 @@ static bool describe(struct pl_cpu_part *p, const struct pl_weight_src *src)
     case PL_F32:
     case PL_F16:
     case PL_BF16:
-        p->group_bytes = (size_t)PL_CPU_GROUP * p->cols * pl_dtype_block_bytes(src->dtype);
+        p->unit_bytes = (size_t)PL_CPU_UNIT * p->cols * pl_dtype_block_bytes(src->dtype);
         return true;
     case PL_Q4_0:
     case PL_Q4_1:
@@ -73,7 +74,7 @@ static bool describe(struct pl_cpu_part *p, const struct pl_weight_src *src)
     p->offset = (float)pl_dtype_offset(src->dtype);
     p->has_min = p->offset == 0;
     p->half_scales = pl_dtype_block(src->dtype) == 32;
-    p->group_bytes = p->cols / p->sub * unit_bytes(p);
+    p->unit_bytes = p->cols / p->sub * sub_bytes(p) * (PL_CPU_UNIT / PL_CPU_GROUP);
     return true;
 }
 
@@ -104,33 +105,35 @@ static void pack_sub(const struct pl_cpu_part *p, uint8_t *unit, uint32_t row, c
         put_scale(scales + PL_CPU_GROUP * (p->half_scales ? 2 : 4), row, p->half_scales, min);
 }
 
-static void pack_block_row(const struct pl_cpu_part *p, uint8_t *group, uint32_t row, const uint8_t *src)
+static void pack_block_row(const struct pl_cpu_part *p, uint8_t *unit, uint32_t row, const uint8_t *src)
 {
     uint8_t q[256];
     float scale[16], min[16];
     uint32_t block = pl_dtype_block(p->dtype), per_block = block / p->sub;
-    size_t unit = unit_bytes(p);
+    size_t one = sub_bytes(p);
+    uint8_t *to = unit + row / PL_CPU_GROUP * one;
     for (uint32_t b = 0; b < p->cols / block; b++) {
         pl_dtype_unpack(p->dtype, src + (size_t)b * pl_dtype_block_bytes(p->dtype), q, scale, min);
-        for (uint32_t j = 0; j < per_block; j++)
-            pack_sub(p, group + ((size_t)b * per_block + j) * unit, row, q + j * p->sub, scale[j], min[j]);
+        for (uint32_t j = 0; j < per_block; j++, to += one * (PL_CPU_UNIT / PL_CPU_GROUP))
+            pack_sub(p, to, row % PL_CPU_GROUP, q + j * p->sub, scale[j], min[j]);
     }
 }
 
-static void pack_group(void *arg, size_t g, unsigned worker)
+static void pack_float_row(const struct pl_cpu_part *p, uint8_t *unit, uint32_t row, const uint8_t *src)
+{
+    size_t element = pl_dtype_block_bytes(p->dtype), group = p->unit_bytes / 2;
+    for (uint32_t k = 0; k < p->cols; k++)
+        memcpy(unit + row / PL_CPU_GROUP * group + ((size_t)k * PL_CPU_GROUP + row % PL_CPU_GROUP) * element, src + k * element, element);
+}
+
+static void pack_unit(void *arg, size_t unit, unsigned worker)
 {
     (void)worker;
     const struct pl_cpu_part *p = arg;
-    size_t row_bytes = pl_dtype_row_bytes(p->dtype, p->cols), element = pl_dtype_block_bytes(p->dtype);
-    uint8_t *group = p->packed + g * p->group_bytes;
-    for (uint32_t r = 0; r < PL_CPU_GROUP && g * PL_CPU_GROUP + r < p->rows; r++) {
-        const uint8_t *src = p->src + (g * PL_CPU_GROUP + r) * row_bytes;
-        if (p->bits != 0)
-            pack_block_row(p, group, r, src);
-        else
-            for (uint32_t k = 0; k < p->cols; k++)
-                memcpy(group + ((size_t)k * PL_CPU_GROUP + r) * element, src + k * element, element);
-    }
+    size_t row_bytes = pl_dtype_row_bytes(p->dtype, p->cols);
+    uint8_t *to = p->packed + unit * p->unit_bytes;
+    for (uint32_t r = 0; r < PL_CPU_UNIT && unit * PL_CPU_UNIT + r < p->rows; r++)
+        (p->bits != 0 ? pack_block_row : pack_float_row)(p, to, r, p->src + (unit * PL_CPU_UNIT + r) * row_bytes);
 }
 
 pl_status pl_cpu_weight_new(struct pl_device *dev, const struct pl_weight_src *parts, size_t n_parts, struct pl_weight **out,
@@ -157,7 +160,7 @@ pl_status pl_cpu_weight_new(struct pl_device *dev, const struct pl_weight_src *p
         w->n_parts++;
         w->rows += p->rows;
         if (cpu->k->packed)
-            pl_pool_run(cpu->pool, pack_group, p, n_groups(p));
+            pl_pool_run(cpu->pool, pack_unit, p, n_units(p));
     }
     if (st == PL_OK)
         *out = w;

@@ -1,0 +1,60 @@
+"""Hundreds of streams at once on one daemon: all are taken, wait their turn parked, and finish.
+
+SPDX-License-Identifier: Apache-2.0
+"""
+import json
+import resource
+import selectors
+import socket
+
+from conftest import PARLEYD, SLOW, until
+
+N, TOKENS = 400, 24
+
+
+def request(max_tokens):
+    body = json.dumps({"model": "long", "prompt": "a b c", "max_tokens": max_tokens, "ignore_eos": True, "stream": True}).encode()
+    return b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+
+
+def test_hundreds_of_streams(start, long):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))  # the daemon raises its own limit
+    d = start("--max-sequences", 16, model=long)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 2 * N + 100)), hard))
+    assert "max-connections lowered" not in d.log
+    memory = d.metrics()["process_resident_memory_bytes"]
+    # the sixteen places are taken by long answers, so that every stream waits first
+    busy = [d.socket(60) for _ in range(16)]
+    for s in busy:
+        s.sendall(request(15000))
+    until(lambda: d.metrics()["parley_num_requests_running"] == 16)
+    got = {}
+    for _ in range(N):
+        s = socket.create_connection(("127.0.0.1", d.port), timeout=60 * SLOW)
+        s.sendall(request(TOKENS))
+        got[s] = b""
+    until(lambda: d.metrics()["parley_num_requests_waiting"] == N, 20)
+    grown = (d.metrics()["process_resident_memory_bytes"] - memory) / N
+    assert d.get("/v1/models")[0] == 200
+    for s in busy:
+        s.close()
+    with selectors.DefaultSelector() as ready:
+        for s in got:
+            ready.register(s, selectors.EVENT_READ)
+        while ready.get_map():
+            events = ready.select(60 * SLOW)
+            assert events, f"{len(ready.get_map())} streams stand still"
+            for key, _ in events:
+                piece = key.fileobj.recv(65536)
+                got[key.fileobj] += piece
+                if not piece:
+                    ready.unregister(key.fileobj)
+                    key.fileobj.close()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    for answer in got.values():
+        assert answer.startswith(b"HTTP/1.1 200 ") and b"data: [DONE]" in answer and b'"finish_reason":"length"' in answer
+    if not any(k in str(PARLEYD) for k in ("asan", "tsan")):
+        print(f"a parked stream takes {grown / 1024:.0f} KiB")
+        assert grown < 128 << 10, f"a parked stream takes {grown / 1024:.0f} KiB"
+    until(d.idle)
