@@ -58,7 +58,8 @@ static double softplus_minus(double z)
 }
 
 /* loss = -log σ(z), z = β ((π_w - ref_w) - (π_l - ref_l));  ∂loss/∂π_w = -β σ(-z) */
-static void pairs_loss(struct pl_objective *s, struct pl_batch_plan *b, uint32_t micro, const double *reference, uint32_t n_pairs, struct pl_objective_result *r)
+static void pairs_loss(struct pl_objective *s, struct pl_batch_plan *b, uint32_t micro, const double *reference, uint32_t n_pairs,
+                       struct pl_objective_result *r)
 {
     for (uint32_t p = 0; p < b->micro.seqs.n_seqs / 2; p++) {
         const double *ref = reference + 2 * (size_t)b->units[b->first[micro] + p];
@@ -103,7 +104,8 @@ static pl_status run_micro(struct pl_objective *s, struct pl_batch_plan *b, uint
     return pl_net_backward(s->net, &b->micro);
 }
 
-pl_status pl_objective_run(struct pl_objective *s, struct pl_batch_plan *b, const double *reference, bool gradients, uint64_t key, struct pl_objective_result *r)
+pl_status pl_objective_run(struct pl_objective *s, struct pl_batch_plan *b, const double *reference, bool gradients, uint64_t key,
+                           struct pl_objective_result *r)
 {
     uint64_t n_right = 0, n_seen = 0;
     *r = (struct pl_objective_result){.n_tokens = b->n_tokens, .n_loss_tokens = b->n_loss_tokens};

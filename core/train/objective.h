@@ -31,7 +31,7 @@ void pl_objective_fini(struct pl_objective *s);
 pl_status pl_objective_reference(struct pl_objective *s, struct pl_batch_plan *b, double *sums) PL_MUST_CHECK;
 
 /* The batch that was taken. gradients: add them to the net's. key: of dropout, 0 = none. reference: for pairs. */
-pl_status pl_objective_run(struct pl_objective *s, struct pl_batch_plan *b, const double *reference, bool gradients, uint64_t key, struct pl_objective_result *r)
-    PL_MUST_CHECK;
+pl_status pl_objective_run(struct pl_objective *s, struct pl_batch_plan *b, const double *reference, bool gradients, uint64_t key,
+                           struct pl_objective_result *r) PL_MUST_CHECK;
 
 #endif
