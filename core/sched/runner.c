@@ -59,6 +59,13 @@ static uint64_t available_memory(void)
     return (uint64_t)kib * 1024;
 }
 
+enum { USUAL_TOKENS = 2048 }; /* of a sequence, where the cache's size is not set */
+
+static uint64_t pages_of(uint64_t n_tokens)
+{
+    return (n_tokens + PL_KV_PAGE - 1) / PL_KV_PAGE;
+}
+
 pl_status pl_engine_new(struct pl_engine **out, const struct pl_engine_opts *opts, struct pl_device *dev, struct pl_model *model,
                         const struct pl_tok *tok, struct pl_err *err)
 {
@@ -67,7 +74,8 @@ pl_status pl_engine_new(struct pl_engine **out, const struct pl_engine_opts *opt
     uint64_t page_bytes = dev->ops->kv_bytes(dev, &shape), wanted = o.n_pages;
     if (wanted == 0) {
         uint64_t most = available_memory() / 2 / page_bytes;
-        wanted = (uint64_t)o.max_sequences * ((o.max_context + PL_KV_PAGE - 1) / PL_KV_PAGE);
+        const uint64_t longest = pages_of(o.max_context), usual = pages_of(o.max_context < USUAL_TOKENS ? o.max_context : USUAL_TOKENS);
+        wanted = o.max_sequences * usual > longest ? o.max_sequences * usual : longest;
         wanted = wanted < most ? wanted : most;
     }
     if (wanted < 2 || wanted > INT32_MAX / PL_KV_PAGE)

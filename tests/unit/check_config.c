@@ -96,7 +96,7 @@ START_TEST(mistakes)
         {"zzzzzzzzzzzz = 1", "--help lists them all"},
         {"port = 1\nport = 2", ":2: port is set a second time"},
         {"just words", "expected \"key = value\""},
-        {"kv-type = q8", "must be one of f16|bf16|f32"},
+        {"kv-type = q8", "must be one of f16|bf16|f32|q8_0"},
         {"tls-cert = a.pem", "tls-cert and tls-key are set together"},
         {"max-sequences = 100\nbatch-tokens = 50", "batch-tokens (50) must be at least"},
         {"api-key = short", "too short"},

@@ -560,7 +560,7 @@ static int32_t best_of(const float *logits, size_t V)
 }
 
 /* Feeds prompt and reference continuation, and compares the choice after each token and the distribution at some. */
-static void compare_real(struct runner *r, const json_t *c, const uint8_t **record, size_t top, struct tally *t)
+static void compare_real(struct runner *r, const json_t *c, pl_dtype kv_type, const uint8_t **record, size_t top, struct tally *t)
 {
     const size_t V = pl_model_spec(r->model)->n_vocab;
     int32_t tokens[MAX_TOKENS], positions[MAX_TOKENS];
@@ -570,7 +570,7 @@ static void compare_real(struct runner *r, const json_t *c, const uint8_t **reco
     struct run_seq s = {.tokens = tokens, .n = (uint32_t)(n_prompt + n_more - 1), .chunk = 64};
     s.logits = pl_xcalloc(s.n * V, sizeof(float));
     double *work = pl_xcalloc(V, sizeof *work);
-    ck_assert_int_eq(run_seqs(r, &s, 1, PL_F16), PL_OK);
+    ck_assert_int_eq(run_seqs(r, &s, 1, kv_type), PL_OK);
     for (size_t i = 0; i < n_more; i++) {
         const int32_t ours = best_of(s.logits + (n_prompt - 1 + i) * V, V), ref = tokens[n_prompt + i];
         const double margin = json_number_value(json_array_get(json_object_get(c, "margins"), i));
@@ -587,6 +587,14 @@ static void compare_real(struct runner *r, const json_t *c, const uint8_t **reco
     free(work);
     free(s.logits);
 }
+
+/* How far a cache's KL may lie from llama.cpp's, which has an F16 cache. Over 200 positions the mean moves by a tenth with nothing but
+ * the order of a sum; by itself, with exact products, BF16 adds 0.00005, Q8_0 0.0004, the others nothing. */
+static const struct {
+    const char *name;
+    pl_dtype type;
+    double share;
+} caches[] = {{"f16", PL_F16, 1.0}, {"f32", PL_F32, 1.1}, {"bf16", PL_BF16, 1.15}, {"q8_0", PL_Q8_0, 1.25}};
 
 START_TEST(real_model_agrees_with_transformers)
 {
@@ -608,13 +616,13 @@ START_TEST(real_model_agrees_with_transformers)
     ck_assert_msg(runner_open(&r, g, NULL, 0, 64, &err) == PL_OK, "%s", err.msg);
     const uint8_t *record = blob;
     for (size_t i = 0; i < json_array_size(cases); i++)
-        compare_real(&r, json_array_get(cases, i), &record, top, &t);
+        compare_real(&r, json_array_get(cases, i), caches[_i].type, &record, top, &t);
     ck_assert_uint_eq((size_t)(record - blob), n);
     const double kl = t.kl / (double)t.n_positions;
-    printf("model: SmolLM2 on %s: %zu tokens, %zu with a margin above 0.5 nats all agree, %zu of the others differ; "
-           "mean KL %.6f (llama.cpp %.6f) over %zu positions\n", r.dev->ops->name, t.n_tokens, t.n_sure, t.n_other, kl, peer,
+    printf("model: SmolLM2 on %s, %s cache: %zu tokens, %zu with a margin above 0.5 nats all agree, %zu of the others differ; "
+           "mean KL %.6f (llama.cpp %.6f) over %zu positions\n", r.dev->ops->name, caches[_i].name, t.n_tokens, t.n_sure, t.n_other, kl, peer,
            t.n_positions);
-    ck_assert_msg(kl <= peer, "mean KL %.6f is above llama.cpp's %.6f", kl, peer);
+    ck_assert_msg(kl <= caches[_i].share * peer, "%s cache: mean KL %.6f; llama.cpp's is %.6f", caches[_i].name, kl, peer);
     ck_assert_uint_gt(t.n_sure, t.n_tokens / 2);
     runner_close(&r);
     pl_gguf_close(g);
@@ -633,7 +641,7 @@ Suite *suite_model(void)
     tcase_add_test(tc, threads_give_the_same_bits);
     tcase_add_test(tc, only_wanted_rows_come_back);
     tcase_add_test(tc, spec_tells_what_the_file_says);
-    tcase_add_test(tc, real_model_agrees_with_transformers);
+    tcase_add_loop_test(tc, real_model_agrees_with_transformers, 0, PL_COUNT_OF(caches));
     suite_add_tcase(s, tc);
     tc = tcase_create("load");
     tcase_add_loop_test(tc, faulty_file_is_refused_by_name, 0, PL_COUNT_OF(faults));

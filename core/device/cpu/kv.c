@@ -83,19 +83,22 @@ struct kv_job {
     const struct pl_batch *b;
 };
 
-/* Element i of `row` goes to out[first + (i / group) * stride + i % group], counted in elements: keys keep `step` neighbours together,
- * values one. Each size has its own loop. */
+/* Spreads a row over a page: groups of `group` neighbours stay together and lie `stride` elements apart, from element `first` on. */
 static void scatter(void *out, const void *row, uint32_t n, uint32_t element, size_t first, uint32_t group, size_t stride)
 {
-#define SCATTER(type)                                                                                                  \
-    for (uint32_t i = 0; i < n; i++)                                                                                   \
-        ((type *)out)[first + i / group * stride + i % group] = ((const type *)row)[i]
+#define SCATTER(type, size)                                                                                            \
+    for (uint32_t i = 0; i < n; i += size)                                                                             \
+        memcpy((type *)out + first + i / size * stride, (const type *)row + i, size * sizeof(type))
     if (element == 4)
-        SCATTER(uint32_t);
+        SCATTER(uint32_t, 1);
+    else if (element == 2 && group == 1)
+        SCATTER(uint16_t, 1);
     else if (element == 2)
-        SCATTER(uint16_t);
+        SCATTER(uint16_t, 2);
+    else if (group == 1)
+        SCATTER(uint8_t, 1);
     else
-        SCATTER(uint8_t);
+        SCATTER(uint8_t, 4);
 #undef SCATTER
 }
 
