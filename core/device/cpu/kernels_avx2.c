@@ -162,6 +162,11 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
                     step_dots(is_signed ? _mm256_xor_si256(v, flip) : v, in, K, n_t, bits, is_signed, dot);
                 }
             }
+            if (side == 0) { /* the same group of the next unit */
+#pragma GCC unroll 10
+                for (uint32_t ahead = 0; ahead < one; ahead += 64)
+                    _mm_prefetch((const char *)at + p->unit_bytes + ahead, _MM_HINT_T0);
+            }
             const uint8_t *scales = at - 32 * side + quant_bytes + side * scale_bytes / 2;
             __m256 scale = half ? f16_8((const uint16_t *)scales) : _mm256_loadu_ps((const float *)scales), min;
             scales += scale_bytes;
