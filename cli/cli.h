@@ -37,5 +37,7 @@ int cli_bench(int argc, char **argv);
 int cli_chat(int argc, char **argv);
 int cli_export(int argc, char **argv);
 int cli_tokenize(int argc, char **argv);
+int cli_train(int argc, char **argv);
+int cli_bench_train(const char *size, const char *model, const char *kind, const char *precision, const char *threads);
 
 #endif

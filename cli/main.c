@@ -22,6 +22,10 @@ static const char help[] =
     "        where the model has f32, else f16\n"
     "    parley tokenize --model FILE [--special] [TEXT]\n"
     "        token ids of TEXT, or of standard input\n"
+    "    parley train --job FOLDER\n"
+    "        run the fine-tuning job that FOLDER/job.json describes; goes on where it was stopped\n"
+    "    parley train --bench 4x256x3 --model FILE [--kind lora|full] [--precision auto|f32] [--threads N]\n"
+    "        speed of training steps: sequences x tokens x steps\n"
     "    parley version\n";
 
 static int print_help(int argc, char **argv)
@@ -43,7 +47,8 @@ int main(int argc, char **argv)
     static const struct {
         const char *name;
         int (*run)(int argc, char **argv);
-    } verbs[] = {{"chat", cli_chat},     {"bench", cli_bench},        {"tokenize", cli_tokenize}, {"export", cli_export}, {"version", print_version},
+    } verbs[] = {{"chat", cli_chat},     {"bench", cli_bench},        {"tokenize", cli_tokenize}, {"export", cli_export},
+                 {"train", cli_train}, {"version", print_version},
                  {"help", print_help}, {"--version", print_version}, {"--help", print_help}};
     pl_log_setup(PL_LOG_WARN, false, 2);
     for (size_t i = 0; argc > 1 && i < sizeof verbs / sizeof verbs[0]; i++)

@@ -49,6 +49,8 @@ def main():
         print(name, "is the same" if ok else "DIFFERS")
     for what in (["make_dtype.py"], ["make_tokenizer.py", "--model", str(MODEL)]):
         results[what[0]] = subprocess.run([sys.executable, str(HERE / what[0]), "--check", *what[1:]]).returncode == 0
+    train = [sys.executable, str(HERE / "make_train.py"), "--bin", str(BIN), "--check"]
+    results["make_train.py"] = subprocess.run(train).returncode == 0
     adapters = [sys.executable, str(HERE / "make_adapter.py"), "real", "--bin", str(BIN), "--model", str(MODEL)]
     results["make_adapter.py"] = subprocess.run(adapters).returncode == 0
     failed = sum(not ok for ok in results.values())
