@@ -4,7 +4,7 @@ B := build/$(BUILD)
 CC ?= gcc
 PYTHON ?= python3
 PREFIX ?= /usr/local
-PKGS := libmicrohttpd jansson libpcre2-8
+PKGS := libmicrohttpd jansson libpcre2-8 sqlite3
 CPPFLAGS := -D_GNU_SOURCE -I.
 WARN := -Wall -Wextra -Wshadow -Wvla -Wmissing-prototypes -Wformat=2 -Wno-format-nonliteral -Werror=implicit -Werror=format-security
 HARDEN := -fstack-protector-strong -fstack-clash-protection -fcf-protection=full -fPIE -D_FORTIFY_SOURCE=3
@@ -20,16 +20,16 @@ PKG_CFLAGS := $(shell pkg-config --cflags $(PKGS))
 LIBS := $(shell pkg-config --libs $(PKGS)) -lm -pthread
 
 # Kernels for one instruction set each (which one runs is decided at run time), and loops worth vectorising. A sum's order
-# is part of the result, so the compiler may not contract or reorder.
+# is part of the result, so the compiler may not contract or reorder; training may contract, its results are one processor's.
 ISA_avx2 := -mavx2 -mfma -mf16c -ffp-contract=off
 ISA_avx512 := -march=x86-64-v4 -mavx512vnni -ffp-contract=off
-ISA = $(if $(filter core/device/% core/sample/%,$<),-O3) $(if $(findstring _avx2.c,$<),$(ISA_avx2)) $(if $(findstring _avx512.c,$<),$(ISA_avx512))
+ISA = $(if $(filter core/device/% core/sample/%,$<),-O3) $(if $(findstring _avx2.c,$<),$(ISA_avx2)) $(if $(findstring _avx512.c,$<),$(ISA_avx512)) $(if $(findstring cpu/train,$<),-ffp-contract=fast)
 
 sources = $(foreach d,$(1),$(wildcard $(d)/*.c))
 objects = $(patsubst %.c,$(B)/%.o,$(1))
-core_obj := $(call objects,$(call sources,core/base core/model core/text core/device core/device/cpu core/kv core/sched core/sample))
+core_obj := $(call objects,$(call sources,core/base core/model core/text core/device core/device/cpu core/kv core/sched core/sample core/train))
 config_obj := $(call objects,$(call sources,config))
-server_obj := $(call objects,$(call sources,server server/api))
+server_obj := $(call objects,$(call sources,server server/api server/jobs))
 cli_obj := $(call objects,$(call sources,cli))
 unit_src := $(wildcard tests/unit/*.c)
 tool_main := $(filter-out tests/tools/gguf_write.c tests/tools/tiny_%.c tests/tools/run_model.c,$(wildcard tests/tools/*.c))
@@ -64,8 +64,8 @@ $(B)/suites.h: $(unit_src)
 
 $(B)/tests/unit/main.o: CPPFLAGS += -I$(B)
 $(B)/tests/unit/main.o: $(B)/suites.h
-$(B)/unit: $(call objects,$(unit_src)) $(tool_obj) $(config_obj) $(addprefix $(B)/server/,schema.o json.o prompt.o apierr.o gen_text.o) $(B)/libparley.a
-	$(CC) $(LDFLAGS) $^ $(LIBS) $(shell pkg-config --libs check) -o $@
+$(B)/unit: $(call objects,$(unit_src)) $(tool_obj) $(config_obj) $(addprefix $(B)/server/,schema.o prompt.o apierr.o gen_text.o multipart.o) $(B)/libparley.a
+	$(CC) $(LDFLAGS) -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc $^ $(LIBS) $(shell pkg-config --libs check) -o $@
 
 $(B)/ops: $(call objects,$(wildcard tests/ops/*.c)) $(B)/libparley.a
 	$(CC) $(LDFLAGS) $^ $(LIBS) -o $@
@@ -104,7 +104,7 @@ clean:
 	rm -rf build
 
 help:
-	@echo 'all (default), test, test-unit, ops, test-http, oracle, bench, lint, tools, install, clean; BUILD=release|debug|asan|tsan'
+	@echo 'all (default), test, test-unit, ops, test-http, oracle, bench, bench-tools, lint, tools, install, clean; BUILD=release|debug|asan|tsan'
 
 # The flags stamp: objects are rebuilt when the flags change.
 FLAGS := $(CC) $(CPPFLAGS) $(CFLAGS)

@@ -36,5 +36,6 @@ void cli_close(struct cli_model *m);
 int cli_bench(int argc, char **argv);
 int cli_chat(int argc, char **argv);
 int cli_tokenize(int argc, char **argv);
+int cli_train(int argc, char **argv);
 
 #endif

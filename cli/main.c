@@ -18,6 +18,8 @@ static const char help[] =
     "        each operation of a forward pass beside what the machine can do at most, and the engine's own time\n"
     "    parley tokenize --model FILE [--special] [TEXT]\n"
     "        token ids of TEXT, or of standard input\n"
+    "    parley train --job FOLDER\n"
+    "        run the fine-tuning job that FOLDER/job.json describes; goes on where it was stopped\n"
     "    parley version\n";
 
 static int print_help(int argc, char **argv)
@@ -39,7 +41,7 @@ int main(int argc, char **argv)
     static const struct {
         const char *name;
         int (*run)(int argc, char **argv);
-    } verbs[] = {{"chat", cli_chat},     {"bench", cli_bench},        {"tokenize", cli_tokenize}, {"version", print_version},
+    } verbs[] = {{"chat", cli_chat},     {"bench", cli_bench},        {"tokenize", cli_tokenize}, {"train", cli_train}, {"version", print_version},
                  {"help", print_help}, {"--version", print_version}, {"--help", print_help}};
     pl_log_setup(PL_LOG_WARN, false, 2);
     for (size_t i = 0; argc > 1 && i < sizeof verbs / sizeof verbs[0]; i++)

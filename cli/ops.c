@@ -95,8 +95,8 @@ static void add_work(const struct ops *o, struct row *r, const struct timed_span
     switch (s->op) {
     case TIMED_matmul:
     case TIMED_matmul_glu:
-        r->operations += (s->op == TIMED_matmul ? 2 : 4) * rows * cols * s->inner; /* gate and up */
-        r->bytes += out + 4 * rows * s->inner + (k != NULL ? (double)k->bytes : 0);
+        r->operations += 2 * rows * cols * s->inner;
+        r->bytes += (s->op == TIMED_matmul ? out : out / 2) + 4 * rows * s->inner + (k != NULL ? (double)k->bytes : 0);
         break;
     case TIMED_attn:
         r->operations += 4.0 * spec->n_heads * spec->head_dim * (double)s->scores;
@@ -119,7 +119,7 @@ static size_t sum_up(const struct ops *o, const struct timed *t, struct row *row
     *step_ns = 0;
     for (size_t i = 0; i < t->n; i++) {
         const struct timed_span *s = &t->log[i];
-        const struct known *k = s->op == TIMED_matmul || s->op == TIMED_matmul_glu ? find(o, s->w) : NULL;
+        const struct known *k = s->inner > 0 ? find(o, s->w) : NULL; /* a product's */
         const char *name = k == NULL ? timed_names[s->op] : strcmp(k->name, "embed") == 0 ? "head" : k->name;
         if (s->op == TIMED_STEP) {
             *step_ns += s->end - s->start;

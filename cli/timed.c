@@ -76,7 +76,7 @@ static pl_status attn(struct pl_device *dev, pl_view out, pl_view q, const struc
 static pl_status matmul_glu(struct pl_device *dev, pl_act_kind kind, pl_view out, pl_view x, const struct pl_weight *w, pl_view bias,
                             const struct pl_plus *plus)
 {
-    FORWARD(matmul_glu, (dev, kind, out, x, w, bias, plus), .w = w, .rows = out.rows, .cols = out.cols, .inner = x.cols);
+    FORWARD(matmul_glu, (dev, kind, out, x, w, bias, plus), .w = w, .rows = out.rows, .cols = 2 * out.cols, .inner = x.cols);
 }
 
 static pl_status act(struct pl_device *dev, pl_act_kind kind, pl_view x)

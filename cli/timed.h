@@ -8,7 +8,7 @@
 #include "core/device/device.h"
 
 /* The operations of a forward pass. */
-#define TIMED_OPS(X) X(embed) X(norm) X(matmul) X(matmul_glu) X(rope) X(kv_write) X(attn) X(act) X(gather) X(lora)
+#define TIMED_OPS(X) X(embed) X(norm) X(matmul) X(rope) X(kv_write) X(attn) X(matmul_glu) X(act) X(gather) X(lora)
 
 enum timed_op {
 #define X(op) TIMED_##op,
@@ -20,8 +20,8 @@ extern const char *const timed_names[];
 
 struct timed_span {
     enum timed_op op;
-    const struct pl_weight *w; /* of embed and the products */
-    uint32_t rows, cols, inner; /* of the result; of a product, its inputs */
+    const struct pl_weight *w; /* of embed and products */
+    uint32_t rows, cols, inner; /* of the result, before gate and up are multiplied; of a product, its inputs */
     uint64_t start, end;        /* ns */
     uint64_t scores, cells;     /* attn: pairs of a token and one before it; cache positions that are read */
 };

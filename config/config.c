@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "core/base/buf.h"
 #include "core/base/log.h"
@@ -519,4 +520,23 @@ void pl_config_log(const struct pl_config *config)
         else if (is_text(k) && k->kind != SECRET_KEY && strcmp(*text_of(c, k), k->def) != 0)
             pl_log_info("%s = %s", k->name, *text_of(c, k));
     }
+}
+
+char *pl_config_data_dir(const struct pl_config *c)
+{
+    static const char system_wide[] = "/var/lib/parley";
+    const char *state = getenv("STATE_DIRECTORY"), *xdg = getenv("XDG_DATA_HOME"), *home = getenv("HOME");
+    char *path = NULL;
+    int rc = 0;
+    if (c->data_dir[0] != '\0')
+        return pl_xstrdup(c->data_dir);
+    if (state != NULL && state[0] == '/')
+        rc = asprintf(&path, "%.*s", (int)strcspn(state, ":"), state);
+    else if (access(system_wide, W_OK | X_OK) == 0)
+        return pl_xstrdup(system_wide);
+    else if (xdg != NULL && xdg[0] == '/')
+        rc = asprintf(&path, "%s/parley", xdg);
+    else if (home != NULL && home[0] == '/')
+        rc = asprintf(&path, "%s/.local/share/parley", home);
+    return rc < 0 ? NULL : path;
 }

@@ -34,6 +34,8 @@ struct pl_config {
  * NULL; on failure the mistakes. argv[0] is skipped. */
 pl_status pl_config_load(struct pl_config *c, int argc, char **argv, char **text, struct pl_err *err) PL_MUST_CHECK;
 void pl_config_fini(struct pl_config *c);
+/* data-dir, or where it is when nothing is said; free(). NULL = there is no place for it. */
+char *pl_config_data_dir(const struct pl_config *c);
 /* One log line per setting that is not the default. */
 void pl_config_log(const struct pl_config *c);
 

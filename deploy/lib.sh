@@ -46,7 +46,7 @@ packages() {
 }
 
 build_packages() {
-    packages "to build parley" gcc make libc6-dev pkg-config libmicrohttpd-dev libjansson-dev libpcre2-dev
+    packages "to build parley" gcc make libc6-dev pkg-config libmicrohttpd-dev libjansson-dev libpcre2-dev libsqlite3-dev
 }
 
 has_sha256() {

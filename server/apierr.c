@@ -38,16 +38,22 @@ static void add_string(struct pl_buf *out, const char *s)
     pl_buf_addc(out, '"');
 }
 
+void pl_apierr_write_as(struct pl_buf *out, const struct pl_err *err, const char *type, const char *code, const char *more)
+{
+    pl_buf_adds(out, "{\"error\":{\"message\":");
+    add_string(out, err->msg[0] != '\0' ? err->msg : pl_status_text(err->code));
+    pl_buf_addf(out, ",\"type\":\"%s\",\"param\":", type);
+    add_string(out, err->param);
+    pl_buf_adds(out, ",\"code\":");
+    add_string(out, code);
+    pl_buf_adds(out, more != NULL ? more : "");
+    pl_buf_adds(out, "}}");
+}
+
 void pl_apierr_write(struct pl_buf *out, const struct pl_err *err)
 {
     struct pl_apierr a = pl_apierr_of(err->code);
-    pl_buf_adds(out, "{\"error\":{\"message\":");
-    add_string(out, err->msg[0] != '\0' ? err->msg : pl_status_text(err->code));
-    pl_buf_addf(out, ",\"type\":\"%s\",\"param\":", a.type);
-    add_string(out, err->param);
-    pl_buf_adds(out, ",\"code\":");
-    add_string(out, a.code);
-    pl_buf_adds(out, "}}");
+    pl_apierr_write_as(out, err, a.type, a.code, NULL);
 }
 
 void pl_apierr_answer(struct pl_http_req *req, struct pl_http_resp *resp, const struct pl_err *err)
@@ -58,4 +64,14 @@ void pl_apierr_answer(struct pl_http_req *req, struct pl_http_resp *resp, const 
     resp->retry_after = a.retry_after;
     pl_buf_clear(&resp->body);
     pl_apierr_write(&resp->body, err);
+}
+
+void pl_apierr_answer_as(struct pl_http_req *req, struct pl_http_resp *resp, int status, const char *code, const struct pl_err *err)
+{
+    const char *type = status >= 500 ? "server_error" : "invalid_request_error";
+    req->usage->error = code != NULL ? code : type;
+    resp->status = status;
+    resp->final = status >= 500; /* a full disk is still full a second later */
+    pl_buf_clear(&resp->body);
+    pl_apierr_write_as(&resp->body, err, type, code, NULL);
 }

@@ -20,7 +20,11 @@ struct pl_apierr {
 struct pl_apierr pl_apierr_of(pl_status code);
 /* The body; out is appended to. Bytes of the message that are no UTF-8 (a cut character) become U+FFFD. */
 void pl_apierr_write(struct pl_buf *out, const struct pl_err *err);
+/* The same under another type and code; code NULL = null. more: further members of the error as JSON text (",\"lines\":[]"), NULL = none. */
+void pl_apierr_write_as(struct pl_buf *out, const struct pl_err *err, const char *type, const char *code, const char *more);
 /* A whole answer; the request's log line is told too. */
 void pl_apierr_answer(struct pl_http_req *req, struct pl_http_resp *resp, const struct pl_err *err);
+/* The same with a status and code of its own (a literal): where the status code's usual ones do not say it. */
+void pl_apierr_answer_as(struct pl_http_req *req, struct pl_http_resp *resp, int status, const char *code, const struct pl_err *err);
 
 #endif

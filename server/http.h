@@ -29,9 +29,10 @@ struct pl_http_req {
     struct pl_http_conn *conn;
     const char *id; /* request id: the client's X-Request-Id if it is a plain token of at most 128 bytes, else "req-<32 hex>" */
     const char *method, *path;
-    const char *path_arg; /* what a route's last {…} matched, URL-decoded; "" = none */
+    const char *path_arg; /* what a route's {…} matched, URL-decoded; "" = none */
     const char *body;     /* NUL-terminated after n_body bytes */
     size_t n_body;
+    struct pl_sink *sink; /* of a route that takes its body piece by piece; body is empty then */
     uint64_t start_ns;
     struct pl_arena *arena; /* freed after the reply's last byte */
     struct pl_http_usage *usage; /* valid until producer->free, or the handler's return without a producer */
@@ -52,13 +53,29 @@ struct pl_producer {
     bool stream; /* text/event-stream without length, else application/json with length; set at birth to what the client asked for */
     int status;  /* valid once produce() returned something else than WAIT */
     int retry_after; /* seconds; 0 = no header */
+    bool final;      /* as in pl_http_resp */
 };
+
+/* Takes a body piece by piece, for routes whose bodies are too large to be kept. What goes wrong is remembered and said by the handler, which
+ * runs at the end of the body. free comes after the reply's last byte, or when the client is gone. */
+struct pl_sink {
+    void (*take)(struct pl_sink *self, const char *bytes, size_t n);
+    void (*free)(struct pl_sink *self);
+};
+
+/* A parameter of the query string, decoded, in the request's arena; NULL = absent (or no UTF-8). The first one counts. */
+const char *pl_http_query(struct pl_http_req *req, const char *name);
+/* Every parameter in turn, until visit returns false. */
+void pl_http_query_each(struct pl_http_req *req, bool (*visit)(void *arg, const char *name, const char *value), void *arg);
 
 struct pl_http_resp {
     int status;
     const char *content_type; /* NULL = application/json */
     struct pl_buf body;       /* moves to http */
+    int fd;                   /* not -1: the body is this file from its beginning, n_file bytes; moves to http */
+    uint64_t n_file;
     int retry_after;
+    bool final; /* tells clients that trying again will not help, whatever the status */
     struct pl_producer *producer; /* not NULL: status and body come from it */
 };
 
@@ -73,13 +90,14 @@ typedef void pl_http_handler(struct pl_http_req *req, struct pl_http_resp *resp)
  * producer->free (connections are recycled, never freed: a late wake is a spurious one for whoever has it now). */
 void pl_http_wake(struct pl_http_conn *conn);
 
-/* A route. scope: who may call it. Patterns: "/v1/models", "/v1/models/{id}" ({} at the end matches slashes too). */
+/* A route. scope: who may call it. Patterns: "/v1/models", "/v1/files/{id}/content"; {model} matches slashes too, {id} none. */
 typedef enum { PL_SCOPE_OPEN, PL_SCOPE_USER, PL_SCOPE_ADMIN } pl_scope;
 struct pl_route {
     const char *method, *pattern;
     pl_scope scope;
     pl_http_handler *handler;
     bool needs_model; /* answered 503 while loading and while draining */
+    struct pl_sink *(*open_sink)(struct pl_http_req *req, const char *content_type); /* NULL = the body is kept */
 };
 extern const struct pl_route pl_routes[]; /* route.c; ends with a NULL method */
 
@@ -94,6 +112,7 @@ struct pl_http_opts {
     unsigned n_threads;              /* 0 = chosen by the number of processors */
     unsigned max_connections;        /* one more is answered 503 */
     size_t max_body;                 /* bytes; more is answered 413 */
+    uint64_t max_upload;             /* the same for bodies that a sink takes */
     unsigned header_timeout_s;       /* for a whole head; a body must keep up 1 kB/s after as long */
     unsigned idle_timeout_s;         /* keep-alive, and a reader that takes nothing */
 };

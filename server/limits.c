@@ -58,6 +58,7 @@ static bool json_type(const char *s, size_t n)
 
 void pl_head_add(struct pl_head *h, const char *name, size_t n_name, const char *value, size_t n_value)
 {
+    static const char form[] = "multipart/form-data";
     h->n_headers++;
     if (n_name == 0)
         h->bad_name = true;
@@ -84,6 +85,7 @@ void pl_head_add(struct pl_head *h, const char *name, size_t n_name, const char 
         h->encoded = !same(value, n_value, "identity");
     } else if (same(name, n_name, "content-type")) {
         h->bad_type = n_value > 0 && !json_type(value, n_value);
+        h->form = n_value > sizeof form - 1 && strncasecmp(value, form, sizeof form - 1) == 0;
     }
 }
 
@@ -93,8 +95,7 @@ static bool refuse(struct pl_http_fault *f, int status, const char *code, const 
     return false;
 }
 
-bool pl_head_check(const struct pl_head *h, const char *version, const char *method, uint64_t max_body,
-                   struct pl_http_fault *fault)
+bool pl_head_check(const struct pl_head *h, const char *version, struct pl_http_fault *fault)
 {
     const bool v11 = strcmp(version, "HTTP/1.1") == 0;
     if (!v11 && strcmp(version, "HTTP/1.0") != 0)
@@ -115,13 +116,20 @@ bool pl_head_check(const struct pl_head *h, const char *version, const char *met
         return refuse(fault, 400, NULL, "HTTP/1.1 needs exactly one Host header.");
     if (h->n_auth > 1)
         return refuse(fault, 400, NULL, "Send one Authorization or one X-Api-Key header, not several.");
+    return true;
+}
+
+bool pl_head_check_body(const struct pl_head *h, const char *method, uint64_t max_body, bool form, struct pl_http_fault *fault)
+{
     if (h->length > max_body)
         return refuse(fault, 413, "request_too_large", "The request body is larger than this server accepts.");
     if (h->expect_other)
         return refuse(fault, 417, NULL, "The only expectation understood is 100-continue.");
     if (h->encoded)
         return refuse(fault, 415, NULL, "The request body must not be compressed.");
-    if (h->bad_type && strcmp(method, "POST") == 0)
+    if (form && !h->form)
+        return refuse(fault, 415, NULL, "The request body must be a form: send Content-Type: multipart/form-data.");
+    if (!form && h->bad_type && strcmp(method, "POST") == 0)
         return refuse(fault, 415, NULL, "The request body must be JSON in UTF-8: send Content-Type: application/json.");
     return true;
 }

@@ -23,14 +23,15 @@ struct pl_http_fault {
 
 struct pl_head {
     unsigned n_headers, n_length, n_te, n_host, n_auth;
-    bool bad_name, bad_value, bad_length, chunked, expect_other, encoded, bad_type;
+    bool bad_name, bad_value, bad_length, chunked, expect_other, encoded, bad_type, form;
     uint64_t length; /* of the body, UINT64_MAX = more than fits */
 };
 
 /* Takes one header line. */
 void pl_head_add(struct pl_head *h, const char *name, size_t n_name, const char *value, size_t n_value);
 /* True when the head may be served; else *fault says why not. */
-bool pl_head_check(const struct pl_head *h, const char *version, const char *method, uint64_t max_body,
-                   struct pl_http_fault *fault);
+bool pl_head_check(const struct pl_head *h, const char *version, struct pl_http_fault *fault);
+/* The same for what is said of the body. form: it is to be multipart/form-data, else JSON. */
+bool pl_head_check_body(const struct pl_head *h, const char *method, uint64_t max_body, bool form, struct pl_http_fault *fault);
 
 #endif

@@ -19,13 +19,14 @@
 #include "core/base/version.h"
 #include "core/sched/engine.h"
 #include "server/http.h"
+#include "server/jobs/jobs.h"
 #include "server/load.h"
 #include "server/metrics.h"
 #include "server/server.h"
 
 #define PL_LOG_MODULE "main"
 
-enum { EXIT_CONFIG = 2, FLUSH_MS = 2000 };
+enum { EXIT_CONFIG = 2, FLUSH_MS = 2000, FORM_BYTES = 1 << 20 /* of an upload, beside the file */ };
 
 struct daemon {
     struct pl_config config;
@@ -66,6 +67,7 @@ static int next_signal(const struct daemon *d, int ms)
 static void set_signals(struct daemon *d)
 {
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN); /* a write beyond a limit fails like one on a full disk */
     sigemptyset(&d->signals);
     sigaddset(&d->signals, SIGTERM);
     sigaddset(&d->signals, SIGINT);
@@ -87,6 +89,7 @@ static pl_status listen_now(struct daemon *d, struct pl_err *err)
         .admin_key = c->admin_key,
         .max_connections = (unsigned)c->max_connections,
         .max_body = (size_t)c->max_body_mb << 20,
+        .max_upload = ((uint64_t)c->max_file_mb << 20) + FORM_BYTES,
         .header_timeout_s = (unsigned)c->header_timeout,
         .idle_timeout_s = (unsigned)c->idle_timeout,
     };
@@ -151,6 +154,11 @@ static int serve(struct daemon *d)
     if (rc != PL_OK)
         return complain(rc, &err);
     d->server.model_id = d->id;
+    d->server.model_path = d->path;
+    if (pl_jobs_open(&d->server.jobs, &d->server, &d->server.jobs_error) != PL_OK)
+        pl_log_warn("no files and no fine-tuning: %s", d->server.jobs_error.msg);
+    else
+        pl_log_info("files and jobs in %s", pl_store_dir(d->server.jobs->store));
     rc = listen_now(d, &err);
     if (rc != PL_OK)
         return complain(rc, &err);
@@ -162,16 +170,20 @@ static int serve(struct daemon *d)
     int sig = wait_for_load(d);
     if (d->load_rc != PL_OK)
         return complain(d->load_rc, &d->load_err);
+    if (d->server.jobs != NULL && pl_jobs_start(d->server.jobs, &err) != PL_OK)
+        pl_log_error("no jobs are run: %s", err.msg);
     if (sig == 0)
         sig = next_signal(d, -1);
     pl_log_info("signal %s", sigabbrev_np(sig));
     drain(d);
+    pl_jobs_stop(d->server.jobs, (unsigned)d->config.drain_timeout);
     return EXIT_SUCCESS;
 }
 
 static void leave(struct daemon *d)
 {
     pl_http_stop(d->http);
+    pl_jobs_close(d->server.jobs); /* its tasks wake connections */
     pl_load_stop_engine(d->load, &d->server);
     pl_http_free(d->http); /* after the engine, which may have woken connections until now */
     pl_load_close(d->load);

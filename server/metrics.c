@@ -15,6 +15,7 @@
 #include "core/base/version.h"
 #include "core/sched/adapters.h"
 #include "server/http.h"
+#include "server/jobs/jobs.h"
 #include "server/route.h"
 #include "server/server.h"
 
@@ -25,6 +26,7 @@ enum { N_METHODS = PL_COUNT_OF(methods), STATUS_FROM = 200, STATUS_TO = 600 };
 static const double seconds_bounds[] = {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300};
 
 struct series { /* one path pattern; the last one is for paths that no route has */
+    const char *pattern;
     uint64_t requests[N_METHODS][STATUS_TO - STATUS_FROM];
     struct pl_hist duration;
 };
@@ -46,6 +48,7 @@ struct pl_metrics *pl_metrics_new(void)
     m->n_series = pl_route_patterns() + 1;
     m->series = pl_xcalloc(m->n_series, sizeof *m->series);
     for (size_t i = 0; i < m->n_series; i++) {
+        m->series[i].pattern = i + 1 < m->n_series ? pl_route_pattern(i) : "other";
         m->series[i].duration.bounds = seconds_bounds;
         m->series[i].duration.n_bounds = PL_COUNT_OF(seconds_bounds);
     }
@@ -77,7 +80,7 @@ const char *pl_metrics_method(const char *method)
 void pl_metrics_request(struct pl_metrics *m, const char *pattern, const char *method, int status, double seconds)
 {
     size_t i = 0;
-    while (i + 1 < m->n_series && (pattern == NULL || strcmp(pl_route_pattern(i), pattern) != 0))
+    while (i + 1 < m->n_series && (pattern == NULL || strcmp(m->series[i].pattern, pattern) != 0))
         i++;
     if (status < STATUS_FROM || status >= STATUS_TO)
         status = 500;
@@ -265,11 +268,11 @@ static void render_http(struct pl_buf *b, struct pl_metrics *m)
             for (size_t c = 0; c < STATUS_TO - STATUS_FROM; c++)
                 if (copy[i].requests[k][c] > 0)
                     pl_buf_addf(b, "parley_http_requests_total{method=\"%s\",path=\"%s\",status=\"%zu\"} %llu\n", methods[k],
-                                i + 1 < m->n_series ? pl_route_pattern(i) : "other", c + STATUS_FROM,
+                                copy[i].pattern, c + STATUS_FROM,
                                 (unsigned long long)copy[i].requests[k][c]);
     head(b, "http_request_duration_seconds", "histogram", "From the request's head to the end of the answer.");
     for (size_t i = 0; i < m->n_series; i++)
-        hist(b, &copy[i].duration, "http_request_duration_seconds", "path", i + 1 < m->n_series ? pl_route_pattern(i) : "other");
+        hist(b, &copy[i].duration, "http_request_duration_seconds", "path", copy[i].pattern);
     free(copy);
 }
 
@@ -304,6 +307,8 @@ void pl_metrics_render(struct pl_metrics *m, const struct pl_server *s, struct p
     pl_buf_addf(out, "parley_http_connections %u\n", pl_http_connections(s->http));
     head(out, "http_requests_active", "gauge", "HTTP requests being answered.");
     pl_buf_addf(out, "parley_http_requests_active %u\n", pl_http_active(s->http));
+    if (s->jobs != NULL)
+        pl_jobs_render_metrics(s->jobs, out);
     head(out, "log_lines_dropped_total", "counter", "Log lines that could not be written at once.");
     pl_buf_addf(out, "parley_log_lines_dropped_total %llu\n", (unsigned long long)pl_log_dropped());
     render_process(out, m);

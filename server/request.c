@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <unistd.h>
 
 #include "core/base/clock.h"
 #include "core/base/log.h"
@@ -57,6 +58,10 @@ static void conn_put(struct pl_http_conn *c)
     if (c->producer != NULL)
         c->producer->free(c->producer);
     c->producer = NULL;
+    if (c->sink != NULL)
+        c->sink->free(c->sink);
+    c->sink = NULL;
+    c->n_body = 0;
     pl_buf_fini(&c->body);
     pl_buf_fini(&c->out);
     pl_arena_free(c->req.arena);
@@ -177,13 +182,18 @@ static enum MHD_Result queue(struct pl_http_conn *c, int status, struct MHD_Resp
     return rc;
 }
 
-static enum MHD_Result answer(struct pl_http_conn *c, int status, const char *content_type, struct pl_buf *body, int retry_after)
+static enum MHD_Result answer(struct pl_http_conn *c, struct pl_http_resp *resp)
 {
-    struct MHD_Response *r = whole(body);
+    struct MHD_Response *r = resp->fd >= 0 ? MHD_create_response_from_fd64(resp->n_file, resp->fd) : whole(&resp->body);
+    if (r == NULL && resp->fd >= 0)
+        close(resp->fd);
+    resp->fd = -1;
     if (r != NULL)
-        add_headers(c, r, content_type != NULL ? content_type : "application/json", retry_after,
+        add_headers(c, r, resp->content_type != NULL ? resp->content_type : "application/json", resp->retry_after,
                     atomic_load(&c->http->server->draining));
-    return queue(c, status, r, PL_WATCH_SEND);
+    if (r != NULL && resp->final)
+        MHD_add_response_header(r, "x-should-retry", "false");
+    return queue(c, resp->status, r, PL_WATCH_SEND);
 }
 
 static const char *fault_type(int status)
@@ -293,8 +303,13 @@ static enum MHD_Result pump(struct pl_http_conn *c)
         }
         if (p->stream && r != PL_PRODUCE_WAIT)
             return start_stream(c, p->status);
-        if (r == PL_PRODUCE_END)
-            return answer(c, p->status, NULL, &c->out, p->retry_after);
+        if (r == PL_PRODUCE_END) {
+            struct pl_http_resp resp = {.status = p->status, .body = c->out, .fd = -1, .retry_after = p->retry_after, .final = p->final};
+            pl_buf_init(&c->out, OUT_LIMIT);
+            const enum MHD_Result rc = answer(c, &resp);
+            pl_buf_fini(&resp.body);
+            return rc;
+        }
         if (r == PL_PRODUCE_MORE)
             continue;
         if (peer_left(c))
@@ -330,7 +345,8 @@ static enum MHD_Result handle(struct pl_http_conn *c)
     }
     c->req.body = pl_buf_str(&c->body);
     c->req.n_body = c->body.len;
-    struct pl_http_resp resp = {.status = 200};
+    c->req.sink = c->sink;
+    struct pl_http_resp resp = {.status = 200, .fd = -1};
     pl_buf_init(&resp.body, 0);
     c->route->handler(&c->req, &resp);
     if (resp.producer != NULL) {
@@ -343,7 +359,7 @@ static enum MHD_Result handle(struct pl_http_conn *c)
         static const struct pl_http_fault memory = {500, "out_of_memory", "The server has no memory for this answer.", true};
         return refuse(c, &memory, 0, NULL);
     }
-    const enum MHD_Result rc = answer(c, resp.status, resp.content_type, &resp.body, resp.retry_after);
+    const enum MHD_Result rc = answer(c, &resp);
     pl_buf_fini(&resp.body);
     return rc;
 }
@@ -426,7 +442,7 @@ static enum MHD_Result take_head(struct pl_http_conn *c, const char *url, const 
     pl_buf_init(&c->body, 0);
     pl_buf_init(&c->out, OUT_LIMIT);
     MHD_get_connection_values_n(c->mhd, MHD_HEADER_KIND, add_header, &head);
-    if (!pl_head_check(&head, version, method, h->opts.max_body, &fault))
+    if (!pl_head_check(&head, version, &fault))
         return refuse(c, &fault, 0, NULL);
     if (strpbrk(url, " \t") != NULL || !pl_route_decode(c->path)) {
         fault = (struct pl_http_fault){400, NULL, "The path is not a valid URL path.", true};
@@ -444,7 +460,7 @@ static enum MHD_Result take_head(struct pl_http_conn *c, const char *url, const 
     if (m.route == NULL)
         return refuse_path(c, method, m.pattern != NULL ? m.allow : NULL);
     c->route = m.route;
-    c->req.path_arg = c->path + m.arg;
+    const bool sink = m.route->open_sink != NULL;
     const pl_verdict v = pl_auth_check(h->auth, m.route->scope, MHD_lookup_connection_value(c->mhd, MHD_HEADER_KIND, "Authorization"),
                                        MHD_lookup_connection_value(c->mhd, MHD_HEADER_KIND, "X-Api-Key"));
     if (v == PL_AUTH_NO_KEY) {
@@ -456,11 +472,16 @@ static enum MHD_Result take_head(struct pl_http_conn *c, const char *url, const 
         fault = (struct pl_http_fault){403, "insufficient_permissions", "This path needs the administrator's key.", true};
         return refuse(c, &fault, 0, NULL);
     }
+    if (!pl_head_check_body(&head, method, sink ? h->opts.max_upload : h->opts.max_body, sink, &fault))
+        return refuse(c, &fault, 0, NULL);
     c->req.arena = pl_arena_new(ARENA_LIMIT);
-    if (c->req.arena == NULL) {
+    c->req.path_arg = c->req.arena != NULL ? pl_arena_strndup(c->req.arena, c->path + m.arg, m.n_arg) : NULL;
+    if (c->req.path_arg == NULL) {
         fault = (struct pl_http_fault){503, "out_of_memory", "The server has no memory for this request.", true};
         return refuse(c, &fault, 1, NULL);
     }
+    if (sink)
+        c->sink = m.route->open_sink(&c->req, MHD_lookup_connection_value(c->mhd, MHD_HEADER_KIND, "Content-Type"));
     return MHD_YES;
 }
 
@@ -470,16 +491,65 @@ static enum MHD_Result take_body(struct pl_http_conn *c, const char *bytes, size
                                 "\"invalid_request_error\",\"param\":null,\"code\":\"request_too_large\"}}";
     if (!pl_watch_progress(c->http->watch, &c->link->item, *n))
         return MHD_NO;
-    if (*n > c->http->opts.max_body - c->body.len) { /* chunked: microhttpd cannot answer before the end of the body */
+    const uint64_t max = c->sink != NULL ? c->http->opts.max_upload : c->http->opts.max_body;
+    if (*n > max - c->n_body) { /* chunked: microhttpd cannot answer before the end of the body */
         c->status = 413;
         c->usage.error = "request_too_large";
         pl_watch_answer_raw(c->http->watch, &c->link->item, 413, "Content Too Large", large);
         c->linger = true;
         return MHD_NO;
     }
-    pl_buf_add(&c->body, bytes, *n);
+    c->n_body += *n;
+    if (c->sink != NULL)
+        c->sink->take(c->sink, bytes, *n);
+    else
+        pl_buf_add(&c->body, bytes, *n);
     *n = 0;
     return MHD_YES;
+}
+
+/* query */
+
+struct each {
+    struct pl_http_req *req;
+    bool (*visit)(void *arg, const char *name, const char *value);
+    void *arg;
+};
+
+static enum MHD_Result each_argument(void *cls, enum MHD_ValueKind kind, const char *name, size_t n_name, const char *value, size_t n_value)
+{
+    struct each *e = cls;
+    (void)kind;
+    char *key = pl_arena_strndup(e->req->arena, name, n_name);
+    char *text = pl_arena_strndup(e->req->arena, value != NULL ? value : "", n_value);
+    if (key == NULL || text == NULL || !pl_route_decode_query(key) || !pl_route_decode_query(text))
+        return MHD_YES;
+    return e->visit(e->arg, key, text) ? MHD_YES : MHD_NO;
+}
+
+void pl_http_query_each(struct pl_http_req *req, bool (*visit)(void *arg, const char *name, const char *value), void *arg)
+{
+    struct each e = {req, visit, arg};
+    MHD_get_connection_values_n(req->conn->mhd, MHD_GET_ARGUMENT_KIND, each_argument, &e);
+}
+
+struct wanted {
+    const char *name, *value;
+};
+
+static bool is_wanted(void *arg, const char *name, const char *value)
+{
+    struct wanted *w = arg;
+    if (strcmp(name, w->name) == 0)
+        w->value = value;
+    return w->value == NULL;
+}
+
+const char *pl_http_query(struct pl_http_req *req, const char *name)
+{
+    struct wanted w = {name, NULL};
+    pl_http_query_each(req, is_wanted, &w);
+    return w.value;
 }
 
 static struct pl_http_link *link_of(struct MHD_Connection *mhd)

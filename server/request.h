@@ -37,6 +37,8 @@ struct pl_http_conn { /* a request on it; recycled, so that a late wake finds me
     char *path;
     char id[129];
     struct pl_buf body, out;
+    struct pl_sink *sink;
+    uint64_t n_body; /* bytes that came */
     size_t sent;
     int status; /* 0 = nothing answered */
     bool handled, counted, ended, early, looked, linger;

@@ -9,12 +9,14 @@
 struct pl_route_match {
     const struct pl_route *route; /* NULL = none for this method */
     const char *pattern;          /* NULL = no route has this path */
-    size_t arg;                   /* where in path the {…} begins; its length = no {…} */
+    size_t arg, n_arg;            /* where in path the {…} begins, and its length */
     char allow[64];               /* "GET, HEAD, OPTIONS": the methods that the path has */
 };
 
 /* Percent-decodes path in place. False when an escape is malformed, stands for NUL or a control character, or the result is not UTF-8. */
 bool pl_route_decode(char *path);
+/* The same for a name or value of the query string, where + is a space. */
+bool pl_route_decode_query(char *s);
 /* HEAD finds the GET route. path is decoded. */
 void pl_route_find(const char *method, const char *path, struct pl_route_match *m);
 /* Patterns get small numbers, for metrics: 0 .. pl_route_patterns() - 1, by their first row in pl_routes. */

@@ -331,7 +331,7 @@ static pl_status check_together(struct pl_params *p, struct pl_err *err)
 pl_status pl_params_read(struct pl_params *p, unsigned endpoint, const char *body, size_t n, struct pl_err *err)
 {
     *p = (struct pl_params){.endpoint = endpoint};
-    pl_status st = pl_json_read(&p->root, body, n, err);
+    pl_status st = pl_json_read(&p->root, "the body", body, n, err);
     if (st != PL_OK)
         return st;
     set_defaults(p);

@@ -12,6 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "core/base/json.h"
 #include "core/base/status.h"
 
 #define PL_PARAM_UNSET INT64_MIN
@@ -54,11 +55,6 @@ struct pl_params {
 
 pl_status pl_params_read(struct pl_params *p, unsigned endpoint, const char *body, size_t n, struct pl_err *err) PL_MUST_CHECK;
 void pl_params_fini(struct pl_params *p);
-
-/* The door for every JSON body: bounded in depth and in values before anything is built; an object. */
-pl_status pl_json_read(json_t **out, const char *body, size_t n, struct pl_err *err) PL_MUST_CHECK;
-/* What a value is, for messages: "a string", "null", … */
-const char *pl_json_kind(const json_t *v);
 
 /* The table's rows, for tests. kind: one of R I B O T N. */
 struct pl_field_row {

@@ -9,6 +9,7 @@
 #include <time.h>
 
 #include "config/config.h"
+#include "core/base/status.h"
 
 struct pl_tok;
 struct pl_chat;
@@ -17,11 +18,13 @@ struct pl_engine;
 struct pl_adapters;
 struct pl_metrics;
 struct pl_http;
+struct pl_jobs;
 
 struct pl_server {
     const struct pl_config *config;
     atomic_bool ready; /* model loaded and warm: what comes below is valid (release/acquire) */
     atomic_bool draining;
+    const char *model_path;
     const char *model_id;    /* what /v1/models shows: --alias, else the file name without .gguf */
     char fingerprint[32];    /* "fp_" + hash of weights file, build and kernels */
     time_t created;          /* model file's time */
@@ -32,6 +35,8 @@ struct pl_server {
     struct pl_adapters *adapters;
     struct pl_metrics *metrics;
     const struct pl_http *http;
+    struct pl_jobs *jobs;    /* NULL = the data directory cannot be used; jobs_error says why */
+    struct pl_err jobs_error;
 };
 
 #endif

@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -65,6 +66,13 @@ static short hangups(int fd)
 {
     struct pollfd p = {.fd = fd, .events = POLLRDHUP};
     return poll(&p, 1, 0) > 0 ? p.revents : 0;
+}
+
+/* The peer has sent its last, and all of that has been read. */
+static bool is_drained(int fd)
+{
+    int unread = 0;
+    return hangups(fd) != 0 && ioctl(fd, FIONREAD, &unread) == 0 && unread == 0;
 }
 
 bool pl_watch_peer_gone(const struct pl_watch_item *item, bool streaming)
@@ -127,7 +135,10 @@ static void check_deadlines(struct pl_watch *w, struct pl_watch_item *item, uint
         }
         break;
     case PL_WATCH_BODY:
-        if (spent > head_ns && item->received < (spent - head_ns) / 1000000000 * BODY_BYTES_PER_S + 1) {
+        if (item->received == item->before && is_drained(item->fd))
+            cut(item, SHUT_RDWR); /* the rest of the body will never come */
+        item->before = item->received;
+        if (!item->cut && spent > head_ns && item->received < (spent - head_ns) / 1000000000 * BODY_BYTES_PER_S + 1) {
             send_raw(item, 408, "Request Timeout", late);
             cut(item, SHUT_RDWR);
         }
@@ -303,7 +314,7 @@ bool pl_watch_enter(struct pl_watch *w, struct pl_watch_item *item, pl_watch_sta
     pthread_mutex_lock(&w->lock);
     item->state = state;
     item->since_ns = pl_now_ns();
-    item->received = 0;
+    item->received = item->before = 0;
     item->conn = conn;
     item->probed = item->probed && conn != NULL;
     const bool alive = !item->cut;

@@ -1,5 +1,6 @@
 /* watch: sees what microhttpd does not. While a connection is parked (suspended) microhttpd notices neither a hang-up nor
  * its own timeout, and its timeout otherwise counts from the last byte, so that a head dribbled byte by byte lives forever.
+ * It may also miss a hang-up in the middle of a body.
  * One thread watches all connections: it reports peers that hung up, ends heads and bodies that take too long (408), asks
  * waiting streams for a sign of life, and reads on for a moment on sockets that were closed before the request was read.
  * Thread: every function from any thread; the callback comes from the watcher's, with no lock held.
@@ -41,7 +42,7 @@ struct pl_watch_item {
     bool probed; /* one probe per shut-down peer */
     pl_watch_state state;
     uint64_t since_ns; /* when the state began, or a stream last sent something */
-    size_t received;   /* of the body */
+    size_t received, before; /* of the body; at the last tick */
     void *conn;        /* for the callback; NULL = no request */
 };
 

@@ -24,6 +24,7 @@ struct pl_device;
 struct pl_dbuf;   /* memory of the device */
 struct pl_weight; /* a matrix [N, K] as the device keeps it (repacked, still quantized) */
 struct pl_kvdev;  /* the pages of a KV cache */
+struct pl_train_ops;
 struct pl_lora;   /* low-rank changes of one product, as the device keeps them */
 
 /* A float32 matrix inside a buffer; row r starts at element offset + r * stride. By value. */
@@ -155,6 +156,8 @@ struct pl_device_ops {
     pl_status (*act)(struct pl_device *dev, pl_act_kind kind, pl_view x);
     /* out[R, C] = x[rows[i]] */
     pl_status (*gather)(struct pl_device *dev, pl_view out, pl_view x, const uint32_t *rows);
+
+    const struct pl_train_ops *train; /* core/device/train.h; NULL when the device cannot train */
 };
 
 struct pl_device {

@@ -41,6 +41,7 @@ struct pl_gguf {
     const uint8_t *data;
     size_t size;
     bool mapped;
+    uint64_t kv_from, kv_to, alignment; /* where the keys stand in the file */
     struct kv *kv;
     size_t n_kv;
     struct pl_gguf_tensor *tensors;
@@ -326,10 +327,12 @@ static pl_status parse(struct pl_gguf *g, struct pl_err *err)
         return pl_fail(err, PL_ENOTSUP, "GGUF version %u%s is not supported (2 and 3 are)", version,
                        (version & 0xffff) == 0 && version != 0 ? " (a big-endian file?)" : "");
     if ((st = read_u64(&r, &n_tensors, "the tensor count")) != PL_OK || (st = read_u64(&r, &n_kv, "the key count")) != PL_OK ||
-        (st = read_kvs(g, &r, n_kv)) != PL_OK || (st = read_alignment(g, &r, &alignment)) != PL_OK)
+        (g->kv_from = (uint64_t)(r.at - r.start), st = read_kvs(g, &r, n_kv)) != PL_OK || (st = read_alignment(g, &r, &alignment)) != PL_OK)
         return st;
     if (n_tensors > MAX_TENSORS || n_tensors > (uint64_t)(r.end - r.at) / 33)
         return pl_fail(err, PL_EFORMAT, "the header claims %llu tensors, more than the file can hold", (unsigned long long)n_tensors);
+    g->kv_to = (uint64_t)(r.at - r.start);
+    g->alignment = alignment;
     uint64_t *offsets = calloc(n_tensors ? n_tensors : 1, sizeof *offsets);
     g->tensors = calloc(n_tensors ? n_tensors : 1, sizeof *g->tensors);
     if (offsets == NULL || g->tensors == NULL || table_init(&g->tensor_table, n_tensors) != PL_OK)
@@ -564,4 +567,12 @@ pl_status pl_gguf_array_i32(const struct pl_gguf *g, const char *key, int32_t *v
         v[i] = (int32_t)e;
     }
     return PL_OK;
+}
+
+const void *pl_gguf_keys(const struct pl_gguf *g, size_t *n_bytes, uint64_t *n_keys, uint64_t *alignment)
+{
+    *n_bytes = g->kv_to - g->kv_from;
+    *n_keys = g->n_kv;
+    *alignment = g->alignment;
+    return g->data + g->kv_from;
 }

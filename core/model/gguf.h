@@ -35,6 +35,10 @@ pl_status pl_gguf_open(struct pl_gguf **out, const char *path, struct pl_err *er
 pl_status pl_gguf_open_memory(struct pl_gguf **out, const void *data, size_t n, struct pl_err *err) PL_MUST_CHECK;
 void pl_gguf_close(struct pl_gguf *g);
 
+/* The keys' bytes as they stand in the file (borrowed), their number, and what tensor data is aligned to: for writing another
+ * file with the same keys. */
+const void *pl_gguf_keys(const struct pl_gguf *g, size_t *n_bytes, uint64_t *n_keys, uint64_t *alignment);
+
 size_t pl_gguf_n_tensors(const struct pl_gguf *g);
 const struct pl_gguf_tensor *pl_gguf_tensor_at(const struct pl_gguf *g, size_t i);
 const struct pl_gguf_tensor *pl_gguf_tensor(const struct pl_gguf *g, const char *name); /* NULL = absent */

@@ -160,26 +160,30 @@ static pl_status load_rows(struct loader *ld, const struct row *r, size_t n, int
     return PL_OK;
 }
 
-/* Rotation per position of each pair of a head: base^(-2i / dims), slowed by linear scaling and the file's factors. */
+/* base^(-2i / dims), slowed by linear scaling and the file's factors. */
+pl_status pl_model_rope_freq(const struct pl_spec *s, const float *factors, float *freq, struct pl_err *err)
+{
+    for (uint32_t i = 0; i < s->rope_dims / 2; i++) {
+        const double f = factors != NULL ? (double)factors[i] : 1.0;
+        if (!(f > 0) || !isfinite(f))
+            return pl_fail(err, PL_EFORMAT, "tensor rope_freqs.weight holds %g; factors must be above 0", f);
+        freq[i] = (float)(pow((double)s->rope_base, -2.0 * i / s->rope_dims) / (double)s->rope_factor / f);
+    }
+    return PL_OK;
+}
+
 static pl_status make_rope_freq(struct loader *ld)
 {
     struct pl_model *m = ld->m;
-    const struct pl_spec *s = &m->spec;
-    const uint32_t W = s->rope_dims / 2;
+    const uint32_t W = m->spec.rope_dims / 2;
     float *freq;
-    if (s->rope == PL_ROPE_NONE)
+    if (m->spec.rope == PL_ROPE_NONE)
         return PL_OK;
     const float *factors = NULL;
     if (m->top.rope_factors.cols == W && ld->staging != NULL)
         factors = ld->staging + m->top.rope_factors.offset;
     m->top.rope_freq = take_vector(ld, W, &freq);
-    for (uint32_t i = 0; i < W && freq != NULL; i++) {
-        const double f = factors != NULL ? (double)factors[i] : 1.0;
-        if (!(f > 0) || !isfinite(f))
-            return pl_fail(ld->err, PL_EFORMAT, "tensor rope_freqs.weight holds %g; factors must be above 0", f);
-        freq[i] = (float)(pow((double)s->rope_base, -2.0 * i / s->rope_dims) / (double)s->rope_factor / f);
-    }
-    return PL_OK;
+    return freq != NULL ? pl_model_rope_freq(&m->spec, factors, freq, ld->err) : PL_OK;
 }
 
 /* One pass over everything in the table, in file-independent order. */
@@ -286,14 +290,37 @@ static pl_status read_vocab(struct pl_model *m, const struct pl_gguf *g, struct 
     return PL_OK;
 }
 
+/* The first pass: everything is looked at, nothing loaded. */
+static pl_status check(struct loader *ld)
+{
+    ld->checking = true;
+    table_fill(&ld->table, &ld->m->spec, ld->m->arch_bit);
+    const pl_status rc = load_all(ld);
+    return rc != PL_OK ? rc : check_extras(ld);
+}
+
+pl_status pl_model_check(struct pl_spec *spec, unsigned *arch_bit, uint64_t *n_params, const struct pl_gguf *g, struct pl_err *err)
+{
+    struct pl_model m = {0};
+    struct loader ld = {.m = &m, .g = g, .err = err};
+    pl_status rc = pl_spec_read(&m.spec, &m.arch_bit, g, err);
+    if (rc != PL_OK || (rc = read_vocab(&m, g, err)) != PL_OK)
+        return rc;
+    m.layers = pl_xcalloc(m.spec.n_layers, sizeof *m.layers);
+    rc = check(&ld);
+    free(m.layers);
+    *spec = m.spec;
+    *arch_bit = m.arch_bit;
+    if (n_params != NULL)
+        *n_params = m.n_params;
+    return rc;
+}
+
 static pl_status load_weights(struct pl_model *m, const struct pl_gguf *g, struct pl_err *err)
 {
-    struct loader ld = {.m = m, .g = g, .err = err, .checking = true};
+    struct loader ld = {.m = m, .g = g, .err = err};
     const struct pl_device_ops *ops = m->dev->ops;
-    table_fill(&ld.table, &m->spec, m->arch_bit);
-    pl_status rc = load_all(&ld);
-    if (rc == PL_OK)
-        rc = check_extras(&ld);
+    pl_status rc = check(&ld);
     if (rc != PL_OK)
         return rc;
 

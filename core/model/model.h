@@ -17,6 +17,11 @@ struct pl_gguf;
  * n_threads-parallel repacking is the device's business. */
 pl_status pl_model_load(struct pl_model **out, const struct pl_gguf *g, struct pl_device *dev, uint32_t max_tokens,
                         uint32_t max_rows, struct pl_err *err) PL_MUST_CHECK;
+/* Reads the hyper-parameters and checks that every tensor is there and of its shape, without loading any.
+ * n_params may be NULL. */
+pl_status pl_model_check(struct pl_spec *spec, unsigned *arch_bit, uint64_t *n_params, const struct pl_gguf *g, struct pl_err *err) PL_MUST_CHECK;
+/* freq[rope_dims / 2]: rotation per position of each pair of a head; factors [rope_dims / 2] or NULL. PL_EFORMAT for a bad factor. */
+pl_status pl_model_rope_freq(const struct pl_spec *s, const float *factors, float *freq, struct pl_err *err) PL_MUST_CHECK;
 void pl_model_free(struct pl_model *m);
 const struct pl_spec *pl_model_spec(const struct pl_model *m);
 uint64_t pl_model_n_params(const struct pl_model *m);

@@ -115,7 +115,7 @@ static void answer(struct pl_http_req *req, struct pl_http_resp *resp,
 {
     json_t *root;
     struct pl_err err = {0};
-    pl_status rc = pl_json_read(&root, req->body, req->n_body, &err);
+    pl_status rc = pl_json_read(&root, "the body", req->body, req->n_body, &err);
     if (rc == PL_OK) {
         rc = fn(req->server, root, &resp->body, &err);
         json_decref(root);

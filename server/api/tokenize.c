@@ -111,7 +111,7 @@ static void answer(struct pl_http_req *req, struct pl_http_resp *resp,
 {
     json_t *root;
     struct pl_err err = {0};
-    pl_status st = pl_json_read(&root, req->body, req->n_body, &err);
+    pl_status st = pl_json_read(&root, "the body", req->body, req->n_body, &err);
     if (st == PL_OK) {
         st = fn(req->server, root, &resp->body, &err);
         json_decref(root);

@@ -389,12 +389,18 @@ static int by_value(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
+/* The least value that so many of a hundred do not exceed. */
+static double percentile(const struct samples *s, size_t p)
+{
+    return s->n > 0 ? s->v[(s->n * p + 99) / 100 - 1] : 0;
+}
+
 static void print_samples(const char *name, struct samples *s)
 {
     if (s->n > 0)
         qsort(s->v, s->n, sizeof s->v[0], by_value);
-    printf(", \"%s\": {\"n\": %zu, \"p50\": %.3f, \"p99\": %.3f, \"max\": %.3f}", name, s->n, s->n > 0 ? s->v[s->n / 2] : 0,
-           s->n > 0 ? s->v[(s->n - 1) * 99 / 100] : 0, s->n > 0 ? s->v[s->n - 1] : 0);
+    printf(", \"%s\": {\"n\": %zu, \"p50\": %.3f, \"p99\": %.3f, \"max\": %.3f}", name, s->n, percentile(s, 50), percentile(s, 99),
+           percentile(s, 100));
 }
 
 static void print_result(const struct client *clients, long n)

@@ -3,11 +3,12 @@ SPDX-License-Identifier: Apache-2.0
 """
 import html
 import math
+import re
 import statistics
 
 MOVED = 0.10  # a calibrator that moved further than this: the round is left out
 PROCESSOR = ("int8_avx512", "int8_avx2")  # the first that this machine has
-READING = ("decode 1", "streams 1", "streams 2", "context")  # figures that follow the bandwidth
+READING = re.compile(r"decode 1|streams [12]|context \d+")  # figures that follow the bandwidth
 MARK = "<!-- figures -->"
 SAME_FILE, BEST = "llama.cpp", "llama.cpp Q4_0"
 
@@ -36,7 +37,7 @@ class Summary:
 
     def rounds(self, section, case=None, test=""):
         """Results of the undisturbed rounds; with a test that follows the bandwidth, of those in which that was steady too."""
-        reading = section == "engine" and test.startswith(READING)
+        reading = section == "engine" and READING.fullmatch(test)
         return [r["results"] for r in self.kept if r["section"] == section and case in (None, r["case"])
                 and (not reading or self.reads_steadily(r))]
 
@@ -189,6 +190,7 @@ def markdown(s):
     host = s.results["host"]
     lines = [f"{host.get('processor', '')}, {host.get('threads', '')} threads; {host.get('model', '')}; parley {host.get('commit', '')}; {host.get('date', '')}"
              + ("; a quick run" if s.quick else ""), ""]
+    lines += [f"Rejected: {r['section']} {r['case']}: {r['why']}\n" for r in s.results.get("rejected", [])]
     return "\n".join(lines + engine_tables(s) + http_tables(s) + ops_tables(s)).rstrip()
 
 

@@ -35,7 +35,8 @@ def until(what, seconds=5.0, step=0.02):
 class Daemon:
     def __init__(self, directory, *args, model=None, env=None):
         self.log_path = Path(directory) / f"parleyd-{time.monotonic_ns()}.log"
-        command = [str(PARLEYD), "--port", "0", *(["--model", str(model)] if model else []), *map(str, args)]
+        data = [] if "--data-dir" in args else ["--data-dir", str(Path(directory) / f"data-{time.monotonic_ns()}")]
+        command = [str(PARLEYD), "--port", "0", *data, *(["--model", str(model)] if model else []), *map(str, args)]
         clean = {k: v for k, v in os.environ.items() if not k.startswith("PARLEY_")}
         with open(self.log_path, "wb") as log:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**clean, **(env or {})})

@@ -188,25 +188,63 @@ def api(tmp_path_factory, models):
     folder = tmp_path_factory.mktemp("openapi")
     for name in ("support-tone", "support-tone-2"):
         shutil.copytree(ROOT / "tests/oracle/fixtures/adapter/llama-all", folder / name)
-    d = Daemon(folder, "--alias", "SmolLM2-135M-Instruct.Q4_1", "--adapter-dir", folder, "--adapter", f"support-tone={folder / 'support-tone'}",
+    (folder / "data").mkdir()
+    worker = ROOT / "tests/tools/fake_worker.py"
+    d = Daemon(folder, "--data-dir", folder / "data", "--train-worker", worker, "--alias", "SmolLM2-135M-Instruct.Q4_1", "--adapter-dir", folder, "--adapter", f"support-tone={folder / 'support-tone'}",
                model=models("adapter-base", "--embd", 32, "--ff", 64)).wait_ready()
+    d.stands_for = things(d, folder / "data/script")
     yield d
     until(d.idle)
     assert d.stop() == 0, d.log
     assert "Sanitizer" not in d.log, d.log
 
 
+def form(fields):
+    parts = [f'--b\r\nContent-Disposition: form-data; name="{k}"' + ('; filename="x"' if k == "file" else "") + f"\r\n\r\n{v}\r\n" for k, v in fields.items()]
+    return ("".join(parts) + "--b--\r\n").encode(), {"Content-Type": "multipart/form-data; boundary=b"}
+
+
+def things(d, script):
+    """What the ids of the examples stand for: files, a job whose worker waits, and a model that another job has made."""
+    chat = json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}) + "\n"
+
+    def file():
+        return json.loads(d.request("POST", "/v1/files", *form({"purpose": "fine-tune", "file": chat * 10}))[2])["id"]
+
+    def job(state):
+        made = json.loads(d.post("/v1/fine_tuning/jobs", {"model": "SmolLM2-135M-Instruct.Q4_1", "training_file": file()})[2])["id"]
+        return until(lambda: (j := json.loads(d.get(f"/v1/fine_tuning/jobs/{made}")[2]))["status"] == state and j)
+    model = job("succeeded")["fine_tuned_model"]
+    script.write_text('{"hang_at": 2}')
+    return {"file-0123456789abcdef01234567": file(), "file-fedcba9876543210fedcba98": file(), "ftjob-0123456789abcdef01234567": job("running")["id"],
+            "ft:SmolLM2-135M-Instruct.Q4_1:parley:support:01234567": model}
+
+
+def real(api, text):
+    for example, thing in api.stands_for.items():
+        text = text.replace(example, thing)
+    return text
+
+
 def operations():
     for path, methods in SPEC["paths"].items():
         for method, o in methods.items():
-            examples = o.get("requestBody", {}).get("content", {}).get("application/json", {}).get("examples", {"": {"value": None}})
+            content = o.get("requestBody", {}).get("content", {})
+            examples = next(iter(content.values()), {}).get("examples", {"": {"value": None}})
             for name, e in examples.items():
                 yield pytest.param(method, path, o, e["value"], id=f"{method} {path} {name}")
 
 
 @pytest.mark.parametrize("method, path, operation, body", list(operations()))
 def test_examples_are_answered_as_described(api, method, path, operation, body):
-    status, headers, answer = api.request(method.upper(), path.replace("{id}", "SmolLM2-135M-Instruct.Q4_1"), body)
+    for p in operation.get("parameters", []):
+        path = path.replace("{%s}" % p["name"], p.get("example", ""))
+    more = {}
+    if "multipart/form-data" in operation.get("requestBody", {}).get("content", {}):
+        body, more = form(body)
+    elif body is not None:
+        body = json.loads(real(api, json.dumps(body)))
+    status, headers, answer = api.request(method.upper(), real(api, path), body, more)
     assert status == 200, answer
     content = operation["responses"]["200"]["content"]
     kind = headers["content-type"].split(";")[0]
@@ -221,10 +259,11 @@ def test_examples_are_answered_as_described(api, method, path, operation, body):
         assert kind in content
 
 
-@pytest.mark.parametrize("method, path, operation, body", [p for p in operations() if p.values[3] is not None])
+@pytest.mark.parametrize("method, path, operation, body", [p for p in operations() if "application/json" in p.values[2].get("requestBody", {}).get("content", {})])
 def test_wrong_values_are_refused(api, method, path, operation, body):
     """Each field of each example, turned into something that the description does not allow, is a 400 that names it."""
     schema = operation["requestBody"]["content"]["application/json"]["schema"]
+    body = json.loads(real(api, json.dumps(body)))
     for name in body:
         for value in (True, 3.5, "x\x01", [[[]]], {"a": {}}, -10 ** 12):
             bad = {**copy.deepcopy(body), name: value}

@@ -16,7 +16,8 @@ from conftest import ROOT, Daemon
 REAL = Path(os.environ.get("PARLEY_TEST_MODEL") or Path.home() / ".cache/parley/SmolLM2-135M-Instruct.Q4_1.gguf")
 README = (ROOT / "README.md").read_text()
 BLOCKS = [b for b in re.findall(r"```sh\n(.*?)```", README, re.S) if "curl" in b]
-LINES = [line for b in BLOCKS for line in re.findall(r"^curl(?:[^\n]*\\\n)*[^\n]*$", b, re.M)]
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
+LINES = [line for b in BLOCKS for line in re.findall(r"^(?:[A-Z]+=[^\n]*\n)?curl(?:[^\n]*\\\n)*[^\n]*$", b, re.M)]
 
 
 def write_adapter(folder):
@@ -59,6 +60,15 @@ def test_curl(daemon, line):
 
 
 def test_python(daemon):
-    code = re.search(r"```python\n(.*?)```", README, re.S).group(1).replace(":8000", f":{daemon.port}")
+    code = PYTHON[0].replace(":8000", f":{daemon.port}")
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert "The capital of Germany is Berlin." in out.stdout, out.stderr
+
+
+def test_the_story_of_a_job(tmp_path, models):
+    """The second Python example against a small random model: the real one would take minutes."""
+    d = Daemon(tmp_path, "--alias", "SmolLM2-135M-Instruct", model=models("wide", "--ctx", 2048)).wait_ready()
+    code = PYTHON[1].replace(":8000", f":{d.port}").replace('"data/', f'"{ROOT}/data/')
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
+    assert out.returncode == 0 and "succeeded The job has successfully completed" in out.stdout, out.stderr + out.stdout
+    assert d.stop() == 0

@@ -12,6 +12,7 @@
 #include "core/kv/kv.h"
 #include "core/model/gguf.h"
 #include "core/sched/plan.h"
+#include "core/sched/reply_int.h"
 #include "core/sched/runner.h"
 #include "core/text/tok.h"
 #include "tests/tools/tiny_model.h"
@@ -20,9 +21,40 @@ Suite *suite_engine(void);
 
 enum { MAX_STEP = 64, MAX_OUT = 256, POISON = 77 };
 
+/* ---- what the engine's thread allocates: the linker sends the library's calls here ------------------------------------- */
+
+void *__real_malloc(size_t n);
+void *__real_calloc(size_t n, size_t size);
+void *__real_realloc(void *p, size_t n);
+void *__wrap_malloc(size_t n);
+void *__wrap_calloc(size_t n, size_t size);
+void *__wrap_realloc(void *p, size_t n);
+
+static _Thread_local bool counting;
+static atomic_uint allocations;
+
+void *__wrap_malloc(size_t n)
+{
+    atomic_fetch_add(&allocations, counting);
+    return __real_malloc(n);
+}
+
+void *__wrap_calloc(size_t n, size_t size)
+{
+    atomic_fetch_add(&allocations, counting);
+    return __real_calloc(n, size);
+}
+
+void *__wrap_realloc(void *p, size_t n)
+{
+    atomic_fetch_add(&allocations, counting);
+    return __real_realloc(p, n);
+}
+
 /* ---- a model: the next token is a hash of all tokens before it, read from what was written into the pages ------------- */
 
 struct script {
+    uint32_t count_from, count_to; /* steps in which the engine's thread must not allocate */
     uint32_t n_vocab, n_pages;
     int32_t *cache; /* [page * PL_KV_PAGE + offset]: the token that was computed there */
     float *logits;
@@ -46,7 +78,8 @@ static pl_status forward(void *self, const struct pl_batch *b, const float **log
     int32_t tokens[2048];
     if (atomic_load(&s->fail))
         return PL_EDEVICE;
-    atomic_fetch_add(&s->steps, 1);
+    const uint32_t step = atomic_fetch_add(&s->steps, 1);
+    counting = step >= s->count_from && step < s->count_to;
     s->largest = b->n_tokens > s->largest ? b->n_tokens : s->largest;
     for (uint32_t t = 0; t < b->n_tokens; t++)
         s->cache[b->slot[t]] = b->tokens[t];
@@ -201,6 +234,38 @@ START_TEST(together)
     ck_assert(_i == 2 || st.n_preempted > 0);
     ck_assert(_i != 2 || st.base.prefix_hits > 0);
     ck_assert_uint_le(w.script.largest, MAX_STEP);
+    close_world(&w);
+}
+END_TEST
+
+/* From one step to the next of sequences that only decode, nothing is allocated: not for tokens, text, pages or events. */
+START_TEST(steady)
+{
+    struct world w;
+    struct pl_err err = {0};
+    struct pl_reply *replies[4];
+    struct answer a;
+    open_world(&w, 128, 4, 16);
+    w.script.count_from = 40; /* each slot of a ring has been used by then */
+    w.script.count_to = 240;
+    for (int i = 0; i < 4; i++) {
+        replies[i] = pl_reply_new(pl_reply_needs(1) + 300, NULL, NULL);
+        for (int k = 0; k < 300; k++) {
+            const struct pl_event ev = {.kind = PL_EV_TOKEN};
+            ck_assert(pl_reply_push(replies[i], &ev, "warm", 4));
+        }
+        for (struct pl_event ev; pl_reply_next(replies[i], &ev);)
+            ;
+        ck_assert_int_eq(submit(&w, i, 20, 1, 250, replies[i], &err), PL_OK);
+    }
+    ck_assert_int_eq(pl_engine_start(w.engine, &err), PL_OK);
+    for (int i = 0; i < 4; i++) {
+        collect(replies[i], 1, &a);
+        expect(&w, &a, 0, i, 20, 250);
+        pl_reply_unref(replies[i]);
+    }
+    ck_assert_uint_ge(atomic_load(&w.script.steps), 250);
+    ck_assert_uint_eq(atomic_load(&allocations), 0);
     close_world(&w);
 }
 END_TEST
@@ -373,6 +438,7 @@ Suite *suite_engine(void)
     TCase *t = tcase_create("engine");
     tcase_set_timeout(t, 120);
     tcase_add_loop_test(t, together, 0, 3);
+    tcase_add_test(t, steady);
     tcase_add_test(t, refusals);
     tcase_add_test(t, slow_and_gone);
     tcase_add_test(t, drain);

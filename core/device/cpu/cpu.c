@@ -1,6 +1,7 @@
 /* cpu: opens the CPU device, its memory, and the operations that work row by row.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "core/device/cpu/cpu.h"
+#include "core/device/cpu/train.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -243,6 +244,7 @@ static void close_device(struct pl_device *dev)
     pl_cpu_release(cpu->rope_cos, cpu->rope_cap * sizeof(float));
     pl_cpu_release(cpu->rope_sin, cpu->rope_cap * sizeof(float));
     pl_cpu_release(cpu->attn_work, cpu->attn_cap * sizeof(float));
+    pl_cpu_train_free(cpu->train);
     pl_cpu_release(cpu->lora_work, cpu->lora_cap * sizeof(float));
     free(cpu);
 }
@@ -260,6 +262,7 @@ static void attach(struct pl_device *dev)
         .step_end = step_end, .embed = pl_cpu_embed, .norm = norm, .matmul = pl_cpu_matmul,                           \
         .matmul_glu = pl_cpu_matmul_glu, .rope = rope,                                                                 \
         .kv_write = pl_cpu_kv_write, .attn = pl_cpu_attn_op, .act = act, .gather = gather,                             \
+        .train = &pl_cpu_train_ops,                                                                                    \
         .lora_new = pl_cpu_lora_new, .lora_free = pl_cpu_lora_free, .lora = pl_cpu_lora                                \
     }
 

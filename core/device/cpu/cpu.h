@@ -139,6 +139,7 @@ struct pl_cpu {
     const uint32_t *rope_pos;
     float *attn_work; /* partial results of attention's segments */
     size_t attn_cap;
+    struct pl_cpu_train *train; /* of the training operations, NULL until the first */
     float *lora_work; /* x · Aᵀ of the rows that adapters change */
     size_t lora_cap;
 };

@@ -1,11 +1,11 @@
-/* json: the door for every JSON body.
+/* json: the door for every JSON text from outside.
  *
- * A parsed value takes up to eighty times its bytes (an empty object most of all), so a limit on the body is no limit on memory: brackets and commas are
- * counted, and the depth measured, before the parser sees the text.
+ * A parsed value takes up to eighty times its bytes (an empty object most of all), so a limit on the text is no limit on memory:
+ * brackets and commas are counted, and the depth measured, before the parser sees the text.
  * SPDX-License-Identifier: Apache-2.0 */
-#include <stdio.h>
+#include "core/base/json.h"
 
-#include "server/schema.h"
+#include <stdbool.h>
 
 enum { MAX_DEPTH = 64, MAX_NESTED = 1 << 16, MAX_VALUES = 1 << 20 };
 
@@ -26,7 +26,7 @@ const char *pl_json_kind(const json_t *v)
     return "something else";
 }
 
-static pl_status measure(const char *s, size_t n, struct pl_err *err)
+static pl_status measure(const char *what, const char *s, size_t n, struct pl_err *err)
 {
     size_t depth = 0, nested = 0, values = 0;
     bool in_string = false;
@@ -47,28 +47,28 @@ static pl_status measure(const char *s, size_t n, struct pl_err *err)
         case ',': values++; break;
         }
         if (depth > MAX_DEPTH)
-            return pl_fail(err, PL_EINVAL, "the body is nested more than %d levels deep", MAX_DEPTH);
+            return pl_fail(err, PL_EINVAL, "%s is nested more than %d levels deep", what, MAX_DEPTH);
         if (nested > MAX_NESTED)
-            return pl_fail(err, PL_EINVAL, "the body has more than %d objects and arrays", MAX_NESTED);
+            return pl_fail(err, PL_EINVAL, "%s has more than %d objects and arrays", what, MAX_NESTED);
         if (values > MAX_VALUES)
-            return pl_fail(err, PL_EINVAL, "the body has more than %d values", MAX_VALUES);
+            return pl_fail(err, PL_EINVAL, "%s has more than %d values", what, MAX_VALUES);
     }
     return PL_OK;
 }
 
-pl_status pl_json_read(json_t **out, const char *body, size_t n, struct pl_err *err)
+pl_status pl_json_read(json_t **out, const char *what, const char *text, size_t n, struct pl_err *err)
 {
     json_error_t why;
     if (n == 0)
-        return pl_fail(err, PL_EINVAL, "the body is empty; a JSON object is expected");
-    pl_status st = measure(body, n, err);
+        return pl_fail(err, PL_EINVAL, "%s is empty; a JSON object is expected", what);
+    pl_status st = measure(what, text, n, err);
     if (st != PL_OK)
         return st;
-    json_t *v = json_loadb(body, n, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &why);
+    json_t *v = json_loadb(text, n, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &why);
     if (v == NULL)
-        return pl_fail(err, PL_EINVAL, "the body is not valid JSON: line %d, column %d: %s", why.line, why.column, why.text);
+        return pl_fail(err, PL_EINVAL, "%s is not valid JSON: line %d, column %d: %s", what, why.line, why.column, why.text);
     if (!json_is_object(v)) {
-        st = pl_fail(err, PL_EINVAL, "the body must be a JSON object, not %s", pl_json_kind(v));
+        st = pl_fail(err, PL_EINVAL, "%s must be a JSON object, not %s", what, pl_json_kind(v));
         json_decref(v);
         return st;
     }

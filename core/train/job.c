@@ -1,0 +1,120 @@
+/* job: job.json, the file in which the daemon tells a worker what to do.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "core/train/job.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/buf.h"
+#include "core/base/json.h"
+#include "core/base/mem.h"
+#include "core/base/newfile.h"
+
+enum { MAX_JOB = 1 << 20 };
+
+
+static const struct {
+    const char *name;
+    size_t offset;
+    bool required;
+} texts[] = {
+#define AT(field) offsetof(struct pl_train_job, field)
+    {"id", AT(id), true},
+    {"name", AT(name), true},
+    {"base", AT(base), true},
+    {"base_adapter", AT(base_adapter), false},
+    {"chat_template", AT(chat_template), false},
+    {"training_file", AT(training_file), true},
+    {"validation_file", AT(validation_file), false},
+};
+
+static char **text_of(const struct pl_train_job *job, size_t i)
+{
+    return (char **)(uintptr_t)((const char *)job + texts[i].offset);
+}
+
+static pl_status read_text(const char *path, struct pl_buf *text, struct pl_err *err)
+{
+    char block[8192];
+    size_t n;
+    FILE *f = fopen(path, "re");
+    if (f == NULL)
+        return pl_fail(err, PL_EIO, "cannot read %s: %s", path, strerror(errno));
+    while ((n = fread(block, 1, sizeof block, f)) > 0)
+        pl_buf_add(text, block, n);
+    const bool bad = ferror(f) != 0;
+    fclose(f);
+    if (bad || text->failed)
+        return pl_fail(err, PL_EIO, "%s cannot be read, or is larger than 1 MiB", path);
+    return PL_OK;
+}
+
+static pl_status take(struct pl_train_job *job, const json_t *root, struct pl_err *err)
+{
+    for (size_t i = 0; i < PL_COUNT_OF(texts); i++) {
+        const json_t *v = json_object_get(root, texts[i].name);
+        if (json_is_string(v))
+            *text_of(job, i) = pl_xstrdup(json_string_value(v));
+        else if (texts[i].required || (v != NULL && !json_is_null(v)))
+            return pl_fail_param(err, PL_EFORMAT, texts[i].name, "job.json: '%s' must be a string, not %s", texts[i].name, pl_json_kind(v));
+    }
+    const json_t *seed = json_object_get(root, "seed"), *created = json_object_get(root, "created_at");
+    const pl_status st = pl_train_spec_read(&job->spec, json_object_get(root, "spec"), NULL, err);
+    if (st != PL_OK)
+        return st;
+    if (seed != NULL && (!json_is_integer(seed) || json_integer_value(seed) < 0 || json_integer_value(seed) > UINT32_MAX))
+        return pl_fail_param(err, PL_EFORMAT, "seed", "job.json: 'seed' must be an integer from 0 to 4294967295");
+    job->spec.seed = (uint32_t)json_integer_value(seed);
+    job->created_at = json_integer_value(created);
+    return PL_OK;
+}
+
+pl_status pl_train_job_read(struct pl_train_job *job, const char *folder, struct pl_err *err)
+{
+    char *path = NULL;
+    struct pl_buf text;
+    json_t *root = NULL;
+    *job = (struct pl_train_job){0};
+    if (asprintf(&path, "%s/job.json", folder) < 0)
+        return pl_fail(err, PL_ENOMEM, "out of memory");
+    pl_buf_init(&text, MAX_JOB);
+    pl_status st = read_text(path, &text, err);
+    if (st == PL_OK)
+        st = pl_json_read(&root, "job.json", pl_buf_str(&text), text.len, err);
+    if (st == PL_OK)
+        st = take(job, root, err);
+    json_decref(root);
+    pl_buf_fini(&text);
+    free(path);
+    if (st != PL_OK)
+        pl_train_job_fini(job);
+    return st;
+}
+
+pl_status pl_train_job_write(const struct pl_train_job *job, const char *folder, struct pl_err *err)
+{
+    char *path = NULL;
+    json_t *root = json_object();
+    for (size_t i = 0; i < PL_COUNT_OF(texts); i++)
+        json_object_set_new(root, texts[i].name, *text_of(job, i) != NULL ? json_string(*text_of(job, i)) : json_null());
+    json_object_set_new(root, "spec", pl_train_spec_json(&job->spec));
+    json_object_set_new(root, "seed", json_integer(job->spec.seed));
+    json_object_set_new(root, "created_at", json_integer(job->created_at));
+    char *text = json_dumps(root, JSON_INDENT(1));
+    pl_status st = text != NULL && asprintf(&path, "%s/job.json", folder) >= 0 ? PL_OK : pl_fail(err, PL_ENOMEM, "out of memory");
+    if (st == PL_OK)
+        st = pl_newfile_write(path, text, strlen(text), err);
+    free(text);
+    free(path);
+    json_decref(root);
+    return st;
+}
+
+void pl_train_job_fini(struct pl_train_job *job)
+{
+    for (size_t i = 0; i < PL_COUNT_OF(texts); i++)
+        free(*text_of(job, i));
+    *job = (struct pl_train_job){0};
+}

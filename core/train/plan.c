@@ -1,0 +1,89 @@
+/* plan: a job before it runs: both files checked, every "auto" given its value, and what the job will take.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "core/train/plan.h"
+
+#include <string.h>
+
+#include "core/model/adapter.h"
+
+static pl_status scan(const char *path, const char *param, const struct pl_data_opts *o, struct pl_data_report *r, struct pl_err *err)
+{
+    pl_data_report_fini(r);
+    const pl_status st = pl_data_scan(path, o, NULL, NULL, r, err);
+    if (st != PL_OK && err != NULL)
+        strcpy(err->param, param);
+    return st;
+}
+
+static uint64_t trained_params(const struct pl_train_spec *s, const struct pl_train_base *base)
+{
+    if (s->peft == PL_PEFT_FULL)
+        return base->n_params;
+    uint64_t n = 0;
+    struct pl_target_place place;
+    for (int t = 0; t < PL_TARGET_COUNT; t++)
+        if ((s->targets >> t & 1) != 0 && pl_target_find(base->spec, (pl_target)t, &place))
+            n += (uint64_t)base->spec->n_layers * s->rank * ((uint64_t)place.rows + place.cols);
+    return n;
+}
+
+/* Weights, and for each trained one value, gradient and two moments; activations of a micro-batch: what the backward pass of a layer
+ * reads (inputs of norms and products, q, k, v, gate, up and their product), and the logits of a block of rows. */
+static uint64_t memory(const struct pl_train_plan *p, const struct pl_train_base *base)
+{
+    const struct pl_spec *m = base->spec;
+    const uint64_t sequences = p->spec.method == PL_METHOD_DPO ? 2 : 1;
+    const uint64_t tokens = sequences * p->spec.micro_batch * p->spec.max_length;
+    const uint64_t q = (uint64_t)m->n_heads * m->head_dim, kv = (uint64_t)m->n_kv_heads * m->head_dim;
+    const uint64_t layer = 5 * (uint64_t)m->n_embd + 2 * q + 2 * kv + (m->gated ? 3 : 2) * (uint64_t)m->n_ff;
+    const uint64_t layers = p->spec.recompute ? m->n_layers * (uint64_t)m->n_embd + layer : m->n_layers * layer;
+    const uint64_t logits = (tokens < 256 ? tokens : 256) * m->n_vocab;
+    const uint64_t weights = p->spec.peft == PL_PEFT_FULL ? 0 : 2 * base->n_file; /* the file's, and rearranged */
+    return weights + 16 * p->n_trained_params + 4 * (tokens * layers + 2 * logits) + (p->training.n_tokens + p->validation.n_tokens) * 5;
+}
+
+pl_status pl_train_plan(struct pl_train_plan *p, const struct pl_train_spec *asked, const char *training, const char *validation,
+                        const struct pl_train_base *base, uint32_t n_threads, struct pl_err *err)
+{
+    *p = (struct pl_train_plan){.spec = *asked};
+    struct pl_data_opts o = {.tok = base->tok, .chat = base->chat, .method = asked->method, .train_on = (pl_train_on)asked->train_on,
+                             .min_examples = PL_DATA_MIN_EXAMPLES};
+    struct pl_train_facts f = {.model = base->spec, .n_ctx = base->n_ctx, .n_threads = n_threads, .validation = validation != NULL,
+                               .bf16 = pl_train_has_bf16()};
+    /* The first reading tells the longest example, which decides max_length; cut to that, the second counts what is left. */
+    pl_status st = scan(training, "training_file", &o, &p->training, err);
+    if (st != PL_OK)
+        return st;
+    f.n_examples = p->training.n_examples;
+    f.longest = p->training.longest;
+    if ((st = pl_train_spec_resolve(&p->spec, &f, err)) != PL_OK)
+        return st;
+    o.max_length = p->spec.max_length;
+    if (f.longest > o.max_length) {
+        if ((st = scan(training, "training_file", &o, &p->training, err)) != PL_OK)
+            return st;
+        f.n_examples = p->training.n_examples;
+        p->spec = *asked;
+        if ((st = pl_train_spec_resolve(&p->spec, &f, err)) != PL_OK)
+            return st;
+    }
+    if (validation != NULL) {
+        o.min_examples = 1;
+        if ((st = scan(validation, "validation_file", &o, &p->validation, err)) != PL_OK)
+            return st;
+    }
+    p->epoch_steps = pl_train_epoch_steps(&p->spec, f.n_examples);
+    p->total_steps = pl_train_total_steps(&p->spec, f.n_examples);
+    p->trained_tokens = p->spec.n_epochs * p->training.n_tokens;
+    p->n_trained_params = trained_params(&p->spec, base);
+    p->memory = memory(p, base);
+    /* forward 2, backward of inputs 2, of weights 2 operations for each parameter and token */
+    p->flops = (double)p->trained_tokens * (4.0 * (double)base->n_params + 2.0 * (double)p->n_trained_params);
+    return PL_OK;
+}
+
+void pl_train_plan_fini(struct pl_train_plan *p)
+{
+    pl_data_report_fini(&p->training);
+    pl_data_report_fini(&p->validation);
+}

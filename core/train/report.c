@@ -1,0 +1,345 @@
+/* report: what a job says while it runs.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "core/train/report.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <jansson.h>
+#include <limits.h>
+#include <math.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "core/base/buf.h"
+#include "core/base/mem.h"
+#include "core/base/newfile.h"
+#include "core/train/tfevents.h"
+
+/* Every measured number: its name here and in TensorBoard. */
+static const struct {
+    const char *name, *tag;
+    size_t offset;
+} numbers[] = {
+#define AT(field) offsetof(struct pl_train_metrics, field)
+    {"epoch", "train/epoch", AT(epoch)},
+    {"train_loss", "train/loss", AT(train_loss)},
+    {"train_mean_token_accuracy", "train/mean_token_accuracy", AT(train_accuracy)},
+    {"learning_rate", "train/learning_rate", AT(learning_rate)},
+    {"grad_norm", "train/grad_norm", AT(grad_norm)},
+    {"tokens_per_s", "train/tokens_per_s", AT(tokens_per_s)},
+    {"eta_s", NULL, AT(eta_s)},
+    {"valid_loss", "eval/loss", AT(valid_loss)},
+    {"valid_mean_token_accuracy", "eval/mean_token_accuracy", AT(valid_accuracy)},
+    {"full_valid_loss", "eval/full_loss", AT(full_valid_loss)},
+    {"full_valid_mean_token_accuracy", "eval/full_mean_token_accuracy", AT(full_valid_accuracy)},
+    {"reward_accuracy", "rewards/accuracies", AT(reward_accuracy)},
+    {"reward_margin", "rewards/margins", AT(reward_margin)},
+    {"reward_chosen", "rewards/chosen", AT(reward_chosen)},
+    {"reward_rejected", "rewards/rejected", AT(reward_rejected)},
+#undef AT
+};
+
+static double *number_of(struct pl_train_metrics *m, size_t i)
+{
+    return (double *)((char *)m + numbers[i].offset);
+}
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_REALTIME, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+struct path {
+    char s[PATH_MAX];
+};
+
+static struct path in(const char *folder, const char *name)
+{
+    struct path p;
+    snprintf(p.s, sizeof p.s, "%s/%s", folder, name);
+    return p;
+}
+
+/* ---- lines --------------------------------------------------------------------------------------------------------- */
+
+static pl_status put_line(int fd, struct pl_buf *b, bool flush, struct pl_err *err)
+{
+    pl_buf_addc(b, '\n');
+    const bool ok = !b->failed && write(fd, pl_buf_str(b), b->len) == (ssize_t)b->len && (!flush || fsync(fd) == 0);
+    const int why = errno;
+    pl_buf_fini(b);
+    return ok ? PL_OK : pl_fail(err, PL_EIO, "cannot write progress.jsonl: %s", strerror(why));
+}
+
+static void add_metrics(struct pl_buf *b, const struct pl_train_metrics *m)
+{
+    struct pl_train_metrics copy = *m;
+    pl_buf_addf(b, "\"step\":%u,\"total_steps\":%u,\"trained_tokens\":%llu", m->step, m->total_steps, (unsigned long long)m->trained_tokens);
+    for (size_t i = 0; i < PL_COUNT_OF(numbers); i++)
+        if (isfinite(*number_of(&copy, i)))
+            pl_buf_addf(b, ",\"%s\":%.9g", numbers[i].name, *number_of(&copy, i));
+}
+
+static struct pl_buf line(const char *type)
+{
+    struct pl_buf b;
+    pl_buf_init(&b, 0);
+    pl_buf_addf(&b, "{\"type\":\"%s\"", type);
+    return b;
+}
+
+static pl_status put_events(FILE *f, double time, const struct pl_train_metrics *m)
+{
+    struct pl_train_metrics copy = *m;
+    struct pl_tf_scalar list[PL_COUNT_OF(numbers)];
+    size_t n = 0;
+    for (size_t i = 0; i < PL_COUNT_OF(numbers); i++)
+        if (numbers[i].tag != NULL)
+            list[n++] = (struct pl_tf_scalar){numbers[i].tag, *number_of(&copy, i)};
+    return pl_tf_scalars(f, time, m->step, list, n);
+}
+
+static void draw_bar(const struct pl_train_metrics *m)
+{
+    enum { WIDTH = 24 };
+    char bar[WIDTH + 1];
+    const unsigned full = (unsigned)((uint64_t)m->step * WIDTH / (m->total_steps > 0 ? m->total_steps : 1)), eta = (unsigned)m->eta_s;
+    for (unsigned i = 0; i < WIDTH; i++)
+        bar[i] = i < full ? '#' : '.';
+    bar[WIDTH] = '\0';
+    fprintf(stderr, "\r[%s] %u/%u  loss %.4f  %.0f tok/s  %u:%02u:%02u left ", bar, m->step, m->total_steps, m->train_loss, m->tokens_per_s, eta / 3600,
+            eta / 60 % 60, eta % 60);
+    if (isfinite(m->valid_loss))
+        fprintf(stderr, " valid loss %.4f\n", m->valid_loss);
+    fflush(stderr);
+}
+
+pl_status pl_report_metrics(struct pl_report *r, const struct pl_train_metrics *m, struct pl_err *err)
+{
+    struct pl_buf b = line("metrics");
+    const double time = now();
+    pl_buf_addf(&b, ",\"time\":%.3f,", time);
+    add_metrics(&b, m);
+    pl_buf_addc(&b, '}');
+    if (r->bar)
+        draw_bar(m);
+    const pl_status rc = put_line(r->fd, &b, false, err);
+    if (rc != PL_OK)
+        return rc;
+    return put_events(r->events, time, m) == PL_OK ? PL_OK : pl_fail(err, PL_EIO, "cannot write the tensorboard file: %s", strerror(errno));
+}
+
+pl_status pl_report_message(struct pl_report *r, const char *level, struct pl_err *err, const char *fmt, ...)
+{
+    char text[512];
+    struct pl_buf b = line("message");
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof text, fmt, ap);
+    va_end(ap);
+    pl_buf_addf(&b, ",\"level\":\"%s\",\"message\":\"", level);
+    pl_buf_add_json_lossy(&b, text, strlen(text));
+    pl_buf_adds(&b, "\"}");
+    if (r->bar)
+        fprintf(stderr, "%s\n", text);
+    return put_line(r->fd, &b, false, err);
+}
+
+pl_status pl_report_flush(struct pl_report *r, struct pl_err *err)
+{
+    return fsync(r->fd) == 0 ? PL_OK : pl_fail(err, PL_EIO, "cannot write progress.jsonl: %s", strerror(errno));
+}
+
+static pl_status put_checkpoint(int fd, uint32_t step, const char *metrics, struct pl_err *err)
+{
+    struct pl_buf b = line("checkpoint");
+    pl_buf_addf(&b, ",\"step\":%u,\"path\":\"checkpoints/step-%u\",\"metrics\":{%s}}", step, step, metrics);
+    return put_line(fd, &b, true, err);
+}
+
+pl_status pl_report_checkpoint(struct pl_report *r, const struct pl_train_metrics *m, struct pl_err *err)
+{
+    struct pl_buf metrics;
+    pl_buf_init(&metrics, 0);
+    add_metrics(&metrics, m);
+    const pl_status rc = put_checkpoint(r->fd, m->step, pl_buf_str(&metrics), err);
+    pl_buf_fini(&metrics);
+    return rc;
+}
+
+pl_status pl_report_done(struct pl_report *r, const struct pl_train_metrics *m, struct pl_err *err)
+{
+    struct pl_buf b = line("done");
+    pl_buf_addf(&b, ",\"path\":\"result\",\"step\":%u,\"trained_tokens\":%llu,\"metrics\":{", m->step, (unsigned long long)m->trained_tokens);
+    add_metrics(&b, m);
+    pl_buf_adds(&b, "}}");
+    return put_line(r->fd, &b, true, err);
+}
+
+void pl_report_failed(const char *folder, const char *code, const struct pl_err *why)
+{
+    const int fd = open(in(folder, "progress.jsonl").s, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0640);
+    struct pl_buf b = line("failed");
+    pl_buf_addf(&b, ",\"code\":\"%s\",\"param\":\"%s\",\"message\":\"", code, why->param);
+    pl_buf_add_json_lossy(&b, why->msg, strlen(why->msg));
+    pl_buf_adds(&b, "\"}");
+    if (fd < 0 || put_line(fd, &b, true, NULL) != PL_OK)
+        fprintf(stderr, "parley train: %s (and progress.jsonl cannot be written)\n", why->msg);
+    if (fd >= 0)
+        close(fd);
+}
+
+/* ---- what is there already ----------------------------------------------------------------------------------------- */
+
+static const char *type_of(const json_t *o)
+{
+    const char *type = json_string_value(json_object_get(o, "type"));
+    return type != NULL ? type : "";
+}
+
+static struct pl_train_metrics metrics_of(const json_t *o)
+{
+    struct pl_train_metrics m = {.step = (uint32_t)json_integer_value(json_object_get(o, "step")),
+                                 .total_steps = (uint32_t)json_integer_value(json_object_get(o, "total_steps")),
+                                 .trained_tokens = (uint64_t)json_integer_value(json_object_get(o, "trained_tokens"))};
+    for (size_t i = 0; i < PL_COUNT_OF(numbers); i++) {
+        const json_t *v = json_object_get(o, numbers[i].name);
+        *number_of(&m, i) = v != NULL ? json_number_value(v) : NAN;
+    }
+    return m;
+}
+
+/* Calls each for every whole line, until it says no. */
+static void each_line(const char *folder, bool (*each)(void *arg, const char *text, const json_t *o), void *arg)
+{
+    FILE *f = fopen(in(folder, "progress.jsonl").s, "re");
+    char *text = NULL;
+    size_t cap = 0;
+    bool more = f != NULL;
+    for (ssize_t n; more && (n = getline(&text, &cap, f)) > 0;) {
+        json_t *o = text[n - 1] == '\n' ? json_loads(text, 0, NULL) : NULL;
+        more = o != NULL && each(arg, text, o);
+        json_decref(o);
+    }
+    free(text);
+    if (f != NULL)
+        fclose(f);
+}
+
+struct kept {
+    uint32_t step;
+    struct pl_buf lines;
+    FILE *events;
+    bool ok, has_checkpoint;
+    struct pl_buf last; /* metrics of the last kept step, as members */
+};
+
+/* Lines up to the checkpoint; those that say how a run ended are dropped. */
+static bool keep_line(void *arg, const char *text, const json_t *o)
+{
+    struct kept *k = arg;
+    const char *type = type_of(o);
+    if (strcmp(type, "done") == 0 || strcmp(type, "failed") == 0)
+        return true;
+    const uint32_t step = (uint32_t)json_integer_value(json_object_get(o, "step"));
+    if (step > k->step || k->step == 0)
+        return false;
+    if (strcmp(type, "metrics") == 0) {
+        const struct pl_train_metrics m = metrics_of(o);
+        k->ok &= put_events(k->events, json_number_value(json_object_get(o, "time")), &m) == PL_OK;
+        pl_buf_clear(&k->last);
+        add_metrics(&k->last, &m);
+    }
+    k->has_checkpoint |= strcmp(type, "checkpoint") == 0 && step == k->step;
+    pl_buf_adds(&k->lines, text);
+    return true;
+}
+
+pl_status pl_report_open(struct pl_report *r, const char *folder, uint32_t step, int64_t created_at, bool bar, struct pl_err *err)
+{
+    char name[96];
+    *r = (struct pl_report){.folder = folder, .fd = -1, .bar = bar};
+    snprintf(name, sizeof name, "tensorboard/events.out.tfevents.%010lld.parley", (long long)created_at);
+    mkdir(in(folder, "tensorboard").s, 0750);
+    if ((r->events = fopen(in(folder, name).s, "we")) == NULL || pl_tf_begin(r->events, now()) != PL_OK)
+        return pl_fail(err, PL_EIO, "cannot write %s: %s", name, strerror(errno));
+    struct kept k = {.step = step, .events = r->events, .ok = true};
+    pl_buf_init(&k.lines, 0);
+    pl_buf_init(&k.last, 0);
+    each_line(folder, keep_line, &k);
+    pl_status rc = k.ok && !k.lines.failed ? PL_OK : pl_fail(err, PL_EIO, "cannot write %s", name);
+    if (rc == PL_OK)
+        rc = pl_newfile_write(in(folder, "progress.jsonl").s, pl_buf_str(&k.lines), k.lines.len, err);
+    if (rc == PL_OK && (r->fd = open(in(folder, "progress.jsonl").s, O_WRONLY | O_APPEND | O_CLOEXEC)) < 0)
+        rc = pl_fail(err, PL_EIO, "cannot write progress.jsonl: %s", strerror(errno));
+    if (rc == PL_OK && step > 0 && !k.has_checkpoint) /* it was written, and then the worker was killed */
+        rc = put_checkpoint(r->fd, step, pl_buf_str(&k.last), err);
+    pl_buf_fini(&k.lines);
+    pl_buf_fini(&k.last);
+    return rc;
+}
+
+void pl_report_close(struct pl_report *r)
+{
+    if (r->fd >= 0)
+        close(r->fd);
+    if (r->events != NULL)
+        fclose(r->events);
+    *r = (struct pl_report){.fd = -1};
+}
+
+static void add_cell(struct pl_buf *b, double v)
+{
+    if (isfinite(v))
+        pl_buf_addf(b, ",%.6g", v);
+    else
+        pl_buf_addc(b, ',');
+}
+
+static bool csv_line(void *arg, const char *text, const json_t *o)
+{
+    (void)text;
+    if (strcmp(type_of(o), "metrics") != 0)
+        return true;
+    const struct pl_train_metrics m = metrics_of(o);
+    struct pl_buf *b = arg;
+    pl_buf_addf(b, "%u", m.step);
+    add_cell(b, m.train_loss);
+    add_cell(b, m.train_accuracy);
+    add_cell(b, m.valid_loss);
+    add_cell(b, m.valid_accuracy);
+    pl_buf_addc(b, '\n');
+    return true;
+}
+
+pl_status pl_report_csv(const char *folder, struct pl_err *err)
+{
+    struct pl_buf b;
+    pl_buf_init(&b, 0);
+    pl_buf_adds(&b, "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy\n");
+    each_line(folder, csv_line, &b);
+    const pl_status rc = b.failed ? pl_fail(err, PL_ENOMEM, "no memory for results.csv")
+                                  : pl_newfile_write(in(folder, "results.csv").s, pl_buf_str(&b), b.len, err);
+    pl_buf_fini(&b);
+    return rc;
+}
+
+static bool note_done(void *arg, const char *text, const json_t *o)
+{
+    (void)text;
+    *(bool *)arg = strcmp(type_of(o), "done") == 0;
+    return true;
+}
+
+bool pl_report_is_done(const char *folder)
+{
+    bool done = false;
+    each_line(folder, note_done, &done);
+    return done;
+}

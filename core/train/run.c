@@ -1,0 +1,480 @@
+/* run: a fine-tuning job from its folder to its result.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "core/base/clock.h"
+#include "core/base/mem.h"
+#include "core/base/pool.h"
+#include "core/model/model.h"
+#include "core/train/checkpoint.h"
+#include "core/train/job.h"
+#include "core/train/optim.h"
+#include "core/train/plan.h"
+#include "core/train/random.h"
+#include "core/train/report.h"
+#include "core/train/save.h"
+#include "core/train/objective.h"
+#include "core/train/train.h"
+
+enum { EVAL_UNITS = 64 /* of the validation file, at each evaluation; all of it at checkpoints and ends of epochs */ };
+
+struct run {
+    const char *folder;
+    const struct pl_train_options *options;
+    struct pl_err *err;
+    int lock;
+    struct pl_train_job job;
+    struct pl_gguf *gguf;
+    struct pl_tok *tok;
+    struct pl_chat *chat;
+    struct pl_pool *pool;
+    struct pl_device *dev;
+    struct pl_net *net;
+    struct pl_dataset *training, *validation;
+    struct pl_batch_plan train, valid;
+    struct pl_objective step;
+    struct pl_ckpt_state state;
+    struct pl_report report;
+    struct pl_train_metrics last; /* of the newest step */
+    uint32_t epoch_steps, total_steps, saved_step, started_at;
+    uint64_t started_ns;
+};
+
+/* ---- opening ------------------------------------------------------------------------------------------------------- */
+
+static pl_status open_folder(struct run *r)
+{
+    char path[PATH_MAX];
+    snprintf(path, sizeof path, "%s/job.json", r->folder);
+    r->lock = open(path, O_RDONLY | O_CLOEXEC);
+    if (r->lock < 0)
+        return pl_fail(r->err, PL_EIO, "cannot open %s: %s", path, strerror(errno));
+    if (flock(r->lock, LOCK_EX | LOCK_NB) != 0)
+        return pl_fail(r->err, PL_EINVAL, "another worker runs the job in %s", r->folder);
+    return pl_train_job_read(&r->job, r->folder, r->err);
+}
+
+static pl_status read_file(const char *path, char **out, size_t *n, struct pl_err *err)
+{
+    FILE *f = fopen(path, "re");
+    size_t cap = 0;
+    *out = NULL;
+    *n = 0;
+    if (f == NULL)
+        return pl_fail_param(err, PL_EIO, "chat_template", "cannot read %s: %s", path, strerror(errno));
+    for (size_t got = 1; got > 0 && *n < 1 << 20; *n += got) {
+        if (*n + 4096 > cap)
+            *out = pl_xrealloc(*out, cap = 2 * cap + 8192);
+        got = fread(*out + *n, 1, 4096, f);
+    }
+    fclose(f);
+    return PL_OK;
+}
+
+/* The base's template, or the file that the job names; none is fine for data that is not chats. */
+static pl_status open_chat(struct run *r)
+{
+    struct pl_gguf_str source = {0};
+    char *text = NULL;
+    pl_status rc = PL_OK;
+    if (r->job.chat_template != NULL) {
+        size_t n;
+        rc = read_file(r->job.chat_template, &text, &n, r->err);
+        source = (struct pl_gguf_str){text, n};
+    } else if (pl_gguf_string(r->gguf, "tokenizer.chat_template", &source) != PL_OK) {
+        return PL_OK;
+    }
+    if (rc == PL_OK)
+        rc = pl_chat_new(&r->chat, source.s, source.n, r->tok, r->err);
+    free(text);
+    return rc;
+}
+
+/* Values for whatever is still "auto": a job folder that somebody wrote by hand. */
+static pl_status resolve(struct run *r)
+{
+    struct pl_spec model;
+    unsigned arch;
+    struct pl_train_plan plan;
+    struct pl_train_base base = {.tok = r->tok, .chat = r->chat, .spec = &model};
+    pl_status rc = pl_model_check(&model, &arch, &base.n_params, r->gguf, r->err);
+    if (rc != PL_OK || r->job.spec.automatic == 0)
+        return rc;
+    base.n_ctx = model.n_ctx;
+    rc = pl_train_plan(&plan, &r->job.spec, r->job.training_file, r->job.validation_file, &base, pl_pool_cpus(), r->err);
+    if (rc == PL_OK)
+        r->job.spec = plan.spec;
+    pl_train_plan_fini(&plan);
+    return rc;
+}
+
+static pl_status read_data(struct run *r, const char *path, const char *param, uint32_t least, struct pl_dataset **out)
+{
+    const struct pl_train_spec *s = &r->job.spec;
+    const struct pl_data_opts o = {.tok = r->tok, .chat = r->chat, .method = s->method, .train_on = (pl_train_on)s->train_on,
+                                   .max_length = s->max_length, .min_examples = least};
+    struct pl_data_report report = {0};
+    const pl_status rc = pl_dataset_read(out, path, &o, &report, r->err);
+    if (rc != PL_OK)
+        snprintf(r->err->param, sizeof r->err->param, "%s", param);
+    pl_data_report_fini(&report);
+    return rc;
+}
+
+static pl_status open_net(struct run *r)
+{
+    const struct pl_train_spec *s = &r->job.spec;
+    const struct pl_net_options o = {.full = s->peft == PL_PEFT_FULL, .rank = s->rank, .alpha = (float)s->alpha, .dropout = (float)s->dropout,
+                                     .rslora = s->rslora, .targets = s->targets, .recompute = s->recompute, .seed = s->seed};
+    pl_status rc = pl_pool_new(&r->pool, s->threads, r->err);
+    if (rc == PL_OK)
+        rc = pl_cpu_open(&r->dev, r->pool, NULL, r->err);
+    if (rc == PL_OK) {
+        const bool low = s->precision == PL_PRECISION_BF16;
+        rc = r->dev->ops->train->set_precision(r->dev, low ? PL_MM_BF16 : PL_MM_F32, r->err);
+    }
+    if (rc == PL_OK)
+        rc = pl_net_new(&r->net, r->gguf, r->dev, &o, r->err);
+    if (rc != PL_OK || r->job.base_adapter == NULL)
+        return rc;
+    if (o.full)
+        return pl_fail_param(r->err, PL_ENOTSUP, "peft", "a base with an adapter can be trained on as an adapter (peft kind lora), not in full");
+    struct pl_adapter *a;
+    rc = pl_adapter_read(&a, r->job.base_adapter, &r->net->spec, r->err);
+    if (rc == PL_OK) {
+        rc = pl_net_set_adapter(r->net, a, r->err);
+        pl_adapter_free(a);
+    }
+    return rc;
+}
+
+static pl_status open_batches(struct run *r)
+{
+    const struct pl_train_spec *s = &r->job.spec;
+    const bool pack = s->packing == PL_PACKING_BFD;
+    pl_status rc = pl_batch_init(&r->train, r->training, s->micro_batch, s->max_length, pack, s->seed, r->err);
+    if (rc == PL_OK && r->validation != NULL)
+        rc = pl_batch_init(&r->valid, r->validation, s->micro_batch, s->max_length, pack, 0, r->err);
+    const uint32_t most = r->train.capacity > r->valid.capacity ? r->train.capacity : r->valid.capacity;
+    if (rc == PL_OK)
+        rc = pl_objective_init(&r->step, r->net, s->beta, most, r->err);
+    r->epoch_steps = pl_train_epoch_steps(s, r->train.n_units);
+    r->total_steps = pl_train_total_steps(s, r->train.n_units);
+    return rc;
+}
+
+/* What a checkpoint and the run that goes on from it must have in common. */
+static void make_fingerprint(struct run *r)
+{
+    struct pl_sha256 h;
+    json_t *spec = pl_train_spec_json(&r->job.spec);
+    char *text = json_dumps(spec, JSON_SORT_KEYS | JSON_COMPACT);
+    pl_sha256_init(&h);
+    pl_sha256_add(&h, text, text != NULL ? strlen(text) : 0);
+    pl_sha256_add(&h, &r->job.spec.seed, sizeof r->job.spec.seed);
+    for (uint32_t i = 0; i < r->training->n; i++) {
+        pl_sha256_add(&h, r->training->examples[i].ids, r->training->examples[i].n * sizeof(int32_t));
+        pl_sha256_add(&h, r->training->examples[i].loss, r->training->examples[i].n);
+    }
+    pl_sha256_add(&h, &r->net->n_trained, sizeof r->net->n_trained);
+    pl_sha256_hex(&h, r->state.fingerprint);
+    free(text);
+    json_decref(spec);
+}
+
+static pl_status open_state(struct run *r)
+{
+    uint32_t n_bad;
+    make_fingerprint(r);
+    r->state.best_loss = INFINITY;
+    if (r->job.spec.method == PL_METHOD_DPO) {
+        r->state.n_reference = 2 * (r->train.n_units + r->valid.n_units);
+        r->state.reference = pl_xcalloc(r->state.n_reference + 1, sizeof *r->state.reference);
+    }
+    pl_status rc = pl_ckpt_resume(r->folder, r->net, &r->state, &n_bad, r->err);
+    if (rc != PL_OK)
+        return rc;
+    r->started_at = r->saved_step = r->state.step;
+    rc = pl_report_open(&r->report, r->folder, r->state.step, r->job.created_at, r->options->progress_bar, r->err);
+    if (rc == PL_OK && n_bad > 0)
+        rc = pl_report_message(&r->report, "warn", r->err, "%u damaged checkpoint%s removed", n_bad, n_bad == 1 ? " was" : "s were");
+    if (rc == PL_OK && r->state.step > 0)
+        rc = pl_report_message(&r->report, "info", r->err, "Going on from the checkpoint of step %u", r->state.step);
+    if (rc != PL_OK || r->state.reference == NULL || r->state.step > 0)
+        return rc;
+    rc = pl_objective_reference(&r->step, &r->train, r->state.reference);
+    if (rc == PL_OK && r->validation != NULL)
+        rc = pl_objective_reference(&r->step, &r->valid, r->state.reference + 2 * (size_t)r->train.n_units);
+    return rc == PL_OK ? rc : pl_fail(r->err, rc, "the reference pass: %s", pl_status_text(rc));
+}
+
+static pl_status open_all(struct run *r)
+{
+    pl_status rc = pl_gguf_open(&r->gguf, r->job.base, r->err);
+    if (rc == PL_OK)
+        rc = pl_tok_load(&r->tok, r->gguf, r->err);
+    if (rc == PL_OK)
+        rc = open_chat(r);
+    if (rc == PL_OK)
+        rc = resolve(r);
+    if (rc == PL_OK)
+        rc = read_data(r, r->job.training_file, "training_file", PL_DATA_MIN_EXAMPLES, &r->training);
+    if (rc == PL_OK && r->job.validation_file != NULL)
+        rc = read_data(r, r->job.validation_file, "validation_file", 1, &r->validation);
+    if (rc == PL_OK)
+        rc = open_net(r);
+    if (rc == PL_OK)
+        rc = open_batches(r);
+    return rc != PL_OK ? rc : open_state(r);
+}
+
+static void close_all(struct run *r)
+{
+    pl_report_close(&r->report);
+    pl_ckpt_state_fini(&r->state);
+    pl_objective_fini(&r->step);
+    pl_batch_fini(&r->train);
+    pl_batch_fini(&r->valid);
+    pl_dataset_free(r->training);
+    pl_dataset_free(r->validation);
+    pl_net_free(r->net);
+    if (r->dev != NULL)
+        r->dev->ops->close(r->dev);
+    pl_pool_free(r->pool);
+    pl_chat_free(r->chat);
+    pl_tok_free(r->tok);
+    pl_gguf_close(r->gguf);
+    pl_train_job_fini(&r->job);
+    if (r->lock >= 0)
+        close(r->lock);
+}
+
+/* ---- steps --------------------------------------------------------------------------------------------------------- */
+
+static bool due(uint32_t step, uint32_t interval)
+{
+    return interval > 0 && step % interval == 0;
+}
+
+static pl_status evaluate(struct run *r, uint32_t n_units, double *loss, double *accuracy)
+{
+    struct pl_objective_result e;
+    const double *reference = r->state.reference != NULL ? r->state.reference + 2 * (size_t)r->train.n_units : NULL;
+    pl_status rc = pl_batch_take(&r->valid, UINT32_MAX, 0, n_units);
+    if (rc == PL_OK)
+        rc = pl_objective_run(&r->step, &r->valid, reference, false, 0, &e);
+    if (rc != PL_OK)
+        return pl_fail(r->err, rc, "evaluating: %s", pl_status_text(rc));
+    *loss = e.loss;
+    *accuracy = e.accuracy;
+    return PL_OK;
+}
+
+/* Measures what is due after the step of m, and keeps the score of early stopping. *better: a new best. */
+static pl_status evaluate_due(struct run *r, struct pl_train_metrics *m, bool ends, bool *better)
+{
+    const struct pl_train_spec *s = &r->job.spec;
+    const bool all = ends || due(m->step, r->epoch_steps) || due(m->step, s->checkpoint_interval);
+    *better = false;
+    if (r->validation == NULL || !(all || due(m->step, s->eval_interval)))
+        return PL_OK;
+    pl_status rc = evaluate(r, EVAL_UNITS, &m->valid_loss, &m->valid_accuracy);
+    if (rc == PL_OK && r->valid.n_units <= EVAL_UNITS) {
+        m->full_valid_loss = m->valid_loss;
+        m->full_valid_accuracy = m->valid_accuracy;
+    } else if (rc == PL_OK && all) {
+        rc = evaluate(r, r->valid.n_units, &m->full_valid_loss, &m->full_valid_accuracy);
+    }
+    if (rc != PL_OK)
+        return rc;
+    *better = m->valid_loss < r->state.best_loss - s->min_delta;
+    r->state.n_bad = *better ? 0 : r->state.n_bad + 1;
+    if (*better) {
+        r->state.best_loss = m->valid_loss;
+        r->state.best_step = m->step;
+    }
+    r->state.stopped = s->patience > 0 && r->state.n_bad >= s->patience;
+    return PL_OK;
+}
+
+static pl_status save_checkpoint(struct run *r)
+{
+    if (r->saved_step == r->state.step)
+        return PL_OK;
+    pl_status rc = pl_report_flush(&r->report, r->err);
+    if (rc == PL_OK)
+        rc = pl_ckpt_write(r->folder, r->net, r->gguf, r->job.base, &r->state, r->err);
+    if (rc == PL_OK)
+        rc = pl_report_checkpoint(&r->report, &r->last, r->err);
+    if (rc != PL_OK)
+        return rc;
+    r->saved_step = r->state.step;
+    pl_ckpt_prune(r->folder, r->job.spec.keep_last, r->state.best_step);
+    return PL_OK;
+}
+
+static struct pl_train_metrics no_metrics(void)
+{
+    return (struct pl_train_metrics){.train_loss = NAN, .train_accuracy = NAN, .learning_rate = NAN, .grad_norm = NAN, .tokens_per_s = NAN,
+                                     .eta_s = NAN, .valid_loss = NAN, .valid_accuracy = NAN, .full_valid_loss = NAN, .full_valid_accuracy = NAN,
+                                     .reward_accuracy = NAN, .reward_margin = NAN, .reward_chosen = NAN, .reward_rejected = NAN};
+}
+
+/* Losses, gradients and the optimizer of the next step. */
+static pl_status make_step(struct run *r, struct pl_train_metrics *m)
+{
+    const struct pl_train_spec *s = &r->job.spec;
+    const uint32_t step = r->state.step, epoch = step / r->epoch_steps, from = step % r->epoch_steps * s->batch_size;
+    const uint64_t start = pl_now_ns();
+    uint64_t stream = (uint64_t)s->seed << 32 | step;
+    struct pl_objective_result e;
+    *m = no_metrics();
+    pl_status rc = pl_batch_take(&r->train, epoch, from, s->batch_size);
+    if (rc == PL_OK)
+        rc = pl_objective_run(&r->step, &r->train, r->state.reference, true, s->dropout > 0 ? pl_random_next(&stream) | 1 : 0, &e);
+    m->learning_rate = pl_optim_rate(s, step, r->total_steps);
+    if (rc == PL_OK && !isfinite(e.loss))
+        return pl_fail_param(r->err, PL_ERANGE, "learning_rate", "the loss of step %u is not finite; lower the learning rate", step + 1);
+    if (rc == PL_OK)
+        rc = pl_optim_step(r->net, s, step, m->learning_rate, &m->grad_norm);
+    if (rc != PL_OK)
+        return pl_fail(r->err, rc, "step %u: %s", step + 1, pl_status_text(rc));
+    if (!isfinite(m->grad_norm))
+        return pl_fail_param(r->err, PL_ERANGE, "learning_rate", "the gradients of step %u are not finite; lower the learning rate", step + 1);
+    r->state.step = m->step = step + 1;
+    r->state.trained_tokens += e.n_tokens;
+    m->trained_tokens = r->state.trained_tokens;
+    m->total_steps = r->total_steps;
+    m->epoch = (double)m->step / r->epoch_steps;
+    m->train_loss = e.loss;
+    m->train_accuracy = e.accuracy;
+    if (r->state.reference != NULL) {
+        m->reward_accuracy = e.reward_accuracy;
+        m->reward_margin = e.reward_margin;
+        m->reward_chosen = e.reward_chosen;
+        m->reward_rejected = e.reward_rejected;
+    }
+    const double seconds = (double)(pl_now_ns() - start) * 1e-9, run = (double)(pl_now_ns() - r->started_ns) * 1e-9;
+    m->tokens_per_s = (double)e.n_tokens / (seconds > 1e-9 ? seconds : 1e-9);
+    m->eta_s = run / (m->step - r->started_at) * (r->total_steps - m->step);
+    return PL_OK;
+}
+
+static bool stop_wanted(const struct run *r)
+{
+    return r->options->stop != NULL && *r->options->stop != 0;
+}
+
+static pl_status train(struct run *r)
+{
+    const struct pl_train_spec *s = &r->job.spec;
+    r->started_ns = pl_now_ns();
+    while (r->state.step < r->total_steps && !r->state.stopped && !stop_wanted(r)) {
+        struct pl_train_metrics m;
+        bool better;
+        pl_status rc = make_step(r, &m);
+        if (rc == PL_OK)
+            rc = evaluate_due(r, &m, m.step == r->total_steps, &better);
+        if (rc == PL_OK)
+            rc = pl_report_metrics(&r->report, &m, r->err);
+        if (rc != PL_OK)
+            return rc;
+        r->last = m;
+        const bool ends = m.step == r->total_steps || r->state.stopped;
+        if (ends || due(m.step, s->checkpoint_interval) || (better && s->final == PL_FINAL_BEST))
+            if ((rc = save_checkpoint(r)) != PL_OK)
+                return rc;
+    }
+    return PL_OK;
+}
+
+/* ---- the end ------------------------------------------------------------------------------------------------------- */
+
+static pl_status finish(struct run *r)
+{
+    char from[PATH_MAX], to[PATH_MAX];
+    pl_status rc = PL_OK;
+    snprintf(from, sizeof from, "%s/.result", r->folder);
+    snprintf(to, sizeof to, "%s/result", r->folder);
+    if (r->state.stopped)
+        rc = pl_report_message(&r->report, "info", r->err, "Stopped early: no better validation loss in %u evaluations", r->state.n_bad);
+    r->last.step = r->state.step;
+    r->last.trained_tokens = r->state.trained_tokens;
+    if (rc == PL_OK && r->job.spec.final == PL_FINAL_BEST && r->state.best_step > 0 && r->state.best_step != r->state.step) {
+        rc = pl_ckpt_values(r->folder, r->state.best_step, r->net, r->err);
+        r->last.step = r->state.best_step;
+    }
+    pl_ckpt_remove(from);
+    pl_ckpt_remove(to);
+    if (rc == PL_OK && mkdir(from, 0750) != 0)
+        rc = pl_fail(r->err, PL_EIO, "cannot make %s: %s", from, strerror(errno));
+    if (rc == PL_OK)
+        rc = pl_save_model(from, r->net, r->gguf, r->job.base, r->err);
+    if (rc == PL_OK)
+        rc = pl_ckpt_publish(from, to, r->folder, r->err);
+    if (rc == PL_OK)
+        rc = pl_report_csv(r->folder, r->err);
+    return rc != PL_OK ? rc : pl_report_done(&r->report, &r->last, r->err);
+}
+
+/* The code of a "failed" line. */
+static const char *code_of(const struct pl_err *e)
+{
+    if (strcmp(e->param, "training_file") == 0)
+        return e->code == PL_ERANGE ? "invalid_n_examples" : "invalid_training_file";
+    if (strcmp(e->param, "validation_file") == 0)
+        return "invalid_validation_file";
+    switch (e->code) {
+    case PL_ENOMEM:
+        return "out_of_memory";
+    case PL_EIO:
+        return "storage_error";
+    case PL_ERANGE:
+        return "not_finite";
+    case PL_ENOTSUP:
+        return "unsupported";
+    default:
+        return "invalid_job";
+    }
+}
+
+pl_train_exit pl_train_run(const char *folder, const struct pl_train_options *options, struct pl_err *err)
+{
+    struct pl_err own = {0};
+    struct run r = {.folder = folder, .options = options, .err = err != NULL ? err : &own, .lock = -1, .report = {.fd = -1}, .last = no_metrics()};
+    pl_train_exit result = PL_TRAIN_FAILED;
+    pl_status rc = open_folder(&r);
+    if (rc != PL_OK) { /* nobody's folder, or another worker's: nothing is written */
+        close_all(&r);
+        return PL_TRAIN_FAILED;
+    }
+    if (pl_report_is_done(folder)) {
+        close_all(&r);
+        return PL_TRAIN_DONE;
+    }
+    rc = open_all(&r);
+    if (rc == PL_OK)
+        rc = train(&r);
+    if (rc == PL_OK && r.state.step < r.total_steps && !r.state.stopped) {
+        rc = save_checkpoint(&r);
+        if (rc == PL_OK)
+            rc = pl_report_message(&r.report, "info", r.err, "Paused after step %u of %u", r.state.step, r.total_steps);
+        if (rc == PL_OK)
+            result = PL_TRAIN_PAUSED;
+    } else if (rc == PL_OK && (rc = finish(&r)) == PL_OK) {
+        result = PL_TRAIN_DONE;
+    }
+    if (rc != PL_OK)
+        pl_report_failed(folder, code_of(r.err), r.err);
+    close_all(&r);
+    return result;
+}

@@ -1,0 +1,79 @@
+/* jobs: everything behind the Files and fine-tuning routes: the store, the thread for long work, the supervisor of workers.
+ *
+ *   validating_files -> queued -> running -> succeeded | failed | cancelled        paused from any of the first three, and back to queued
+ *
+ * Thread: open, start, stop and close on main; the rest from any.
+ * Owns: store, tasks, supervisor.
+ * Fails: open PL_EINVAL (param "data-dir"): the daemon serves on without these routes.
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef PL_JOBS_JOBS_H
+#define PL_JOBS_JOBS_H
+
+#include <jansson.h>
+#include <pthread.h>
+
+#include "core/base/buf.h"
+#include "core/train/dataset.h"
+#include "core/train/plan.h"
+#include "server/jobs/store.h"
+#include "server/jobs/tasks.h"
+
+struct pl_server;
+struct pl_supervisor;
+
+struct pl_jobs {
+    struct pl_server *server; /* borrowed */
+    struct pl_store *store;
+    struct pl_tasks *tasks;
+    struct pl_supervisor *supervisor;
+    pthread_mutex_t load_lock; /* one model is loaded at a time */
+};
+
+/* Opens the data directory. */
+pl_status pl_jobs_open(struct pl_jobs **out, struct pl_server *s, struct pl_err *err) PL_MUST_CHECK;
+/* The model is loaded: takes up what a former daemon left, and starts jobs. */
+pl_status pl_jobs_start(struct pl_jobs *j, struct pl_err *err) PL_MUST_CHECK;
+/* Workers are asked to write a checkpoint and leave, and ended after seconds; nothing of a job is lost. */
+void pl_jobs_stop(struct pl_jobs *j, unsigned seconds);
+void pl_jobs_close(struct pl_jobs *j);
+/* For /metrics. */
+void pl_jobs_render_metrics(struct pl_jobs *j, struct pl_buf *out);
+
+/* Checks a new job's files against the model and gives every "auto" its value. row is as inserted, status validating_files. */
+pl_status pl_jobs_validate_later(struct pl_jobs *j, const struct pl_job_row *row, struct pl_err *err) PL_MUST_CHECK;
+/* The same at once, for a dry run and for the above. method: as read from the request; paths of the files, validation NULL = none. The plan is
+ * fini'd by the caller in either case. */
+pl_status pl_jobs_plan(struct pl_jobs *j, const struct pl_train_spec *method, const char *training, const char *validation, struct pl_train_plan *plan,
+                       struct pl_err *err) PL_MUST_CHECK;
+/* What a plan says, as JSON: examples, tokens, steps, memory. A new reference. */
+json_t *pl_jobs_estimate(struct pl_jobs *j, const struct pl_train_plan *plan);
+/* The error code OpenAI has for what a plan complains about: "invalid_training_file", "invalid_n_examples", … */
+const char *pl_jobs_code(pl_status st, const struct pl_err *err);
+/* Bad lines as JSON: [{"line":3,"message":2,"reason":"…"}]. A new reference. */
+json_t *pl_jobs_lines(const struct pl_data_report *r);
+
+/* A new job's folder with its files (as links, so that deleting a file does no harm), its row and first events. row's id, name, model, files, method,
+ * seed, suffix, metadata, integrations and base_adapter are the caller's. */
+pl_status pl_jobs_create(struct pl_jobs *j, struct pl_job_row *row, struct pl_err *err) PL_MUST_CHECK;
+
+/* Changes of state that clients ask for. PL_ENOENT; PL_EINVAL when the job's state does not allow it. */
+typedef enum { PL_JOB_CANCEL, PL_JOB_PAUSE, PL_JOB_RESUME } pl_job_wish;
+pl_status pl_jobs_change(struct pl_jobs *j, const char *id, pl_job_wish wish, struct pl_err *err) PL_MUST_CHECK;
+/* Adds an event. level: info, warn, error; data: JSON or NULL, type "message" or "metrics"; at as in the row. Inside or outside a transaction. */
+pl_status pl_jobs_event(struct pl_jobs *j, const char *job, const char *level, const char *type, const char *data, int64_t at, struct pl_err *err,
+                        const char *fmt, ...) __attribute__((format(printf, 8, 9))) PL_MUST_CHECK;
+/* Something changed that the supervisor should look at now. */
+void pl_jobs_poke(struct pl_jobs *j);
+/* DIR/jobs/<id>; free(). */
+char *pl_jobs_folder(struct pl_jobs *j, const char *id);
+
+/* Serves the adapter in path under name; PL_OK when it is served already. */
+pl_status pl_jobs_load(struct pl_jobs *j, const char *name, const char *path, struct pl_err *err) PL_MUST_CHECK;
+/* The same for a tuned model or checkpoint that is not loaded, by its exact name. PL_ENOENT. */
+pl_status pl_jobs_serve(struct pl_jobs *j, const char *name, struct pl_err *err) PL_MUST_CHECK;
+/* A tuned model or checkpoint by its exact name: its PEFT folder (or file), free(). PL_ENOENT. */
+pl_status pl_jobs_model_path(struct pl_jobs *j, const char *name, char **path, struct pl_err *err) PL_MUST_CHECK;
+/* DELETE /v1/models/{name}: the model and its checkpoints are gone. PL_ENOENT. */
+pl_status pl_jobs_delete_model(struct pl_jobs *j, const char *name, struct pl_err *err) PL_MUST_CHECK;
+
+#endif

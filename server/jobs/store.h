@@ -1,0 +1,104 @@
+/* store: what must not be lost: files, jobs, events, checkpoints, in one SQLite database (WAL, synchronous FULL: what a commit has promised
+ * survives a power cut).
+ * Thread: any; one transaction at a time. pl_store_begin locks until commit or rollback; the other functions lock for themselves and may be
+ * called inside.
+ * Owns: the database, the lock of the data directory.  Rows own their strings until fini.
+ * Fails: PL_EIO with SQLite's words (a full disk among them), PL_ENOENT for a row that is not there.
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef PL_JOBS_STORE_H
+#define PL_JOBS_STORE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "core/base/status.h"
+
+struct pl_store;
+
+enum { PL_ID_MAX = 40 };
+
+/* Columns of each table; "seq" is before them in all. TEXT may be NULL. */
+#define PL_FILE_COLUMNS(TEXT, INT)                                                                                     \
+    TEXT(id) TEXT(filename) TEXT(purpose) TEXT(sha256) TEXT(status) INT(bytes) INT(created_at) INT(expires_at)
+#define PL_JOB_COLUMNS(TEXT, INT)                                                                                      \
+    TEXT(id) TEXT(status) TEXT(model) TEXT(base_adapter) TEXT(name) TEXT(suffix) TEXT(training_file) TEXT(validation_file) TEXT(method)        \
+    TEXT(metadata) TEXT(integrations) TEXT(error) TEXT(result_file) TEXT(outcome) INT(created_at) INT(started_at) INT(finished_at)             \
+    INT(estimated_finish) INT(seed) INT(trained_tokens) INT(step) INT(total_steps) INT(validated) INT(alive) INT(deleted) INT(crashes)         \
+    INT(crash_step) INT(at) INT(inode)
+#define PL_EVENT_COLUMNS(TEXT, INT) TEXT(id) TEXT(job) TEXT(level) TEXT(message) TEXT(type) TEXT(data) INT(created_at) INT(at)
+#define PL_CHECKPOINT_COLUMNS(TEXT, INT) TEXT(id) TEXT(job) TEXT(name) TEXT(path) TEXT(metrics) INT(created_at) INT(step)
+
+#define PL_STORE_TEXT(name) char *name;
+#define PL_STORE_INT(name) int64_t name;
+/* expires_at 0 = never. */
+struct pl_file_row {
+    int64_t seq;
+    PL_FILE_COLUMNS(PL_STORE_TEXT, PL_STORE_INT)
+};
+/* name: what the result will be called. method, metadata, integrations, error, outcome: JSON. outcome: the worker's last word. validated: the
+ * method is resolved. alive: a worker may be running. crashes: since crash_step was passed. at, inode: how far progress.jsonl was read.
+ * Times and trained_tokens 0 = none yet. */
+struct pl_job_row {
+    int64_t seq;
+    PL_JOB_COLUMNS(PL_STORE_TEXT, PL_STORE_INT)
+};
+/* at: byte of progress.jsonl, -1 = from the daemon. */
+struct pl_event_row {
+    int64_t seq;
+    PL_EVENT_COLUMNS(PL_STORE_TEXT, PL_STORE_INT)
+};
+struct pl_checkpoint_row {
+    int64_t seq;
+    PL_CHECKPOINT_COLUMNS(PL_STORE_TEXT, PL_STORE_INT)
+};
+
+/* The tables, in the order of the columns above. */
+typedef enum { PL_TABLE_FILES, PL_TABLE_JOBS, PL_TABLE_EVENTS, PL_TABLE_CHECKPOINTS } pl_table;
+
+/* dir: made with mode 0700 if it is not there. PL_EINVAL (param "data-dir") when it cannot be used, or another daemon uses it. */
+pl_status pl_store_open(struct pl_store **out, const char *dir, struct pl_err *err) PL_MUST_CHECK;
+void pl_store_close(struct pl_store *s);
+const char *pl_store_dir(const struct pl_store *s);
+
+pl_status pl_store_begin(struct pl_store *s, struct pl_err *err) PL_MUST_CHECK;
+/* Rolls back when it fails. */
+pl_status pl_store_commit(struct pl_store *s, struct pl_err *err) PL_MUST_CHECK;
+void pl_store_rollback(struct pl_store *s);
+/* Commits when st is PL_OK, else rolls back; st or the commit's status. */
+pl_status pl_store_end(struct pl_store *s, pl_status st, struct pl_err *err) PL_MUST_CHECK;
+
+/* row: struct of the table. Insert sets seq; update is by seq. */
+pl_status pl_store_insert(struct pl_store *s, pl_table t, void *row, struct pl_err *err) PL_MUST_CHECK;
+pl_status pl_store_update(struct pl_store *s, pl_table t, const void *row, struct pl_err *err) PL_MUST_CHECK;
+pl_status pl_store_delete(struct pl_store *s, pl_table t, int64_t seq, struct pl_err *err) PL_MUST_CHECK;
+/* By id; or by another column that names one row. */
+pl_status pl_store_get(struct pl_store *s, pl_table t, const char *column, const char *value, void *row, struct pl_err *err) PL_MUST_CHECK;
+void pl_row_fini(pl_table t, void *row);
+
+/* Which rows, in which order. Texts are borrowed; NULL = any. */
+struct pl_store_query {
+    const char *column, *value; /* rows whose column is value */
+    const char *like_column, *like; /* rows whose JSON text column holds the members of this JSON object; "null" = has none */
+    const char *after;          /* id of the row after which to begin, in this order; PL_ENOENT if it is not there */
+    bool ascending;
+    uint32_t limit; /* 0 = all */
+};
+/* *rows: an array of row structs, *n of them; pl_rows_free. *more: there are further ones. */
+pl_status pl_store_list(struct pl_store *s, pl_table t, const struct pl_store_query *q, void **rows, size_t *n, bool *more,
+                        struct pl_err *err) PL_MUST_CHECK;
+void pl_rows_free(pl_table t, void *rows, size_t n);
+
+/* Sum of bytes and number of files; jobs of a status. 0 when it cannot be read. */
+void pl_store_usage(struct pl_store *s, uint64_t *bytes, uint64_t *n);
+uint64_t pl_store_count(struct pl_store *s, pl_table t, const char *column, const char *value);
+
+/* Whether a job has an event of this message (at that place; -2 = anywhere). */
+bool pl_store_has_event(struct pl_store *s, const char *job, const char *message, int64_t at);
+
+/* prefix followed by 24 random hexadecimal digits. */
+void pl_store_new_id(char out[PL_ID_MAX], const char *prefix);
+/* Replaces a row's text. */
+void pl_row_set(char **field, const char *value);
+
+#endif

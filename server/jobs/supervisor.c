@@ -1,0 +1,597 @@
+/* supervisor: runs queued jobs as worker processes.
+ *
+ * What a job is, is in the store; here are only processes. A job's row says alive before its worker is started and until it is known to be
+ * gone; a daemon that starts and finds such a row looks whether the folder's lock is held (adopted) or not (the worker is gone).
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "server/jobs/supervisor.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "core/base/clock.h"
+#include "core/base/json.h"
+#include "core/base/log.h"
+#include "core/base/mem.h"
+#include "core/base/sha256.h"
+#include "core/train/job.h"
+#include "server/jobs/files.h"
+#include "server/jobs/progress.h"
+#include "server/jobs/worker.h"
+#include "server/server.h"
+
+#define PL_LOG_MODULE "jobs"
+
+enum {
+    TICK_MS = 250,
+    EXPIRE_EVERY_NS = 1000000000,
+    PAUSE_S = 120,       /* seconds that a worker has to write its checkpoint */
+    MAX_CRASHES = 5,     /* without progress in between */
+    EXIT_INTERRUPTED = 75,
+    MAX_RESULTS = 64 << 20,
+};
+
+struct job_worker {
+    struct job_worker *next;
+    char id[PL_ID_MAX];
+    struct pl_worker w;
+};
+
+struct pl_supervisor {
+    struct pl_jobs *j;
+    pthread_t thread;
+    pthread_mutex_t lock;
+    pthread_cond_t wake;
+    bool poked;
+    atomic_bool stopping;
+    atomic_uint stop_seconds;
+    atomic_ullong restarts;
+    cpu_set_t cpus;
+    struct job_worker *workers;
+    char *program;
+    uint64_t expired_ns;
+};
+
+static void complain(const char *id, const struct pl_err *err)
+{
+    pl_log_error("%s: %s", id, err->msg);
+}
+
+/* ---- starting ------------------------------------------------------------------------------------------------------ */
+
+static char *worker_program(const char *setting)
+{
+    char self[4096];
+    char *path = NULL;
+    if (setting[0] != '\0')
+        return pl_xstrdup(setting);
+    const ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
+    self[n > 0 ? n : 0] = '\0';
+    char *slash = strrchr(self, '/');
+    if (slash != NULL)
+        *slash = '\0';
+    return asprintf(&path, "%s/parley", self) >= 0 ? path : pl_xstrdup("");
+}
+
+static uint64_t memory_limit(const struct pl_config *c)
+{
+    char line[128];
+    unsigned long long kib = 0;
+    if (c->train_memory_mb > 0)
+        return (uint64_t)c->train_memory_mb << 20;
+    FILE *f = fopen("/proc/meminfo", "re");
+    while (f != NULL && kib == 0 && fgets(line, sizeof line, f) != NULL)
+        if (sscanf(line, "MemAvailable: %llu kB", &kib) != 1)
+            kib = 0;
+    if (f != NULL)
+        fclose(f);
+    return kib << 10;
+}
+
+static bool ends_with(const char *s, const char *tail)
+{
+    const size_t n = strlen(s), k = strlen(tail);
+    return n >= k && strcmp(s + n - k, tail) == 0;
+}
+
+static pl_status write_job(struct pl_jobs *j, const struct pl_job_row *row, const char *folder, struct pl_err *err)
+{
+    struct pl_train_job job = {.id = row->id, .name = row->name, .created_at = row->created_at};
+    const struct pl_config *c = j->server->config;
+    char *training = NULL, *validation = NULL;
+    json_t *method = json_loads(row->method, 0, NULL);
+    pl_status st = pl_train_spec_read(&job.spec, method, NULL, err);
+    json_decref(method);
+    if (st != PL_OK)
+        return st;
+    if (asprintf(&training, "%s/training.jsonl", folder) < 0 || asprintf(&validation, "%s/validation.jsonl", folder) < 0)
+        return pl_fail(err, PL_ENOMEM, "out of memory");
+    const bool tuned_whole = row->base_adapter != NULL && ends_with(row->base_adapter, ".gguf");
+    job.base = tuned_whole ? row->base_adapter : (char *)(uintptr_t)j->server->model_path;
+    job.base_adapter = tuned_whole ? NULL : row->base_adapter;
+    job.chat_template = c->chat_template[0] != '\0' ? (char *)(uintptr_t)c->chat_template : NULL;
+    job.training_file = training;
+    job.validation_file = row->validation_file != NULL ? validation : NULL;
+    job.spec.seed = (uint32_t)row->seed;
+    st = pl_train_job_write(&job, folder, err);
+    free(training);
+    free(validation);
+    return st;
+}
+
+/* Marks the row before the process exists, so that it is looked for after a crash of the daemon. */
+static pl_status mark_running(struct pl_supervisor *s, struct pl_job_row *row, struct pl_err *err)
+{
+    struct pl_store *store = s->j->store;
+    pl_status st = pl_store_begin(store, err);
+    if (st != PL_OK)
+        return st;
+    char *id = pl_xstrdup(row->id);
+    pl_row_fini(PL_TABLE_JOBS, row);
+    st = pl_store_get(store, PL_TABLE_JOBS, "id", id, row, err);
+    if (st == PL_OK && (strcmp(row->status, "queued") != 0 || row->alive))
+        st = pl_fail(err, PL_EFULL, "%s is not waiting any more", id);
+    if (st == PL_OK) {
+        const bool first = row->started_at == 0;
+        row->alive = 1;
+        pl_row_set(&row->status, "running");
+        pl_row_set(&row->outcome, NULL);
+        if (first)
+            row->started_at = time(NULL);
+        st = pl_store_update(store, PL_TABLE_JOBS, row, err);
+        if (st == PL_OK)
+            st = pl_jobs_event(s->j, id, "info", "message", NULL, -1, err, first ? "Fine-tuning job started" : "Fine-tuning job resumed");
+    }
+    free(id);
+    return pl_store_end(store, st, err);
+}
+
+static void fail_job(struct pl_supervisor *s, struct pl_job_row *row, const char *code, const char *param, const char *message);
+
+static void launch(struct pl_supervisor *s, struct pl_job_row *row)
+{
+    struct pl_err err = {0};
+    const struct pl_config *c = s->j->server->config;
+    char *folder = pl_jobs_folder(s->j, row->id);
+    struct job_worker *w = pl_xcalloc(1, sizeof *w);
+    const struct pl_worker_opts o = {s->program, folder, c->train_nice, memory_limit(c), &s->cpus};
+    pl_status st = write_job(s->j, row, folder, &err);
+    if (st == PL_OK)
+        st = mark_running(s, row, &err);
+    if (st == PL_EFULL)
+        goto out; /* paused or cancelled a moment ago */
+    if (st == PL_OK) {
+        st = pl_worker_start(&w->w, &o, &err);
+        if (st == PL_EFULL && pl_worker_find(&w->w, folder) == PL_OK)
+            st = PL_OK;
+    }
+    if (st != PL_OK) {
+        complain(row->id, &err);
+        fail_job(s, row, "worker_not_started", NULL, err.msg);
+        goto out;
+    }
+    snprintf(w->id, sizeof w->id, "%s", row->id);
+    w->next = s->workers;
+    s->workers = w;
+    pl_log_info("%s: worker %ld started, nice %d, at most %llu MiB", row->id, (long)w->w.pid, c->train_nice, (unsigned long long)(o.memory >> 20));
+    w = NULL;
+out:
+    free(w);
+    free(folder);
+}
+
+/* ---- endings ------------------------------------------------------------------------------------------------------- */
+
+static void set_error(struct pl_job_row *row, const char *code, const char *param, const char *message)
+{
+    json_t *e = json_pack("{s:s,s:s,s:s?}", "code", code, "message", message, "param", param);
+    char *text = e != NULL ? json_dumps(e, 0) : NULL;
+    pl_row_set(&row->error, text != NULL ? text : "{\"code\":\"failed\",\"message\":\"the worker's message is not UTF-8\",\"param\":null}");
+    free(text);
+    json_decref(e);
+}
+
+static pl_status end_job(struct pl_supervisor *s, struct pl_job_row *row, const char *status, struct pl_err *err)
+{
+    pl_row_set(&row->status, status);
+    row->alive = 0;
+    row->finished_at = time(NULL);
+    row->estimated_finish = 0;
+    return pl_store_update(s->j->store, PL_TABLE_JOBS, row, err);
+}
+
+static void fail_job(struct pl_supervisor *s, struct pl_job_row *row, const char *code, const char *param, const char *message)
+{
+    struct pl_err err = {0};
+    pl_status st = pl_store_begin(s->j->store, &err);
+    if (st == PL_OK) {
+        set_error(row, code, param, message);
+        st = end_job(s, row, "failed", &err);
+        if (st == PL_OK)
+            st = pl_jobs_event(s->j, row->id, "error", "message", NULL, -1, &err, "The job failed: %s", message);
+        st = pl_store_end(s->j->store, st, &err);
+    }
+    if (st != PL_OK)
+        complain(row->id, &err);
+    else
+        pl_log_warn("%s failed: %s: %s", row->id, code, message);
+}
+
+/* results.csv as a file of the Files API. */
+static pl_status adopt_results(struct pl_supervisor *s, struct pl_job_row *row, struct pl_err *err)
+{
+    struct pl_store *store = s->j->store;
+    struct pl_file_row f = {.created_at = time(NULL)};
+    char *from = NULL, id[PL_ID_MAX], hash[PL_SHA256_HEX];
+    uint64_t n;
+    char *folder = pl_jobs_folder(s->j, row->id);
+    pl_status st = PL_OK;
+    pl_store_new_id(id, "file-");
+    char *to = pl_jobs_path(store, "uploads", id);
+    if (asprintf(&from, "%s/results.csv", folder) < 0)
+        from = NULL;
+    if (from == NULL || access(from, R_OK) != 0)
+        goto out; /* a worker that writes none has no result file */
+    st = pl_files_copy(from, to, MAX_RESULTS, &n, hash, err);
+    if (st != PL_OK)
+        goto out;
+    pl_row_set(&f.id, id);
+    pl_row_set(&f.filename, "step_metrics.csv");
+    pl_row_set(&f.purpose, "fine-tune-results");
+    pl_row_set(&f.status, "processed");
+    pl_row_set(&f.sha256, hash);
+    f.bytes = (int64_t)n;
+    st = pl_files_adopt(store, to, &f, err);
+    if (st == PL_OK)
+        pl_row_set(&row->result_file, id);
+    else
+        unlink(to);
+out:
+    pl_row_fini(PL_TABLE_FILES, &f);
+    free(from);
+    free(to);
+    free(folder);
+    return st;
+}
+
+/* The model answers before the job says so. */
+static pl_status serve(struct pl_supervisor *s, const struct pl_job_row *row, struct pl_err *err)
+{
+    struct pl_err why = {0};
+    char *folder = pl_jobs_folder(s->j, row->id);
+    char *path = NULL;
+    pl_status st = PL_OK;
+    if (asprintf(&path, "%s/result", folder) >= 0 && pl_jobs_load(s->j, row->name, path, &why) != PL_OK) {
+        pl_log_warn("%s: %s is not served: %s", row->id, row->name, why.msg);
+        st = pl_jobs_event(s->j, row->id, "warn", "message", NULL, -1, err, "The model is not served by this daemon: %s", why.msg);
+    }
+    free(path);
+    free(folder);
+    return st;
+}
+
+static void succeed(struct pl_supervisor *s, struct pl_job_row *row)
+{
+    struct pl_err err = {0};
+    pl_status st = serve(s, row, &err);
+    if (st == PL_OK)
+        st = pl_store_begin(s->j->store, &err);
+    if (st == PL_OK) {
+        st = adopt_results(s, row, &err);
+        if (st == PL_OK)
+            st = end_job(s, row, "succeeded", &err);
+        if (st == PL_OK)
+            st = pl_jobs_event(s->j, row->id, "info", "message", NULL, -1, &err, "New fine-tuned model created: %s", row->name);
+        if (st == PL_OK)
+            st = pl_jobs_event(s->j, row->id, "info", "message", NULL, -1, &err, "The job has successfully completed");
+        st = pl_store_end(s->j->store, st, &err);
+    }
+    if (st != PL_OK) { /* the row still says alive: tried again at the next look */
+        complain(row->id, &err);
+        if (row->result_file != NULL)
+            pl_files_discard(s->j->store, row->result_file);
+        return;
+    }
+    pl_log_info("%s succeeded: %s, %lld tokens", row->id, row->name, (long long)row->trained_tokens);
+}
+
+/* The last line that the worker wrote to its log, for the message. */
+static void last_words(const char *folder, char *out, size_t n)
+{
+    char path[4096], text[2048];
+    out[0] = '\0';
+    if (snprintf(path, sizeof path, "%s/worker.log", folder) >= (int)sizeof path)
+        return;
+    const int fd = open(path, O_RDONLY | O_CLOEXEC);
+    const off_t end = fd >= 0 ? lseek(fd, 0, SEEK_END) : 0;
+    const off_t from = end > (off_t)sizeof text - 1 ? end - (off_t)sizeof text + 1 : 0;
+    ssize_t got = fd >= 0 ? pread(fd, text, sizeof text - 1, from) : 0;
+    if (fd >= 0)
+        close(fd);
+    while (got > 0 && (text[got - 1] == '\n' || text[got - 1] == '\r'))
+        got--;
+    text[got > 0 ? got : 0] = '\0';
+    const char *line = strrchr(text, '\n');
+    snprintf(out, n, "%.200s", line != NULL ? line + 1 : text);
+}
+
+static void describe_end(int status, const char *folder, char *out, size_t n)
+{
+    char words[256];
+    last_words(folder, words, sizeof words);
+    if (WIFSIGNALED(status))
+        snprintf(out, n, "the worker was ended by signal %s%s%s", sigabbrev_np(WTERMSIG(status)), words[0] != '\0' ? "; its last words: " : "", words);
+    else
+        snprintf(out, n, "the worker exited with status %d%s%s", WEXITSTATUS(status), words[0] != '\0' ? "; its last words: " : "", words);
+}
+
+static void queue_again(struct pl_supervisor *s, struct pl_job_row *row, const char *level, const char *message)
+{
+    struct pl_err err = {0};
+    pl_status st = pl_store_begin(s->j->store, &err);
+    if (st == PL_OK) {
+        pl_row_set(&row->status, "queued");
+        row->alive = 0;
+        st = pl_store_update(s->j->store, PL_TABLE_JOBS, row, &err);
+        if (st == PL_OK)
+            st = pl_jobs_event(s->j, row->id, level, "message", NULL, -1, &err, "%s", message);
+        st = pl_store_end(s->j->store, st, &err);
+    }
+    if (st != PL_OK)
+        complain(row->id, &err);
+}
+
+static void crashed(struct pl_supervisor *s, struct pl_job_row *row, int status, const char *folder)
+{
+    char what[400], message[500];
+    describe_end(status, folder, what, sizeof what);
+    row->crashes = row->step > row->crash_step ? 1 : row->crashes + 1;
+    row->crash_step = row->step;
+    if (row->crashes >= MAX_CRASHES) {
+        snprintf(message, sizeof message, "%s, %d times without progress", what, MAX_CRASHES);
+        fail_job(s, row, "worker_crashed", NULL, message);
+        return;
+    }
+    atomic_fetch_add(&s->restarts, 1);
+    pl_log_warn("%s: %s; starting it again", row->id, what);
+    snprintf(message, sizeof message, "%s; it starts again from its last checkpoint", what);
+    queue_again(s, row, "warn", message);
+}
+
+static void failed_by_worker(struct pl_supervisor *s, struct pl_job_row *row, const json_t *outcome)
+{
+    const char *code = json_string_value(json_object_get(outcome, "code")), *param = json_string_value(json_object_get(outcome, "param"));
+    const char *message = json_string_value(json_object_get(outcome, "message"));
+    fail_job(s, row, code != NULL ? code : "failed", param, message != NULL ? message : "the worker did not say why");
+}
+
+/* The worker is gone. row is as in the store, everything it wrote has been taken. status: of waitpid, -1 = not known. */
+static void settle(struct pl_supervisor *s, struct pl_job_row *row, int status, const char *folder)
+{
+    json_t *outcome = row->outcome != NULL ? json_loads(row->outcome, 0, NULL) : NULL;
+    const char *type = json_string_value(json_object_get(outcome, "type"));
+    struct pl_err err = {0};
+    if (strcmp(row->status, "running") != 0) { /* paused, cancelled, or queued again meanwhile */
+        row->alive = 0;
+        if (pl_store_update(s->j->store, PL_TABLE_JOBS, row, &err) != PL_OK)
+            complain(row->id, &err);
+        pl_log_info("%s: worker gone, %s", row->id, row->status);
+    } else if (type != NULL && strcmp(type, "done") == 0) {
+        succeed(s, row);
+    } else if (type != NULL) {
+        failed_by_worker(s, row, outcome);
+    } else if (status == -1 || (WIFEXITED(status) && WEXITSTATUS(status) == EXIT_INTERRUPTED)) {
+        queue_again(s, row, "info", "The job was interrupted; it goes on from its last checkpoint");
+    } else {
+        crashed(s, row, status, folder);
+    }
+    json_decref(outcome);
+}
+
+/* ---- watching ------------------------------------------------------------------------------------------------------ */
+
+static struct job_worker *find_worker(struct pl_supervisor *s, const char *id)
+{
+    for (struct job_worker *w = s->workers; w != NULL; w = w->next)
+        if (strcmp(w->id, id) == 0)
+            return w;
+    return NULL;
+}
+
+static void forget_worker(struct pl_supervisor *s, const char *id)
+{
+    for (struct job_worker **w = &s->workers; *w != NULL; w = &(*w)->next)
+        if (strcmp((*w)->id, id) == 0) {
+            struct job_worker *gone = *w;
+            *w = gone->next;
+            free(gone);
+            return;
+        }
+}
+
+/* After a restart of the daemon: the worker of a row that says alive, if it still runs. */
+static struct job_worker *adopt(struct pl_supervisor *s, const char *id, const char *folder)
+{
+    struct job_worker *w = pl_xcalloc(1, sizeof *w);
+    if (pl_worker_find(&w->w, folder) != PL_OK) {
+        free(w);
+        return NULL;
+    }
+    snprintf(w->id, sizeof w->id, "%s", id);
+    w->next = s->workers;
+    s->workers = w;
+    pl_log_info("%s: worker %ld still runs and is taken over", id, (long)w->w.pid);
+    return w;
+}
+
+static void steer(struct pl_supervisor *s, struct job_worker *w, const char *status)
+{
+    const bool stopping = atomic_load(&s->stopping);
+    const uint64_t patience = (stopping ? atomic_load(&s->stop_seconds) : PAUSE_S) * UINT64_C(1000000000);
+    if (strcmp(status, "cancelled") == 0 && !w->w.killed)
+        pl_worker_signal(&w->w, SIGKILL);
+    else if ((stopping || strcmp(status, "running") != 0) && w->w.term_ns == 0)
+        pl_worker_signal(&w->w, SIGTERM);
+    else if (w->w.term_ns > 0 && !w->w.killed && pl_now_ns() - w->w.term_ns > patience)
+        pl_worker_signal(&w->w, SIGKILL);
+}
+
+static void tend(struct pl_supervisor *s, const struct pl_job_row *seen)
+{
+    struct pl_err err = {0};
+    struct pl_job_row row;
+    char *folder = pl_jobs_folder(s->j, seen->id);
+    struct job_worker *w = find_worker(s, seen->id);
+    if (w == NULL)
+        w = adopt(s, seen->id, folder);
+    const bool ended = w == NULL || pl_worker_ended(&w->w, folder); /* looked at first: nothing is written after it */
+    if (pl_progress_take(s->j, seen->id, &err) != PL_OK) {
+        complain(seen->id, &err);
+        if (ended && w != NULL)
+            w->w.child = false; /* waited for; its lock says the rest at the next look */
+    } else if (!ended) {
+        steer(s, w, seen->status);
+    } else if (pl_store_get(s->j->store, PL_TABLE_JOBS, "id", seen->id, &row, &err) == PL_OK) {
+        const int status = w != NULL ? w->w.status : -1;
+        forget_worker(s, seen->id);
+        settle(s, &row, status, folder);
+        pl_row_fini(PL_TABLE_JOBS, &row);
+    } else {
+        complain(seen->id, &err);
+    }
+    free(folder);
+}
+
+static size_t tend_all(struct pl_supervisor *s)
+{
+    const struct pl_store_query q = {.column = "alive", .value = "1", .ascending = true};
+    struct pl_err err = {0};
+    void *rows;
+    size_t n, left = 0;
+    bool more;
+    if (pl_store_list(s->j->store, PL_TABLE_JOBS, &q, &rows, &n, &more, &err) != PL_OK) {
+        complain("jobs", &err);
+        return 1;
+    }
+    for (size_t i = 0; i < n; i++) {
+        const struct pl_job_row *row = (const struct pl_job_row *)rows + i;
+        tend(s, row);
+        left += find_worker(s, row->id) != NULL;
+    }
+    pl_rows_free(PL_TABLE_JOBS, rows, n);
+    return left;
+}
+
+static void launch_waiting(struct pl_supervisor *s, size_t running)
+{
+    const struct pl_store_query q = {.column = "status", .value = "queued", .ascending = true};
+    const size_t limit = (size_t)s->j->server->config->train_jobs;
+    struct pl_err err = {0};
+    void *rows;
+    size_t n;
+    bool more;
+    if (running >= limit)
+        return;
+    if (pl_store_list(s->j->store, PL_TABLE_JOBS, &q, &rows, &n, &more, &err) != PL_OK) {
+        complain("jobs", &err);
+        return;
+    }
+    for (size_t i = 0; i < n && running < limit; i++) {
+        struct pl_job_row *row = (struct pl_job_row *)rows + i;
+        if (row->alive)
+            continue; /* an earlier worker has not gone yet */
+        launch(s, row);
+        running++;
+    }
+    pl_rows_free(PL_TABLE_JOBS, rows, n);
+}
+
+static void sleep_a_tick(struct pl_supervisor *s)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_nsec += TICK_MS * 1000000L;
+    until.tv_sec += until.tv_nsec / 1000000000;
+    until.tv_nsec %= 1000000000;
+    pthread_mutex_lock(&s->lock);
+    int rc = 0;
+    while (!s->poked && rc == 0)
+        rc = pthread_cond_timedwait(&s->wake, &s->lock, &until);
+    s->poked = false;
+    pthread_mutex_unlock(&s->lock);
+}
+
+static void *supervise(void *arg)
+{
+    struct pl_supervisor *s = arg;
+    for (;;) {
+        const size_t running = tend_all(s);
+        if (atomic_load(&s->stopping)) {
+            if (running == 0)
+                return NULL;
+        } else {
+            launch_waiting(s, running);
+            if (pl_now_ns() - s->expired_ns > EXPIRE_EVERY_NS) {
+                pl_files_expire(s->j->store, time(NULL));
+                s->expired_ns = pl_now_ns();
+            }
+        }
+        sleep_a_tick(s);
+    }
+}
+
+pl_status pl_supervisor_start(struct pl_supervisor **out, struct pl_jobs *j, const cpu_set_t *cpus, struct pl_err *err)
+{
+    struct pl_supervisor *s = pl_xcalloc(1, sizeof *s);
+    s->j = j;
+    s->cpus = *cpus;
+    s->program = worker_program(j->server->config->train_worker);
+    pthread_mutex_init(&s->lock, NULL);
+    pthread_cond_init(&s->wake, NULL);
+    const int why = pthread_create(&s->thread, NULL, supervise, s);
+    if (why != 0) {
+        free(s->program);
+        free(s);
+        return pl_fail(err, PL_EIO, "cannot start a thread: %s", strerror(why));
+    }
+    *out = s;
+    return PL_OK;
+}
+
+void pl_supervisor_poke(struct pl_supervisor *s)
+{
+    pthread_mutex_lock(&s->lock);
+    s->poked = true;
+    pthread_cond_signal(&s->wake);
+    pthread_mutex_unlock(&s->lock);
+}
+
+void pl_supervisor_stop(struct pl_supervisor *s, unsigned seconds)
+{
+    if (s == NULL)
+        return;
+    atomic_store(&s->stop_seconds, seconds);
+    atomic_store(&s->stopping, true);
+    pl_supervisor_poke(s);
+    pthread_join(s->thread, NULL);
+    while (s->workers != NULL)
+        forget_worker(s, s->workers->id);
+    pthread_cond_destroy(&s->wake);
+    pthread_mutex_destroy(&s->lock);
+    free(s->program);
+    free(s);
+}
+
+uint64_t pl_supervisor_restarts(const struct pl_supervisor *s)
+{
+    return atomic_load(&s->restarts);
+}

@@ -1,0 +1,41 @@
+/* worker: the process of a job: started, found again after a restart of the daemon, told to stop.
+ *
+ * A worker holds the lock of FOLDER/worker.lock from before it is started until it is gone, whoever started it: that is how a daemon knows
+ * whether one runs, without trusting process numbers.
+ * Thread: the supervisor's.  Owns: nothing; a child is waited for by pl_worker_ended.
+ * Fails: PL_EIO with the reason; PL_EFULL when a worker already runs in the folder.
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef PL_JOBS_WORKER_H
+#define PL_JOBS_WORKER_H
+
+#include <sched.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "core/base/status.h"
+
+struct pl_worker {
+    pid_t pid;
+    bool child;      /* of this process: its end can be waited for */
+    int status;      /* of waitpid, once it ended; -1 = not known */
+    uint64_t term_ns; /* when it was told to stop, 0 = not */
+    bool killed;
+};
+
+struct pl_worker_opts {
+    const char *program;  /* run as "PROGRAM train --job FOLDER" */
+    const char *folder;
+    int nice;
+    uint64_t memory;      /* bytes of address space, 0 = no limit */
+    const cpu_set_t *cpus; /* it may run on these */
+};
+
+pl_status pl_worker_start(struct pl_worker *w, const struct pl_worker_opts *o, struct pl_err *err) PL_MUST_CHECK;
+/* Finds the worker that runs in folder. PL_ENOENT when there is none. */
+pl_status pl_worker_find(struct pl_worker *w, const char *folder) PL_MUST_CHECK;
+/* True once it is gone; w->status is valid then. */
+bool pl_worker_ended(struct pl_worker *w, const char *folder);
+void pl_worker_signal(struct pl_worker *w, int sig);
+
+#endif

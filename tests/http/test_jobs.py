@@ -1,0 +1,583 @@
+"""The fine-tuning API with the unmodified OpenAI client and a worker that follows a script (tests/tools/fake_worker.py): states, events,
+paging, what is refused, and what survives which kill.
+SPDX-License-Identifier: Apache-2.0
+"""
+import io
+import json
+import os
+import random
+import re
+import signal
+import time
+from pathlib import Path
+
+import openai
+import pytest
+
+from conftest import ROOT, Daemon, until
+from test_files import CHAT, GOOD, client_of, upload
+
+WORKER = ROOT / "tests/tools/fake_worker.py"
+LIVE = ("validating_files", "queued", "running")
+
+
+class Place:
+    """A data directory and the daemons that use it one after another."""
+
+    def __init__(self, start, directory, model):
+        self.start, self.data, self.model = start, Path(directory) / "data", model
+        self.data.mkdir(exist_ok=True)
+        self.daemon = None
+
+    def run(self, *args):
+        self.daemon = self.start("--data-dir", self.data, "--train-worker", WORKER, *args, model=self.model)
+        self.client = client_of(self.daemon)
+        return self.client
+
+    def script(self, **what):
+        temporary = self.data / "script.tmp"
+        temporary.write_text(json.dumps(what))
+        os.replace(temporary, self.data / "script")
+
+    def kill(self):
+        self.daemon.process.kill()
+        self.daemon.process.wait()
+        self.daemon.process.returncode = 0  # on purpose
+
+    def seen(self, job):
+        return json.loads(until(lambda: (self.data / "jobs" / job / "seen.json").exists() and (self.data / "jobs" / job / "seen.json").read_text()))
+
+    def job(self, text=GOOD, **more):
+        f = upload(self.client, text)
+        return self.client.fine_tuning.jobs.create(model=self.daemon.model_id, training_file=f.id, **more)
+
+    def wait(self, job, *states, seconds=20):
+        def there():
+            now = self.client.fine_tuning.jobs.retrieve(job)
+            assert now.status in (*states, *LIVE), (now.status, now.error)
+            return now if now.status in states else None
+        return until(there, seconds, 0.05)
+
+    def events(self, job):
+        return list(self.client.fine_tuning.jobs.list_events(job, limit=100))[::-1]
+
+
+@pytest.fixture
+def place(start, tmp_path, tiny):
+    p = Place(start, tmp_path, tiny)
+    Daemon.model_id = "tiny"
+    yield p
+    for folder in (p.data / "jobs").glob("*/worker.lock"):  # a test that failed may leave one
+        assert os.system(f"flock -w 5 {folder} true") == 0, f"a worker is left in {folder}"
+
+
+def messages(events):
+    return [e.message for e in events if e.type == "message"]
+
+
+def test_the_whole_story(place):
+    c = place.run()
+    place.script(steps=6, seconds=0.02, checkpoint_every=2)
+    training, validation = upload(c), upload(c, CHAT + "\n")
+    made = c.fine_tuning.jobs.create(model="tiny", training_file=training.id, validation_file=validation.id, suffix="shop.v1", seed=7, metadata={"team": "a"},
+                                     method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2, "batch_size": "auto"}}},
+                                     integrations=[{"type": "tensorboard"}])
+    assert re.fullmatch(r"ftjob-[0-9a-f]{24}", made.id) and made.object == "fine_tuning.job" and made.status == "validating_files"
+    assert made.model == "tiny" and made.seed == 7 and made.fine_tuned_model is None and made.finished_at is None and made.error is None
+    assert made.training_file == training.id and made.validation_file == validation.id and made.result_files == [] and made.trained_tokens is None
+    assert made.hyperparameters.n_epochs == 2 and made.hyperparameters.batch_size == "auto" and made.metadata == {"team": "a"}
+    assert made.method.type == "supervised" and made.method.supervised.hyperparameters.n_epochs == 2 and made.organization_id == "parley"
+    job = place.wait(made.id, "succeeded")
+    assert job.fine_tuned_model == f"ft:tiny:parley:shop.v1:{made.id[6:14]}" and job.finished_at >= job.created_at and job.trained_tokens == 60
+    assert job.hyperparameters.batch_size == 1 and job.hyperparameters.learning_rate_multiplier == 1 and "auto" not in json.dumps(job.method.to_dict())
+    assert job.estimated_finish is None and job.to_dict()["total_steps"] == 6
+    events = place.events(made.id)
+    assert all(e.object == "fine_tuning.job.event" and e.id.startswith("ftevent-") and e.level in ("info", "warn", "error") for e in events)
+    told = messages(events)
+    for expected in (f"Created fine-tuning job: {made.id}", f"Validating training file: {training.id}", "Files validated, moving job to queued state",
+                     "Fine-tuning job started", "training from step 1", "Checkpoint created at step 2", f"New fine-tuned model created: {job.fine_tuned_model}",
+                     "The job has successfully completed"):
+        assert told.count(expected) == 1, told
+    steps = [e for e in events if e.type == "metrics"]
+    assert [e.data["step"] for e in steps] == [1, 2, 3, 4, 5, 6]
+    assert steps[0].message == "Step 1/6: training loss=1.9" and steps[0].data["train_loss"] == 1.9 and steps[0].data["train_mean_token_accuracy"] == 0.5
+    assert steps[5].message == "Step 6/6: training loss=1.4, full validation loss=1.5" and steps[5].data["full_valid_loss"] == 1.5
+    points = list(c.fine_tuning.jobs.checkpoints.list(made.id))
+    assert [p.step_number for p in points] == [6, 4, 2] and points[0].object == "fine_tuning.job.checkpoint" and points[0].id.startswith("ftckpt_")
+    assert points[1].fine_tuned_model_checkpoint == f"{job.fine_tuned_model}:ckpt-step-4" and points[1].fine_tuning_job_id == made.id
+    assert points[1].metrics.train_loss == 1.6 and points[1].metrics.step == 4
+    (result,) = job.result_files
+    csv = c.files.content(result).read().decode().splitlines()
+    assert csv[0] == "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy" and len(csv) == 7
+    assert c.files.retrieve(result).purpose == "fine-tune-results" and c.files.retrieve(result).filename == "step_metrics.csv"
+    told = place.seen(made.id)
+    assert told["nice"] == 19 and told["argv"][1:] == ["train", "--job", str(place.data / "jobs" / made.id)]
+    assert told["job"]["name"] == job.fine_tuned_model and told["job"]["seed"] == 7 and "auto" not in json.dumps(told["job"]["spec"])
+    assert Path(told["job"]["training_file"]).read_text() == GOOD and told["job"]["base"].endswith("tiny.gguf") and told["job"]["base_adapter"] is None
+
+
+def test_paging_and_filter(place):
+    c = place.run("--train-jobs", 0)
+    f = upload(c)
+    made = [c.fine_tuning.jobs.create(model="tiny", training_file=f.id, **({"metadata": {"n": str(i % 2), "x": "y"}} if i < 4 else {})).id for i in range(5)][::-1]
+    assert [j.id for j in c.fine_tuning.jobs.list()] == made
+    page = c.fine_tuning.jobs.list(limit=2)
+    assert [j.id for j in page.data] == made[:2] and page.has_more
+    assert [j.id for j in c.fine_tuning.jobs.list(limit=2)] == made
+    assert [j.id for j in c.fine_tuning.jobs.list(after=made[3]).data] == made[4:]
+    assert [j.id for j in c.fine_tuning.jobs.list(metadata={"n": "1"}).data] == [made[1], made[3]]
+    assert [j.id for j in c.fine_tuning.jobs.list(metadata={"n": "1", "x": "z"}).data] == []
+    assert json.loads(place.daemon.get("/v1/fine_tuning/jobs?metadata=null")[2])["data"][0]["id"] == made[0]
+    assert len(json.loads(place.daemon.get("/v1/fine_tuning/jobs?metadata=null")[2])["data"]) == 1
+    until(lambda: len(place.events(made[0])) == 3)
+    first = c.fine_tuning.jobs.list_events(made[0], limit=1)
+    assert first.data[0].message == "Files validated, moving job to queued state" and first.has_more and first.data[0].data["examples"] == 12
+    raw = json.loads(place.daemon.get(f"/v1/fine_tuning/jobs/{made[0]}/events")[2])
+    assert set(raw) == {"object", "data", "has_more"}
+    raw = json.loads(place.daemon.get(f"/v1/fine_tuning/jobs/{made[0]}/checkpoints")[2])
+    assert raw == {"object": "list", "data": [], "has_more": False, "first_id": None, "last_id": None}
+    m = place.daemon.metrics()
+    assert m['parley_jobs{status="queued"}'] == 5 and m['parley_jobs{status="running"}'] == 0 and m["parley_files"] == 1 and m["parley_files_bytes"] == len(GOOD)
+
+
+def test_one_after_another(place):
+    place.run()
+    place.script(steps=4, seconds=0.02, checkpoint_every=2)
+    ids = [place.job().id for _ in range(3)]
+    done = [place.wait(i, "succeeded") for i in ids]
+    begun = [next(e.created_at for e in place.events(i) if e.message == "Fine-tuning job started") for i in ids]
+    assert begun == sorted(begun) and [d.status for d in done] == ["succeeded"] * 3
+
+
+def test_pause_resume_cancel(place):
+    c = place.run()
+    place.script(steps=6, seconds=0.02, checkpoint_every=2, hang_at=4)
+    job = place.job()
+    until(lambda: any(e.type == "metrics" and e.data["step"] == 3 for e in place.events(job.id)))
+    assert c.fine_tuning.jobs.retrieve(job.id).status == "running"
+    pid = place.seen(job.id)["pid"]
+    assert c.fine_tuning.jobs.pause(job.id).status == "paused"
+    until(lambda: not os.path.exists(f"/proc/{pid}"))
+    time.sleep(0.5)
+    assert c.fine_tuning.jobs.retrieve(job.id).status == "paused"
+    place.script(steps=6, seconds=0.02, checkpoint_every=2)
+    assert c.fine_tuning.jobs.resume(job.id).status == "queued"
+    done = place.wait(job.id, "succeeded")
+    assert [e.data["step"] for e in place.events(job.id) if e.type == "metrics"] == [1, 2, 3, 4, 5, 6]
+    assert messages(place.events(job.id)).count("training from step 4") == 1 and done.trained_tokens == 60
+    place.script(steps=6, seconds=0.02, checkpoint_every=2, hang_at=4, ignore_term=True)
+    other = place.job()
+    until(lambda: any(e.type == "metrics" and e.data["step"] == 3 for e in place.events(other.id)))
+    pid = place.seen(other.id)["pid"]
+    cancelled = c.fine_tuning.jobs.cancel(other.id)
+    assert cancelled.status == "cancelled" and cancelled.finished_at
+    until(lambda: not os.path.exists(f"/proc/{pid}"))
+    assert any(e.level == "warn" and e.message == "Fine tuning process stopping due to job cancellation" for e in place.events(other.id))
+    for call, state in (c.fine_tuning.jobs.cancel, job.id), (c.fine_tuning.jobs.pause, job.id), (c.fine_tuning.jobs.resume, other.id):
+        with pytest.raises(openai.BadRequestError) as e:
+            call(state)
+        assert e.value.body["code"] == "invalid_job_state"
+
+
+def test_states_before_it_runs(place):
+    c = place.run("--train-jobs", 0)
+    a, b = place.job().id, place.job().id
+    for i in a, b:
+        place.wait(i, "queued")
+    assert c.fine_tuning.jobs.pause(a).status == "paused" and c.fine_tuning.jobs.resume(a).status == "queued"
+    assert c.fine_tuning.jobs.pause(a).status == "paused" and c.fine_tuning.jobs.cancel(a).status == "cancelled"
+    assert c.fine_tuning.jobs.cancel(b).status == "cancelled"
+
+
+def test_a_failure_in_the_worker(place):
+    place.run()
+    place.script(steps=4, seconds=0, checkpoint_every=2, fail_at=3, fail={"code": "disk_full", "param": None, "message": "the checkpoint of step 2 cannot be written: no space"})
+    job = place.wait(place.job().id, "failed")
+    assert job.error.code == "disk_full" and job.error.param is None and "no space" in job.error.message and job.fine_tuned_model is None
+    assert place.events(job.id)[-1].level == "error" and "no space" in place.events(job.id)[-1].message
+    assert place.client.models.list().data
+
+
+def test_a_crash_goes_on_from_the_checkpoint(place):
+    place.run()
+    place.script(steps=6, seconds=0, checkpoint_every=2, crash_at=[2, 4, 6])
+    job = place.wait(place.job().id, "succeeded")
+    events = place.events(job.id)
+    assert [e.data["step"] for e in events if e.type == "metrics"] == [1, 2, 3, 4, 5, 6]
+    assert sum("exited with status 9; its last words: something broke" in e.message and e.level == "warn" for e in events) == 3
+    assert [p.step_number for p in place.client.fine_tuning.jobs.checkpoints.list(job.id)] == [6, 4, 2]
+    assert place.daemon.metrics()["parley_job_restarts_total"] == 3
+
+
+def test_a_worker_that_always_crashes(place):
+    place.run()
+    place.script(steps=6, seconds=0, checkpoint_every=2, crash_at=[3], crash_always=True)
+    job = place.wait(place.job().id, "failed")
+    assert job.error.code == "worker_crashed" and "5 times without progress" in job.error.message
+
+
+@pytest.mark.parametrize("status", [1, 3, 127])
+def test_a_worker_that_says_nothing(place, status):
+    place.run()
+    place.script(exit=status)
+    job = place.wait(place.job().id, "failed")
+    assert job.error.code == "worker_crashed" and "no training today" in job.error.message
+
+
+def test_no_such_worker(start, tmp_path, tiny):
+    d = start("--train-worker", "/no/such/program", model=tiny)
+    c = client_of(d)
+    made = c.fine_tuning.jobs.create(model="tiny", training_file=upload(c).id)
+    job = until(lambda: (j := c.fine_tuning.jobs.retrieve(made.id)).status == "failed" and j)
+    assert job.error.code == "worker_not_started" and "train-worker" in job.error.message
+
+
+def test_memory_is_bounded(place):
+    place.run("--train-memory-mb", 300)
+    place.script(big=1 << 30)
+    job = place.wait(place.job().id, "failed")
+    assert job.error.code == "out_of_memory"
+
+
+def test_what_a_worker_may_not_say(place):
+    place.run()
+    place.script(steps=2, seconds=0, checkpoint_every=2, say=["not json", "[]", '{"type":"magic"}', '{"type":"metrics"}', '{"type":"message"}',
+                                                           '{"type":"checkpoint","step":1,"path":"../../secret"}', '{"type":"checkpoint","step":1,"path":"/etc"}', ""])
+    job = place.wait(place.job().id, "succeeded")
+    assert [p.step_number for p in place.client.fine_tuning.jobs.checkpoints.list(job.id)] == [2]
+
+
+def test_stopping_the_daemon_interrupts(place):
+    place.run()
+    place.script(steps=6, seconds=0.02, checkpoint_every=2, hang_at=4)
+    job = place.job()
+    until(lambda: any(e.type == "metrics" and e.data["step"] == 3 for e in place.events(job.id)))
+    pid = place.seen(job.id)["pid"]
+    assert place.daemon.stop() == 0
+    assert not os.path.exists(f"/proc/{pid}")
+    place.script(steps=6, seconds=0.02, checkpoint_every=2)
+    place.run()
+    place.wait(job.id, "succeeded")
+    events = place.events(job.id)
+    assert [e.data["step"] for e in events if e.type == "metrics"] == [1, 2, 3, 4, 5, 6]
+    assert "The job was interrupted; it goes on from its last checkpoint" in messages(events) and "training from step 4" in messages(events)
+
+
+def test_a_killed_daemon_takes_its_worker_over(place):
+    place.run()
+    place.script(steps=40, seconds=0.05, checkpoint_every=10)
+    job = place.job()
+    until(lambda: any(e.type == "metrics" and e.data["step"] >= 3 for e in place.events(job.id)))
+    pid = place.seen(job.id)["pid"]
+    place.kill()
+    time.sleep(0.3)
+    assert os.path.exists(f"/proc/{pid}")  # the worker did not notice
+    place.run()
+    assert f"worker {pid} still runs and is taken over" in until(lambda: "taken over" in place.daemon.log and place.daemon.log)
+    place.wait(job.id, "succeeded", seconds=30)
+    assert [e.data["step"] for e in place.events(job.id) if e.type == "metrics"] == list(range(1, 41))
+    assert place.seen(job.id)["pid"] == pid
+
+
+def test_both_killed(place):
+    place.run()
+    place.script(steps=20, seconds=0.05, checkpoint_every=4)
+    job = place.job()
+    until(lambda: any(e.type == "metrics" and e.data["step"] >= 6 for e in place.events(job.id)))
+    pid = place.seen(job.id)["pid"]
+    place.kill()
+    os.kill(pid, signal.SIGKILL)
+    place.run()
+    place.wait(job.id, "succeeded")
+    events = place.events(job.id)
+    assert [e.data["step"] for e in events if e.type == "metrics"] == list(range(1, 21))
+    assert len([m for m in messages(events) if m.startswith("training from step")]) == 2
+
+
+def test_finished_while_nobody_looked(place):
+    place.run()
+    place.script(steps=10, seconds=0.05, checkpoint_every=4)
+    job = place.job()
+    until(lambda: any(e.type == "metrics" for e in place.events(job.id)))
+    pid = place.seen(job.id)["pid"]
+    place.kill()
+    until(lambda: not os.path.exists(f"/proc/{pid}"))
+    place.run()
+    done = place.wait(job.id, "succeeded")
+    assert [e.data["step"] for e in place.events(job.id) if e.type == "metrics"] == list(range(1, 11)) and len(done.result_files) == 1
+
+
+def test_half_a_job_is_swept(place):
+    place.run("--train-jobs", 0)
+    kept = place.job().id
+    (place.data / "jobs/ftjob-unfinished").mkdir()
+    (place.data / "jobs/ftjob-unfinished/training.jsonl").write_text("x")
+    place.kill()
+    place.run("--train-jobs", 0)
+    assert os.listdir(place.data / "jobs") == [kept]
+
+
+def test_killed_while_jobs_are_made(place):
+    """No job that was promised is lost, none is there twice."""
+    place.run("--train-jobs", 0)
+    f = upload(place.client)
+    promised = []
+    for _ in range(3):
+        for _ in range(4):
+            promised.append(place.client.fine_tuning.jobs.create(model="tiny", training_file=f.id).id)
+        place.kill()
+        place.run("--train-jobs", 0)
+    assert [j.id for j in place.client.fine_tuning.jobs.list(limit=100)] == promised[::-1]
+    for i in promised:
+        place.wait(i, "queued")
+
+
+def test_random_kills(place):
+    """Worker, daemon or both, at random moments: every job finishes once, with every step once."""
+    rng = random.Random(6)
+    place.script(steps=30, seconds=0.03, checkpoint_every=5)
+    place.run("--train-jobs", 2)
+    jobs = [place.job().id for _ in range(3)]
+    for _ in range(8):
+        time.sleep(rng.uniform(0.05, 0.5))
+        workers = [json.loads(p.read_text())["pid"] for p in (place.data / "jobs").glob("*/seen.json")]
+        who = rng.choice(["worker", "daemon", "both"])
+        if who != "worker":
+            place.kill()
+        if who != "daemon" and workers:
+            try:
+                victim = rng.choice(workers)
+                if b"fake_worker" in Path(f"/proc/{victim}/cmdline").read_bytes():
+                    os.kill(victim, signal.SIGKILL)
+            except (ProcessLookupError, FileNotFoundError):
+                pass
+        if who != "worker":
+            place.run("--train-jobs", 2)
+    for i in jobs:
+        place.wait(i, "succeeded", seconds=40)
+        events = place.events(i)
+        assert [e.data["step"] for e in events if e.type == "metrics"] == list(range(1, 31))
+        assert messages(events).count("The job has successfully completed") == 1
+    assert len(place.client.fine_tuning.jobs.list(limit=100).data) == 3
+    assert sorted(f.purpose for f in place.client.files.list()) == ["fine-tune"] * 3 + ["fine-tune-results"] * 3
+
+
+def test_a_deleted_file_does_no_harm(place):
+    c = place.run()
+    place.script(steps=4, seconds=0.1, checkpoint_every=2)
+    job = place.job()
+    c.files.delete(job.training_file)
+    place.wait(job.id, "succeeded")
+
+
+def test_deleting_a_model(place):
+    c = place.run()
+    place.script(steps=4, seconds=0, checkpoint_every=2)
+    job = place.wait(place.job().id, "succeeded")
+    folder = place.data / "jobs" / job.id
+    deleted = c.models.delete(job.fine_tuned_model)
+    assert deleted.deleted and deleted.id == job.fine_tuned_model and deleted.object == "model"
+    assert not (folder / "result").exists() and list(c.fine_tuning.jobs.checkpoints.list(job.id)) == []
+    with pytest.raises(openai.NotFoundError):
+        c.models.delete(job.fine_tuned_model)
+    with pytest.raises(openai.BadRequestError):
+        c.models.delete("tiny")
+    assert c.fine_tuning.jobs.retrieve(job.id).fine_tuned_model == job.fine_tuned_model
+
+
+def test_a_tuned_model_as_base(place):
+    c = place.run()
+    place.script(steps=4, seconds=0, checkpoint_every=2)
+    first = place.wait(place.job().id, "succeeded")
+    second = c.fine_tuning.jobs.create(model=first.fine_tuned_model, training_file=upload(c).id)
+    assert second.model == first.fine_tuned_model
+    c.models.delete(first.fine_tuned_model)  # its files stay with the job that began from them
+    done = place.wait(second.id, "succeeded")
+    assert done.fine_tuned_model.startswith("ft:tiny:parley::")
+    base = place.seen(second.id)["job"]["base_adapter"]
+    assert base == str(place.data / "jobs" / second.id / "base") and sorted(os.listdir(base)) == ["adapter_config.json", "adapter_model.safetensors"]
+    with pytest.raises(openai.BadRequestError) as e:
+        c.fine_tuning.jobs.create(model=first.fine_tuned_model, training_file=upload(c).id)
+    assert e.value.body["code"] == "model_not_available"
+
+
+def test_dry_run(place):
+    place.run("--train-threads", 2)
+    f = upload(place.client, (CHAT + "\n") * 40)
+    status, _, body = place.daemon.post("/v1/fine_tuning/jobs/validate", {"model": "tiny", "training_file": f.id, "preview": 2,
+                                                                          "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 3}}}})
+    answer = json.loads(body)
+    assert status == 200 and answer["valid"] and answer["object"] == "fine_tuning.validation", body
+    assert answer["estimate"]["examples"] == 40 and answer["estimate"]["total_steps"] == 120 and answer["estimate"]["memory_bytes"] > 0
+    assert answer["method"]["supervised"]["hyperparameters"]["batch_size"] == 1 and answer["method"]["supervised"]["compute"]["threads"] == 2
+    assert [p["line"] for p in answer["preview"]] == [1, 2]
+    segments = answer["preview"][0]["segments"]
+    assert [s["loss"] for s in segments] == [False, True, False] and segments[1]["text"] == "the world<|im_end|>" and segments[2]["text"] == "\n"
+    assert "".join(s["text"] for s in segments).endswith("<|im_start|>assistant\nthe world<|im_end|>\n")
+    assert place.client.fine_tuning.jobs.list().data == []
+
+
+def bad_lines(c):
+    return upload(c, CHAT + "\n" + '{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b","weight":1}]}\n' * 11)
+
+
+# create with these changes -> 400 with this param and message. TRAIN, TEXT, PAIRS, BATCH stand for uploaded files.
+BAD_JOBS = [
+    ({"model": None}, "model", "'model' is required"),
+    ({"model": 7}, "model", "must be a string"),
+    ({"model": "gpt-4o"}, "model", "not available for fine-tuning"),
+    ({"training_file": None}, "training_file", "'training_file' is required"),
+    ({"training_file": "file-none"}, "training_file", "there is no file 'file-none'"),
+    ({"training_file": "BATCH"}, "training_file", "has purpose batch, not fine-tune"),
+    ({"training_file": 3}, "training_file", "must be a string"),
+    ({"validation_file": "file-none"}, "validation_file", "there is no file"),
+    ({"suffix": ""}, "suffix", "1 to 64"),
+    ({"suffix": "x" * 65}, "suffix", "1 to 64"),
+    ({"suffix": "a:b"}, "suffix", "letters"),
+    ({"suffix": "a b"}, "suffix", "letters"),
+    ({"suffix": 1}, "suffix", "must be a string"),
+    ({"seed": -1}, "seed", "0 to 2147483647"),
+    ({"seed": 2 ** 31}, "seed", "0 to 2147483647"),
+    ({"seed": "1"}, "seed", "must be an integer"),
+    ({"seed": 1.5}, "seed", "must be an integer"),
+    ({"metadata": []}, "metadata", "must be an object"),
+    ({"metadata": {str(i): "x" for i in range(17)}}, "metadata", "at most 16"),
+    ({"metadata": {"k" * 65: "x"}}, "metadata", "more than 64"),
+    ({"metadata": {"k": "x" * 513}}, "metadata", "at most 512"),
+    ({"metadata": {"k": 1}}, "metadata", "must be a string"),
+    ({"integrations": {}}, "integrations", "must be an array"),
+    ({"integrations": [{"type": "tensorboard"}] * 6}, "integrations", "at most 5"),
+    ({"integrations": [{"type": "wandb", "wandb": {"project": "x"}}]}, "integrations[0].type", "not supported"),
+    ({"integrations": [{}]}, "integrations[0].type", "must be a string"),
+    ({"n_epochs": 3}, "n_epochs", "Unrecognized request argument supplied: n_epochs"),
+    ({"method": "supervised"}, "method", "must be an object"),
+    ({"method": {"type": "reinforcement", "reinforcement": {}}}, "method.type", "not supported"),
+    ({"method": {"type": "rlhf"}}, "method.type", "must be one of"),
+    ({"method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 0}}}}, "method.supervised.hyperparameters.n_epochs", "from 1 to 50"),
+    ({"method": {"type": "supervised", "supervised": {"hyperparameters": {"epochs": 1}}}}, "method.supervised.hyperparameters.epochs", "not a setting"),
+    ({"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 3}}}}, "method.dpo.hyperparameters.beta", "to 2"),
+    ({"method": {"type": "supervised", "supervised": {"peft": {"kind": "prefix"}}}}, "method.supervised.peft.kind", "full|lora"),
+    ({"hyperparameters": {"n_epochs": "many"}}, "hyperparameters.n_epochs", "an integer or \"auto\""),
+    ({"hyperparameters": {"batch_size": 1000}}, "hyperparameters.batch_size", "from 1 to 256"),
+    ({"hyperparameters": {"n_epochs": 1}, "method": {"type": "supervised"}}, "hyperparameters", "the older form"),
+]
+
+
+@pytest.fixture(scope="module")
+def idle(tmp_path_factory, tiny):
+    d = Daemon(tmp_path_factory.mktemp("idle"), "--train-jobs", 0, "--train-worker", WORKER, model=tiny).wait_ready()
+    c = client_of(d)
+    pair = {"input": {"messages": [{"role": "user", "content": "a"}]}, "preferred_output": [{"role": "assistant", "content": "b"}],
+            "non_preferred_output": [{"role": "assistant", "content": "c"}]}
+    d.files = {"TRAIN": upload(c).id, "BATCH": upload(c, "x", purpose="batch").id, "PAIRS": upload(c, (json.dumps(pair) + "\n") * 10).id,
+               "TEXT": upload(c, '{"text":"a b c d"}\n').id, "FEW": upload(c, (CHAT + "\n") * 7).id,
+               "LONG": upload(c, (CHAT + "\n") * 10 + json.dumps({"messages": [{"role": "user", "content": "x" * 3000}, {"role": "assistant", "content": "y"}]}) + "\n").id}
+    yield d
+    assert d.stop() == 0, d.log
+    assert "Sanitizer" not in d.log, d.log
+
+
+@pytest.mark.parametrize("change, param, message", BAD_JOBS)
+def test_bad_jobs(idle, change, param, message):
+    body = {"model": "tiny", "training_file": "TRAIN", **change}
+    body = {k: idle.files.get(v, v) if isinstance(v, str) else v for k, v in body.items() if v is not None}
+    for path in "/v1/fine_tuning/jobs", "/v1/fine_tuning/jobs/validate":
+        status, _, answer = idle.post(path, body)
+        error = json.loads(answer)["error"]
+        assert status == 400 and error["param"] == param and message in error["message"] and error["type"] == "invalid_request_error", error
+        if param == "model" and body.get("model") == "gpt-4o":
+            assert error["code"] == "model_not_available"
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"', b'{"model":"a","model":"b"}', b'{"model":"\xff"}'])
+def test_bad_bodies(idle, body):
+    assert idle.post("/v1/fine_tuning/jobs", body)[0] == 400
+
+
+# What only the model's tokenizer and the whole file tell: the job fails with this error.
+DPO = {"type": "dpo"}
+BAD_DATA = [
+    ("FEW", {}, "invalid_n_examples", "training_file", "Training file has 7 example(s), but must have at least 10 examples"),
+    ("TRAIN", {"method": DPO}, "invalid_training_file", "training_file", "is in the fine-tune-chat format, but the specified fine-tuning job is not using 'supervised' "
+     "as the training method (provided method=dpo)"),
+    ("PAIRS", {}, "invalid_training_file", "training_file", "(provided method=supervised)"),
+    ("TEXT", {}, "invalid_training_file", "training_file", "not using 'pretrain'"),
+    ("LONG", {}, "invalid_training_file", "training_file", "Example 11: no token with loss is left in the first 512 tokens"),
+    ("TRAIN", {"validation_file": "PAIRS"}, "invalid_validation_file", "validation_file", "fine-tune-preference"),
+    ("TRAIN", {"method": {"type": "supervised", "supervised": {"hyperparameters": {"max_length": 1024}}}}, "invalid_hyperparameters",
+     "method.supervised.hyperparameters.max_length", "the model takes 512 tokens"),
+    ("TRAIN", {"method": {"type": "supervised", "supervised": {"hyperparameters": {"max_length": 16}}}}, "invalid_training_file", "training_file",
+     "no token with loss is left in the first 16 tokens"),
+    ("TRAIN", {"method": {"type": "supervised", "supervised": {"final": "best"}}}, "invalid_hyperparameters", "method.supervised.final", "validation_file"),
+    ("TRAIN", {"method": {"type": "supervised", "supervised": {"peft": {"targets": ["c_attn"]}}}}, "invalid_hyperparameters", "method.supervised.peft.targets",
+     "architecture llama"),
+]
+
+
+@pytest.mark.parametrize("file, more, code, param, message", BAD_DATA)
+def test_bad_data(idle, file, more, code, param, message):
+    body = {"model": "tiny", "training_file": idle.files[file], **{k: idle.files.get(v, v) if isinstance(v, str) else v for k, v in more.items()}}
+    status, _, answer = idle.post("/v1/fine_tuning/jobs/validate", body)
+    error = json.loads(answer)["error"]
+    assert status == 400 and error["param"] == param and error["code"] == code and message in error["message"], error
+    c = client_of(idle)
+    job = c.fine_tuning.jobs.create(**body)
+    job = until(lambda: (j := c.fine_tuning.jobs.retrieve(job.id)).status == "failed" and j)
+    assert job.error.code == code and job.error.param == param and message in job.error.message and job.finished_at
+    if "no token" in message:
+        assert job.error.to_dict()["lines"][0]["line"] == (11 if file == "LONG" else 1)
+
+
+def test_the_wrong_order_of_lines(idle):
+    c = client_of(idle)
+    f = upload(c, '{"text":"a b"}\n' * 12)
+    ok = c.fine_tuning.jobs.create(model="tiny", training_file=f.id, method={"type": "pretrain"})
+    until(lambda: c.fine_tuning.jobs.retrieve(ok.id).status == "queued")
+    assert c.fine_tuning.jobs.retrieve(ok.id).method.to_dict()["pretrain"]["hyperparameters"]["n_epochs"] == 1
+    pairs = c.fine_tuning.jobs.create(model="tiny", training_file=idle.files["PAIRS"], method={"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.2}}})
+    until(lambda: c.fine_tuning.jobs.retrieve(pairs.id).status == "queued")
+    assert c.fine_tuning.jobs.retrieve(pairs.id).method.dpo.hyperparameters.beta == 0.2
+
+
+@pytest.mark.parametrize("method, path", [("GET", ""), ("POST", "/cancel"), ("POST", "/pause"), ("POST", "/resume"), ("GET", "/events"), ("GET", "/checkpoints")])
+def test_unknown_jobs(idle, method, path):
+    status, _, body = idle.request(method, f"/v1/fine_tuning/jobs/ftjob-none{path}")
+    error = json.loads(body)["error"]
+    assert status == 404 and error["code"] == "fine_tune_not_found" and error["param"] == "fine_tuning_job_id"
+
+
+@pytest.mark.parametrize("path", ["/v1/fine_tuning/jobs/a/b", "/v1/fine_tuning/jobs/a/b/cancel", "/v1/fine_tuning/jobs//cancel", "/v1/fine_tuning", "/v1/files/a/b"])
+def test_paths_that_are_not(idle, path):
+    assert idle.get(path)[0] == 404
+
+
+def test_methods_that_are_not(idle):
+    for path, allow in ("/v1/files", "POST, GET, HEAD, OPTIONS"), ("/v1/fine_tuning/jobs/x/cancel", "POST, OPTIONS"), ("/v1/files/x", "GET, HEAD, DELETE, OPTIONS"):
+        status, headers, _ = idle.request("PUT", path)
+        assert status == 405 and headers["allow"] == allow
+
+
+@pytest.mark.parametrize("query", ["limit=0", "limit=x", "limit=-1", "limit=1001", "limit=1e3", "after=nobody", "limit=99999999999999999999"])
+def test_bad_queries(idle, query):
+    for path in "/v1/fine_tuning/jobs", f"/v1/fine_tuning/jobs/{client_of(idle).fine_tuning.jobs.create(model='tiny', training_file=idle.files['TRAIN']).id}/events":
+        status, _, body = idle.get(f"{path}?{query}")
+        assert status == 400 and json.loads(body)["error"]["param"] == query.split("=")[0], body
+
+
+def test_scope(start, tiny):
+    d = start("--api-key", "user-key-1", "--admin-key", "admin-key-1", model=tiny)
+    for method, path in (("GET", "/v1/fine_tuning/jobs"), ("POST", "/v1/fine_tuning/jobs"), ("POST", "/v1/fine_tuning/jobs/validate"), ("GET", "/v1/fine_tuning/jobs/x"),
+                         ("POST", "/v1/fine_tuning/jobs/x/cancel"), ("GET", "/v1/fine_tuning/jobs/x/events"), ("GET", "/v1/fine_tuning/jobs/x/checkpoints"),
+                         ("DELETE", "/v1/models/x")):
+        assert d.request(method, path)[0] == 401
+        assert d.request(method, path, headers={"Authorization": "Bearer user-key-1"})[0] == 403
+        assert d.request(method, path, headers={"Authorization": "Bearer admin-key-1"})[0] in (200, 400, 404)
+
+
+def test_a_corrupted_store(start, tmp_path, tiny):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/parley.db").write_bytes(b"not a database" * 1000)
+    d = start("--data-dir", tmp_path / "data", model=tiny)
+    status, _, body = d.get("/v1/files")
+    assert status == 503 and "database" in json.loads(body)["error"]["message"]
+    assert d.get("/v1/models")[0] == 200

@@ -1,0 +1,301 @@
+"""parley train: job folders run by hand. Kills, pauses, damage, files, and what the losses must be.
+SPDX-License-Identifier: Apache-2.0"""
+import json
+import math
+import os
+import pathlib
+import random
+import shutil
+import signal
+import struct
+import subprocess
+import time
+
+import pytest
+
+PARLEY = pathlib.Path(os.environ.get("PARLEYD", "build/release/parleyd")).resolve().parent / "parley"
+TOOLS = pathlib.Path(os.environ.get("PARLEY_TOOLS", "build/release")).resolve()
+WORDS = "the cat sat on a mat and saw some dog in an old house by big blue sea".split()
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory):
+    path = tmp_path_factory.mktemp("base") / "base.gguf"
+    subprocess.run([TOOLS / "make_model", "--out", path], check=True)
+    return path
+
+
+def words(rng, least=2, most=9):
+    return " ".join(rng.choices(WORDS, k=rng.randint(least, most)))
+
+
+def make_job(folder, base, method="supervised", epochs=3, n=40, more=None):
+    rng = random.Random(5)
+    folder.mkdir(parents=True)
+    chosen = lambda text: [{"role": "assistant", "content": text}]
+    for name, count in (("train", n), ("valid", 10)):
+        with open(folder / f"{name}.jsonl", "w") as f:
+            for _ in range(count):
+                if method == "dpo":
+                    line = {"input": {"messages": [{"role": "user", "content": words(rng)}]}, "preferred_output": chosen("the " + words(rng)),
+                            "non_preferred_output": chosen("sea " + words(rng))}
+                else:
+                    line = {"prompt": words(rng), "completion": words(rng)}
+                f.write(json.dumps(line) + "\n")
+    body = {"hyperparameters": {"n_epochs": epochs, "batch_size": 4, "learning_rate": 0.003}, "checkpoints": {"interval": 5},
+            "peft": {"kind": "lora", "rank": 4, "dropout": 0.1}}
+    for key, value in (more or {}).items():
+        body.setdefault(key, {}).update(value) if isinstance(value, dict) else body.update({key: value})
+    if body["peft"]["kind"] == "full":
+        body["peft"] = {"kind": "full"}
+    (folder / "job.json").write_text(json.dumps({
+        "id": "ftjob-1", "name": "ft:x", "base": str(base), "base_adapter": None, "training_file": str(folder / "train.jsonl"),
+        "validation_file": str(folder / "valid.jsonl"), "seed": 3, "created_at": 1700000000, "spec": {"type": method, method: body}}))
+    return folder
+
+
+def run(folder, check=0):
+    done = subprocess.run([PARLEY, "train", "--job", folder], capture_output=True, text=True, timeout=120)
+    assert done.returncode == check, (done.returncode, done.stderr)
+    return done
+
+
+def lines(folder, kind=None):
+    every = [json.loads(x) for x in (folder / "progress.jsonl").read_text().splitlines()]
+    return [x for x in every if kind in (None, x["type"])]
+
+
+def result(folder):
+    """Every byte that a finished job must have in common with another run of it."""
+    files = {p.name: p.read_bytes() for p in sorted((folder / "result").iterdir())}
+    files["results.csv"] = (folder / "results.csv").read_bytes()
+    last = sorted((folder / "checkpoints").iterdir(), key=lambda p: int(p.name.split("-")[1]))[-1]
+    files["state.bin"] = (last / "state.bin").read_bytes()
+    return files
+
+
+def steps_once(folder, total):
+    assert [x["step"] for x in lines(folder, "metrics")] == list(range(1, total + 1))
+
+
+@pytest.mark.parametrize("more", [{}, {"peft": {"kind": "full"}, "hyperparameters": {"n_epochs": 16}}], ids=["lora", "full"])
+def test_kills_at_random_moments_change_nothing(tmp_path, base, more):
+    quiet = make_job(tmp_path / "quiet", base, epochs=50, more=more)
+    start = time.monotonic()
+    run(quiet)
+    took = time.monotonic() - start
+    other = make_job(tmp_path / "other", base, epochs=50, more=more)
+    for name in ("train", "valid"):  # the paths are not part of the job's identity
+        assert (quiet / f"{name}.jsonl").read_bytes() == (other / f"{name}.jsonl").read_bytes()
+    rng, kills = random.Random(11), 0
+    for _ in range(400):
+        child = subprocess.Popen([PARLEY, "train", "--job", other], stderr=subprocess.DEVNULL)
+        try:
+            code = child.wait(rng.uniform(0.01, max(took / 8, 0.06)) if kills < 20 else 120)
+        except subprocess.TimeoutExpired:
+            child.send_signal(signal.SIGKILL)
+            child.wait()
+            kills += 1
+            continue
+        assert code == 0
+        break
+    assert kills >= 3
+    assert result(other) == result(quiet)
+    steps_once(other, lines(quiet, "metrics")[-1]["total_steps"])
+    assert len(lines(other, "done")) == 1
+    assert [x["step"] for x in lines(other, "checkpoint")] == [x["step"] for x in lines(quiet, "checkpoint")]
+
+
+def test_sigterm_pauses_and_the_next_run_goes_on(tmp_path, base):
+    quiet = make_job(tmp_path / "quiet", base, epochs=40)
+    run(quiet)
+    other = make_job(tmp_path / "other", base, epochs=40)
+    child = subprocess.Popen([PARLEY, "train", "--job", other], stderr=subprocess.DEVNULL)
+    while not (other / "checkpoints").exists():
+        assert child.poll() is None
+        time.sleep(0.005)
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(30) == 75
+    assert lines(other)[-1]["message"].startswith("Paused after step")
+    run(other)
+    assert result(other) == result(quiet)
+
+
+def test_a_finished_job_stays_finished(tmp_path, base):
+    folder = make_job(tmp_path / "job", base)
+    run(folder)
+    before = (folder / "progress.jsonl").read_bytes()
+    run(folder)
+    assert (folder / "progress.jsonl").read_bytes() == before
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, base):
+    quiet = make_job(tmp_path / "quiet", base)
+    run(quiet)
+    other = make_job(tmp_path / "other", base)
+    run(other)
+    done = (other / "progress.jsonl").read_text().splitlines(keepends=True)
+    (other / "progress.jsonl").write_text("".join(done[:-1]))  # as if it had been killed before the last line
+    shutil.rmtree(other / "result")
+    state = other / "checkpoints" / "step-30" / "state.bin"
+    damaged = bytearray(state.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    state.write_bytes(damaged)
+    run(other)
+    assert any("damaged" in x["message"] for x in lines(other, "message"))
+    assert result(other) == result(quiet)
+    steps_once(other, 30)
+
+
+def test_a_checkpoint_of_another_job_is_refused(tmp_path, base):
+    folder = make_job(tmp_path / "job", base)
+    run(folder)
+    (folder / "progress.jsonl").unlink()
+    job = json.loads((folder / "job.json").read_text())
+    job["seed"] = 4
+    (folder / "job.json").write_text(json.dumps(job))
+    assert "not a checkpoint of this job" in run(folder, 1).stderr
+    assert lines(folder, "failed")[-1]["code"] == "invalid_job"
+
+
+def test_two_workers_at_once_are_refused(tmp_path, base):
+    folder = make_job(tmp_path / "job", base, epochs=50)
+    first = subprocess.Popen([PARLEY, "train", "--job", folder], stderr=subprocess.DEVNULL)
+    while not (folder / "checkpoints").exists():
+        time.sleep(0.005)
+    assert "another worker" in run(folder, 1).stderr
+    assert first.wait(60) == 0
+
+
+def test_dpo_begins_at_ln_2_and_learns(tmp_path, base):
+    folder = make_job(tmp_path / "job", base, "dpo", epochs=6, more={"hyperparameters": {"beta": 0.1}, "peft": {"dropout": 0}})
+    run(folder)
+    m = lines(folder, "metrics")
+    assert abs(m[0]["train_loss"] - math.log(2)) < 1e-6
+    assert m[0]["reward_margin"] == 0
+    assert m[-1]["train_loss"] < 0.6 and m[-1]["reward_accuracy"] > 0.8
+
+
+def test_full_tuning_gives_a_model_that_runs(tmp_path, base):
+    folder = make_job(tmp_path / "job", base, epochs=6, more={"peft": {"kind": "full"}})
+    run(folder)
+    m = lines(folder, "metrics")
+    assert m[-1]["train_loss"] < m[0]["train_loss"] - 1
+    out = subprocess.run([PARLEY, "bench", "--model", folder / "result" / "model.gguf", "--prompt", "8", "--batch", "1", "--gen", "2", "--repeat", "1"],
+                         capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+
+
+@pytest.mark.parametrize("more", [{"compute": {"micro_batch_size": 1}}, {"compute": {"recompute": True}}, {"packing": {"mode": "none"}}],
+                         ids=["micro-batches", "recompute", "no packing"])
+def test_how_it_is_computed_hardly_changes_the_losses(tmp_path, base, more):
+    losses = []
+    for name, how in (("plain", {}), ("other", more)):
+        how = {**how, "peft": {"dropout": 0}, "compute": {"precision": "f32", **how.get("compute", {})}}
+        folder = make_job(tmp_path / name, base, more=how)
+        run(folder)
+        losses.append([x["train_loss"] for x in lines(folder, "metrics")])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_early_stopping_serves_the_best(tmp_path, base):
+    folder = make_job(tmp_path / "job", base, epochs=50, n=10, more={
+        "early_stopping": {"patience": 3}, "hyperparameters": {"learning_rate": 0.05, "eval_interval": 1}, "final": "best"})
+    run(folder)
+    m = lines(folder, "metrics")
+    assert len(m) < m[0]["total_steps"]
+    best = min(m, key=lambda x: x["valid_loss"])
+    done = lines(folder, "done")[0]
+    assert done["step"] == best["step"]
+    kept = folder / "checkpoints" / f"step-{best['step']}" / "adapter_model.safetensors"
+    assert kept.read_bytes() == (folder / "result" / "adapter_model.safetensors").read_bytes()
+
+
+def crc32c(data):
+    crc = 0xffffffff
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82f63b78 if crc & 1 else 0)
+    return crc ^ 0xffffffff
+
+
+def masked(data):
+    crc = crc32c(data)
+    return ((crc >> 15 | crc << 17) + 0xa282ead8) & 0xffffffff
+
+
+def fields(data):
+    """Number and value of each field of a protocol-buffer message."""
+    at = 0
+
+    def varint():
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = data[at]
+            at += 1
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+    while at < len(data):
+        tag = varint()
+        kind = tag & 7
+        if kind == 0:
+            yield tag >> 3, varint()
+            continue
+        n = {1: 8, 5: 4}.get(kind) or varint()
+        yield tag >> 3, data[at:at + n]
+        at += n
+
+
+def test_event_files_can_be_read(tmp_path, base):
+    assert crc32c(b"123456789") == 0xe3069283
+    folder = make_job(tmp_path / "job", base)
+    run(folder)
+    data = next((folder / "tensorboard").iterdir()).read_bytes()
+    at, losses = 0, {}
+    while at < len(data):
+        n, head = struct.unpack_from("<QI", data, at)
+        assert masked(data[at:at + 8]) == head
+        event = data[at + 12:at + 12 + n]
+        assert struct.unpack_from("<I", data, at + 12 + n)[0] == masked(event)
+        at += 16 + n
+        f = dict(fields(event))
+        if 5 not in f:
+            assert f[3] == b"brain.Event:2"
+            continue
+        for _, value in fields(f[5]):
+            v = dict(fields(value))
+            if v[1] == b"train/loss":
+                losses[f[2]] = struct.unpack("<f", v[2])[0]
+    assert losses == {x["step"]: pytest.approx(x["train_loss"], rel=1e-6) for x in lines(folder, "metrics")}
+
+
+def test_results_csv(tmp_path, base):
+    folder = make_job(tmp_path / "job", base)
+    run(folder)
+    rows = (folder / "results.csv").read_text().splitlines()
+    assert rows[0] == "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy"
+    assert len(rows) == 31 and rows[1].endswith(",,") and rows[1].startswith("1,")
+    assert rows[30].count(",") == 4 and not rows[30].endswith(",")
+
+
+@pytest.mark.parametrize("edit, code, says", [
+    (lambda j: j.update(base="/nowhere.gguf"), None, "nowhere.gguf"),
+    (lambda j: j.update(training_file="/nowhere.jsonl"), "invalid_training_file", "nowhere.jsonl"),
+    (lambda j: j["spec"]["supervised"]["hyperparameters"].update(learning_rate=9.5), "not_finite", "lower the learning rate"),
+    (lambda j: j["spec"]["supervised"]["hyperparameters"].update(batch_size=0), None, "batch_size"),
+])
+def test_what_is_wrong_is_said(tmp_path, base, edit, code, says):
+    folder = make_job(tmp_path / "job", base, epochs=50, more={"peft": {"kind": "full"}})
+    job = json.loads((folder / "job.json").read_text())
+    edit(job)
+    (folder / "job.json").write_text(json.dumps(job))
+    done = subprocess.run([PARLEY, "train", "--job", folder], capture_output=True, text=True, timeout=120)
+    if code == "not_finite" and done.returncode == 0:
+        pytest.skip("the tiny model stood it")
+    assert done.returncode == 1 and says in done.stderr
+    if code is not None:
+        assert lines(folder, "failed")[-1]["code"] == code
