@@ -477,26 +477,6 @@ pl_status pl_jobs_delete_model(struct pl_jobs *j, const char *name, struct pl_er
 
 /* ---- opening and ending -------------------------------------------------------------------------------------------- */
 
-pl_status pl_jobs_open(struct pl_jobs **out, struct pl_server *s, struct pl_err *err)
-{
-    struct pl_jobs *j = pl_xcalloc(1, sizeof *j);
-    char *dir = pl_config_data_dir(s->config);
-    j->server = s;
-    pthread_mutex_init(&j->load_lock, NULL);
-    pl_status st = dir != NULL ? pl_store_open(&j->store, dir, err)
-                               : pl_fail_param(err, PL_EINVAL, "data-dir", "there is no place for files and jobs: name one with --data-dir");
-    if (st == PL_OK)
-        st = pl_tasks_start(&j->tasks, err);
-    free(dir);
-    if (st != PL_OK) {
-        pl_jobs_close(j);
-        return st;
-    }
-    pl_files_sweep(j->store);
-    *out = j;
-    return PL_OK;
-}
-
 /* Folders of jobs that were never promised to anybody. */
 static void sweep_jobs(struct pl_jobs *j)
 {
@@ -518,6 +498,27 @@ static void sweep_jobs(struct pl_jobs *j)
     if (d != NULL)
         closedir(d);
     free(path);
+}
+
+pl_status pl_jobs_open(struct pl_jobs **out, struct pl_server *s, struct pl_err *err)
+{
+    struct pl_jobs *j = pl_xcalloc(1, sizeof *j);
+    char *dir = pl_config_data_dir(s->config);
+    j->server = s;
+    pthread_mutex_init(&j->load_lock, NULL);
+    pl_status st = dir != NULL ? pl_store_open(&j->store, dir, err)
+                               : pl_fail_param(err, PL_EINVAL, "data-dir", "there is no place for files and jobs: name one with --data-dir");
+    if (st == PL_OK)
+        st = pl_tasks_start(&j->tasks, err);
+    free(dir);
+    if (st != PL_OK) {
+        pl_jobs_close(j);
+        return st;
+    }
+    pl_files_sweep(j->store); /* before anybody can make new ones */
+    sweep_jobs(j);
+    *out = j;
+    return PL_OK;
 }
 
 /* Tuned models of former days are served again; checkpoints when somebody asks for them. */
@@ -553,7 +554,6 @@ pl_status pl_jobs_start(struct pl_jobs *j, struct pl_err *err)
     void *rows;
     size_t n;
     bool more;
-    sweep_jobs(j);
     serve_all(j);
     pl_status st = pl_store_list(j->store, PL_TABLE_JOBS, &q, &rows, &n, &more, err);
     for (size_t i = 0; i < n && st == PL_OK; i++)

@@ -10,9 +10,11 @@ from pathlib import Path
 import openai
 import pytest
 
-from conftest import Daemon, until
+from conftest import PARLEYD, Daemon, until
 from test_files import client_of, upload
 
+# a sanitizer's worker reserves terabytes of addresses
+ROOM = ["--train-memory-mb", 16777216] if "asan" in str(PARLEYD) else []
 QUESTIONS = ["the door", "a lamp", "his coat", "the rain", "her name", "a song"]
 ANSWER = "the end of it"
 
@@ -41,7 +43,7 @@ def ask(c, model, text="a lamp", **more):
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory, tiny):
     """A daemon, and a job that has succeeded."""
-    d = Daemon(tmp_path_factory.mktemp("tuned"), "--data-dir", tmp_path_factory.mktemp("data") / "d", "--train-threads", 1, model=tiny).wait_ready()
+    d = Daemon(tmp_path_factory.mktemp("tuned"), "--data-dir", tmp_path_factory.mktemp("data") / "d", "--train-threads", 1, *ROOM, model=tiny).wait_ready()
     c = client_of(d)
     training, validation = upload(c, lines(24)), upload(c, lines(6))
     made = c.fine_tuning.jobs.create(model="tiny", training_file=training.id, validation_file=validation.id, suffix="real", seed=3, method=method())
@@ -131,14 +133,14 @@ def test_full_tuning_makes_a_model_of_its_own(tuned, start):
 
 
 def test_deleting_it(tuned, start, tmp_path, tiny):
-    d = start("--data-dir", tmp_path / "data", model=tiny)
+    d = start("--data-dir", tmp_path / "data", *ROOM, model=tiny)
     c = client_of(d)
     made = c.fine_tuning.jobs.create(model="tiny", training_file=upload(c, lines(10)).id,
                                      method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 1, "batch_size": 10}}})
     name = finished(c, made.id).fine_tuned_model
     assert ask(c, name) is not None
     assert d.stop() == 0
-    d = start("--data-dir", tmp_path / "data", model=tiny)  # served again after a restart
+    d = start("--data-dir", tmp_path / "data", *ROOM, model=tiny)  # served again after a restart
     c = client_of(d)
     assert until(lambda: name in [m.id for m in c.models.list()])
     c.models.delete(name)
@@ -162,7 +164,7 @@ def test_kills_leave_no_trace(start, tmp_path, tiny, tuned):
                                          method=method(checkpoints={"interval": 7}, compute={"threads": 1})).id
     calm = create(tuned.client)
     assert finished(tuned.client, calm).status == "succeeded"
-    d = start("--data-dir", tmp_path / "data", "--train-threads", 1, model=tiny)
+    d = start("--data-dir", tmp_path / "data", "--train-threads", 1, *ROOM, model=tiny)
     job = create(client_of(d))
     lock = tmp_path / "data/jobs" / job / "worker.lock"
     for who in "worker", "daemon", "both", "worker":
@@ -179,7 +181,7 @@ def test_kills_leave_no_trace(start, tmp_path, tiny, tuned):
             except (ProcessLookupError, FileNotFoundError):
                 pass
         if who != "worker":
-            d = start("--data-dir", tmp_path / "data", "--train-threads", 1, model=tiny)
+            d = start("--data-dir", tmp_path / "data", "--train-threads", 1, *ROOM, model=tiny)
     c = client_of(d)
     assert finished(c, job).status == "succeeded"
     assert result_of(d, job) == result_of(tuned, calm)

@@ -54,7 +54,7 @@ class Place:
     def wait(self, job, *states, seconds=20):
         def there():
             now = self.client.fine_tuning.jobs.retrieve(job)
-            assert now.status in (*states, *LIVE), now
+            assert now.status in (*states, *LIVE), (now.status, now.error)
             return now if now.status in states else None
         return until(there, seconds, 0.05)
 
@@ -305,6 +305,16 @@ def test_finished_while_nobody_looked(place):
     place.run()
     done = place.wait(job.id, "succeeded")
     assert [e.data["step"] for e in place.events(job.id) if e.type == "metrics"] == list(range(1, 11)) and len(done.result_files) == 1
+
+
+def test_half_a_job_is_swept(place):
+    place.run("--train-jobs", 0)
+    kept = place.job().id
+    (place.data / "jobs/ftjob-unfinished").mkdir()
+    (place.data / "jobs/ftjob-unfinished/training.jsonl").write_text("x")
+    place.kill()
+    place.run("--train-jobs", 0)
+    assert os.listdir(place.data / "jobs") == [kept]
 
 
 def test_killed_while_jobs_are_made(place):
