@@ -38,6 +38,7 @@ struct attn_job {
     pl_view out, q;
     uint32_t layer, per_kv; /* query heads of a key/value head */
     uint32_t n_tiles, n_segments; /* of the longest context */
+    uint32_t n_rows;              /* tokens of the largest tile */
     size_t stride;                /* floats of a segment's result in attn_work: [queries of a tile] × (max, sum, acc[D]) */
     float scale;
     bool quant; /* rows of out too: the columns of one key/value head at a time */
@@ -77,6 +78,7 @@ static bool make_tiles(struct attn_job *j, uint32_t rows)
             const uint32_t n = end - t < rows ? end - t : rows, segments = b->pos[t + n - 1] / SEGMENT_TOKENS + 1;
             w->tiles[j->n_tiles++] = (struct tile){s, t, n, segments};
             j->n_segments = segments > j->n_segments ? segments : j->n_segments;
+            j->n_rows = n > j->n_rows ? n : j->n_rows;
         }
     return true;
 }
@@ -257,18 +259,25 @@ static void run_item(void *arg, size_t item, unsigned worker)
         join(j, &it, results);
 }
 
-static pl_status run_segments(struct attn_job *j)
+/* Grows by doubling, since the longest context does with every token. */
+static bool reserve_results(struct attn_job *j, size_t pairs)
+{
+    struct pl_cpu *cpu = j->cpu;
+    j->stride = (size_t)j->n_rows * j->per_kv * (j->kv->shape.head_dim + 2);
+    size_t wanted = pairs * j->n_segments * j->stride, n = 1 << 16;
+    while (n < wanted)
+        n *= 2;
+    return grow((void **)&j->plan->left, &j->plan->left_cap, pairs, sizeof *j->plan->left) &&
+           pl_cpu_grow(&cpu->attn_work, &cpu->attn_cap, n) == PL_OK;
+}
+
+static void run_segments(struct attn_job *j, size_t pairs)
 {
     struct pl_cpu_attn_plan *w = j->plan;
-    const size_t pairs = (size_t)j->n_tiles * j->kv->shape.n_kv_heads, runs = (j->n_segments + RUN - 1) / RUN;
-    j->stride = (size_t)MAX_QUERIES * (j->kv->shape.head_dim + 2);
-    if (!grow((void **)&w->left, &w->left_cap, pairs, sizeof *w->left) ||
-        pl_cpu_grow(&j->cpu->attn_work, &j->cpu->attn_cap, pairs * j->n_segments * j->stride) != PL_OK)
-        return PL_ENOMEM;
+    const size_t runs = (j->n_segments + RUN - 1) / RUN;
     for (size_t i = 0; i < pairs; i++)
         atomic_store_explicit(&w->left[i], w->tiles[i / j->kv->shape.n_kv_heads].n_segments, memory_order_relaxed);
     pl_pool_run(j->cpu->pool, run_item, j, pairs * runs);
-    return PL_OK;
 }
 
 pl_status pl_cpu_attn_op(struct pl_device *dev, pl_view out, pl_view q, const struct pl_kvdev *kv, uint32_t layer, float scale,
@@ -290,8 +299,10 @@ pl_status pl_cpu_attn_op(struct pl_device *dev, pl_view out, pl_view q, const st
     if (!make_tiles(&j, MAX_QUERIES / j.per_kv))
         return PL_ENOMEM;
     const size_t items = (size_t)j.n_tiles * G;
-    if (j.n_segments > 1 && items < SPLIT_BELOW * (size_t)pl_pool_size(cpu->pool))
-        return run_segments(&j);
-    pl_pool_run(cpu->pool, tile_item, &j, items);
+    const bool few = j.n_segments > 1 && items < SPLIT_BELOW * (size_t)pl_pool_size(cpu->pool);
+    if (few && reserve_results(&j, items)) /* without that memory whole tiles give the same, by fewer threads */
+        run_segments(&j, items);
+    else
+        pl_pool_run(cpu->pool, tile_item, &j, items);
     return PL_OK;
 }
