@@ -128,7 +128,7 @@ static void park_paused(struct pl_engine *e)
     const uint64_t now = pl_now_ns();
     for (uint32_t i = e->n_running; i-- > 0;) {
         struct pl_seq *s = e->running[i];
-        if (s->full_since != 0 && now - s->full_since >= PL_ENGINE_PARK_NS && !pl_seq_has_room(s) && !pl_engine_preempt(e, s))
+        if (s->full_since != 0 && now - s->full_since >= PL_ENGINE_PARK_MS * 1000000ull && !pl_seq_has_room(s) && !pl_engine_preempt(e, s))
             return;
     }
 }

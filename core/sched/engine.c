@@ -114,15 +114,11 @@ static void publish_all(struct pl_engine *e)
 /* Sleeps until somebody signals; with running sequences, which then are all full, also until they may be parked. */
 static void sleep_idle(struct pl_engine *e)
 {
-    struct timespec until;
     if (e->n_running == 0) {
         pthread_cond_wait(&e->wake, &e->lock);
         return;
     }
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_nsec += PL_ENGINE_PARK_NS;
-    until.tv_sec += until.tv_nsec / 1000000000;
-    until.tv_nsec %= 1000000000;
+    const struct timespec until = pl_time_after_ms(PL_ENGINE_PARK_MS);
     e->kicked |= pthread_cond_timedwait(&e->wake, &e->lock, &until) == ETIMEDOUT;
 }
 
@@ -286,14 +282,7 @@ pl_status pl_engine_start(struct pl_engine *e, struct pl_err *err)
 
 bool pl_engine_drain(struct pl_engine *e, int timeout_ms)
 {
-    struct timespec until;
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_sec += timeout_ms / 1000;
-    until.tv_nsec += timeout_ms % 1000 * 1000000L;
-    if (until.tv_nsec >= 1000000000) {
-        until.tv_sec++;
-        until.tv_nsec -= 1000000000;
-    }
+    const struct timespec until = pl_time_after_ms(timeout_ms);
     pthread_mutex_lock(&e->lock);
     e->draining = true;
     int rc = 0;

@@ -23,7 +23,7 @@ struct pl_sampled {
 };
 
 /* A sequence whose client reads nothing for so long gives its place up when another waits for it. */
-#define PL_ENGINE_PARK_NS 500000000
+enum { PL_ENGINE_PARK_MS = 500 };
 
 struct pl_engine {
     struct pl_engine_opts opts;

@@ -9,6 +9,7 @@
 #include <time.h>
 
 #include "core/base/buf.h"
+#include "core/base/clock.h"
 #include "core/sched/reply_int.h"
 
 struct slot {
@@ -114,16 +115,7 @@ bool pl_reply_cancelled(const struct pl_reply *r)
 
 bool pl_reply_wait(struct pl_reply *r, int timeout_ms)
 {
-    struct timespec until;
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    if (timeout_ms > 0) {
-        until.tv_sec += timeout_ms / 1000;
-        until.tv_nsec += timeout_ms % 1000 * 1000000L;
-        if (until.tv_nsec >= 1000000000) {
-            until.tv_sec++;
-            until.tv_nsec -= 1000000000;
-        }
-    }
+    const struct timespec until = pl_time_after_ms(timeout_ms > 0 ? timeout_ms : 0);
     pthread_mutex_lock(&r->lock);
     int rc = 0;
     while (r->n == 0 && rc == 0)
