@@ -111,10 +111,11 @@ static void publish_all(struct pl_engine *e)
     pl_engine_publish(e);
 }
 
-/* Sleeps until somebody signals; with running sequences, which then are all full, also until they may be parked. */
+/* Sleeps until somebody signals; where others wait for the place of running sequences, which then are all full, also until
+ * these may be parked. */
 static void sleep_idle(struct pl_engine *e)
 {
-    if (e->n_running == 0) {
+    if (e->n_running == 0 || (e->waiting == NULL && e->n_preempted == 0)) {
         pthread_cond_wait(&e->wake, &e->lock);
         return;
     }
