@@ -154,8 +154,6 @@ struct pl_cpu_kernels {
     /* out[i][c] += sum over r < rank of y[i * stride + r] * bt[r * bt_stride + c], for c < n */
     void (*lora_up)(float *const *out, uint32_t n_x, const float *y, size_t stride, const float *bt, size_t bt_stride, uint32_t rank,
                     uint32_t n);
-    /* total[n] = total * c + acc * d */
-    void (*blend)(float *total, float c, const float *acc, float d, uint32_t n);
     /* Multiplies each piece of 2^bits elements by the Hadamard matrix of that size, over the root of the size. */
     void (*rotate)(float *x, uint32_t n, uint32_t bits);
 };
