@@ -42,6 +42,11 @@ struct pl_cpu_part {
     float offset;
 };
 
+static inline uint32_t pl_cpu_units(const struct pl_cpu_part *p)
+{
+    return (p->rows + PL_CPU_UNIT - 1) / PL_CPU_UNIT;
+}
+
 /* Packed parts lie one behind the other in huge pages, since most are smaller than one; given back with the last part. */
 struct pl_cpu_chunk {
     uint8_t *data;

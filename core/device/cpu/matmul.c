@@ -93,11 +93,6 @@ static pl_status quantize(struct product *j)
 
 /* ---- blocks -------------------------------------------------------------------------------------------------------- */
 
-static uint32_t n_units(const struct pl_cpu_part *p)
-{
-    return (p->rows + PL_CPU_UNIT - 1) / PL_CPU_UNIT;
-}
-
 static uint32_t unit_rows(const struct pl_cpu_part *p, uint32_t unit)
 {
     return p->rows - unit * PL_CPU_UNIT < PL_CPU_UNIT ? p->rows - unit * PL_CPU_UNIT : PL_CPU_UNIT;
@@ -175,7 +170,7 @@ static void gated_unit(const struct product *j, uint32_t unit, uint32_t t0, uint
 
 static uint32_t unit_items(const struct product *j, const struct pl_cpu_part *p)
 {
-    return (n_units(p) + j->units_per_item - 1) / j->units_per_item;
+    return (pl_cpu_units(p) + j->units_per_item - 1) / j->units_per_item;
 }
 
 static void block_item(void *arg, size_t item, unsigned worker)
@@ -188,7 +183,7 @@ static void block_item(void *arg, size_t item, unsigned worker)
         at -= unit_items(j, p);
         first_row += p->rows;
     }
-    uint32_t from = at * j->units_per_item, to = from + j->units_per_item < n_units(p) ? from + j->units_per_item : n_units(p);
+    uint32_t from = at * j->units_per_item, to = from + j->units_per_item < pl_cpu_units(p) ? from + j->units_per_item : pl_cpu_units(p);
     uint32_t t0 = (uint32_t)(item / j->unit_items) * j->tokens_per_item, left = j->x.rows - t0;
     uint32_t n_t = left < j->tokens_per_item ? left : j->tokens_per_item;
     for (uint32_t unit = from; unit < to; unit++)
@@ -204,7 +199,7 @@ static void run_blocks(struct product *j)
     uint32_t n_parts = j->gated ? 1 : j->w->n_parts; /* the second one goes along with the first */
     uint64_t units = 0, wanted = pl_pool_size(j->cpu->pool) * ITEMS_PER_WORKER;
     for (uint32_t i = 0; i < n_parts; i++)
-        units += n_units(&j->w->parts[i]);
+        units += pl_cpu_units(&j->w->parts[i]);
     uint64_t work = (uint64_t)j->w->cols * (j->x.rows + UNPACK) * (j->gated ? 4 : 2), least = (MIN_WORK + work - 1) / work;
     j->units_per_item = (uint32_t)(units / wanted > least ? units / wanted : least);
     for (uint32_t i = 0; i < n_parts; i++)

@@ -5,11 +5,6 @@
 
 #include "core/device/cpu/cpu.h"
 
-static uint32_t n_units(const struct pl_cpu_part *p)
-{
-    return (p->rows + PL_CPU_UNIT - 1) / PL_CPU_UNIT;
-}
-
 /* One group's sub-block */
 static size_t sub_bytes(const struct pl_cpu_part *p)
 {
@@ -21,7 +16,7 @@ enum { CHUNK_BYTES = 64 << 20 }; /* of address space; pages come when they are w
 
 static pl_status take_chunk(struct pl_cpu *cpu, struct pl_cpu_part *p)
 {
-    const size_t n = (n_units(p) * p->unit_bytes + 63) / 64 * 64;
+    const size_t n = (pl_cpu_units(p) * p->unit_bytes + 63) / 64 * 64;
     if (cpu->chunk == NULL || cpu->chunk->size - cpu->chunk->used < n) {
         struct pl_cpu_chunk *c = calloc(1, sizeof *c);
         const size_t size = n > CHUNK_BYTES ? n : CHUNK_BYTES;
@@ -160,7 +155,7 @@ pl_status pl_cpu_weight_new(struct pl_device *dev, const struct pl_weight_src *p
         w->n_parts++;
         w->rows += p->rows;
         if (cpu->k->packed)
-            pl_pool_run(cpu->pool, pack_unit, p, n_units(p));
+            pl_pool_run(cpu->pool, pack_unit, p, pl_cpu_units(p));
     }
     if (st == PL_OK)
         *out = w;
