@@ -242,7 +242,7 @@ static void render_engine(struct pl_buf *b, const struct pl_server *s)
     gauge(b, s, "kv_cache_pages_held", "Pages held by running requests.", st.pages_held);
     gauge(b, s, "kv_cache_pages_cached", "Pages kept for reuse by later requests with the same beginning.", st.pages_cached);
     gauge(b, s, "adapters_loaded", "Adapters that requests can ask for.", (double)(m.n - 1));
-    counter(b, s, "num_preemptions_total", "Requests put back into the queue for lack of pages, of all models.", st.n_preempted);
+    counter(b, s, "num_preemptions_total", "Choices put back into the queue: no pages left, or their client does not read. Of all models.", st.n_preempted);
     counter(b, s, "spec_decode_num_draft_tokens_total", "Tokens guessed from the sequences' own text.", st.draft_tokens);
     counter(b, s, "spec_decode_num_accepted_tokens_total", "Guessed tokens that turned out right.", st.draft_accepted);
     counter(b, s, "requests_submitted_total", "Choices accepted by the engine, of all models.", st.n_submitted);
