@@ -309,6 +309,11 @@ static const struct row fixed[] = {
     {MATMUL, PL_F32, 9, 19, 67, true, 1e-9, NULL},       {MATMUL, PL_F16, 3, 50, 1, false, 1e-9, NULL},
     {MATMUL, PL_BF16, 1, 1, 33, false, 1e-9, NULL},      {MATMUL, PL_Q4_1, 200, 600, 96, true, 1e-9, NULL},
     {ATTN, PL_F16, 3, 2, GD(1, 24), false, 1e-10, ctx_short}, {ATTN, PL_F16, 40, 9, GD(3, 64), false, 1e-10, ctx_long},
+    /* the widest head and the most query heads of a key/value head; a width that is no multiple of 32 */
+    {ATTN, PL_F16, 5, 16, GD(1, 256), false, 1e-10, ctx_long}, {ATTN, PL_F32, 3, 32, GD(2, 256), false, 1e-10, ctx_short},
+    {ATTN, PL_BF16, 1, 16, GD(1, 256), false, 1e-10, ctx_one}, {ATTN, PL_Q8_0, 5, 16, GD(1, 256), false, ROUNDED, ctx_long},
+    {ATTN, PL_F16, 17, 8, GD(2, 112), false, 1e-10, ctx_long}, {ATTN, PL_F32, 1, 8, GD(2, 112), false, 1e-10, ctx_one},
+    {ATTN, PL_BF16, 5, 8, GD(2, 112), false, 1e-10, ctx_short}, {ATTN, PL_Q8_0, 17, 8, GD(2, 112), false, ROUNDED, ctx_long},
 };
 static const pl_dtype dtypes[] = {PL_F32, PL_F16, PL_BF16, PL_Q4_0, PL_Q4_1, PL_Q5_0, PL_Q5_1, PL_Q8_0, PL_Q2_K, PL_Q3_K, PL_Q4_K, PL_Q5_K, PL_Q6_K};
 static const uint32_t counts[] = {1, 2, 3, 5, 8, 13, 16, 31, 64};
@@ -460,6 +465,7 @@ static void nans(struct machine *m, const char *isa)
         nan_in_matmul(m, isa, dtypes[d]);
     for (size_t d = 0; d < 3; d++) /* the float types come first */
         nan_in_attn(m, isa, dtypes[d]);
+    nan_in_attn(m, isa, PL_Q8_0);
 }
 
 /* The reference product itself, against de-quantized weights in double: int8 activations account for what remains, about
