@@ -13,7 +13,6 @@ enum { LANES = 16 };
 typedef float lanes __attribute__((vector_size(4 * LANES)));
 typedef int32_t mask __attribute__((vector_size(4 * LANES)));
 
-#pragma GCC diagnostic ignored "-Wpsabi" /* nothing here is called from outside */
 #define SCAN_INLINE static inline __attribute__((always_inline))
 
 SCAN_INLINE lanes fill(float v)

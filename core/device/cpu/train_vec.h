@@ -5,8 +5,6 @@
 #ifndef PL_DEVICE_CPU_TRAIN_VEC_H
 #define PL_DEVICE_CPU_TRAIN_VEC_H
 
-#pragma GCC diagnostic ignored "-Wpsabi" /* vectors wider than the instruction set's stay inside this file */
-
 #include <math.h>
 #include <string.h>
 
