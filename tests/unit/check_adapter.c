@@ -477,6 +477,8 @@ START_TEST(bad_configurations)
         {"rank_pattern", "{\"(\": 5}", PL_EFORMAT, "no regular expression"},
         {"rank_pattern", "{\"(([a-z]|.)+)+[0-9]\": 4}", PL_EFORMAT, "cannot be matched"},
         {"alpha_pattern", "{\"q_proj\": \"x\"}", PL_EFORMAT, "alpha_pattern"},
+        {"alpha_pattern", "{\"q_proj\": 1e300}", PL_EFORMAT, "alpha_pattern"},
+        {"lora_alpha", "1e9", PL_EFORMAT, "lora_alpha"},
     };
     struct loaded m;
     make_folder();
