@@ -107,13 +107,15 @@ static void report(struct bench *b, bool json)
     unsigned long long params = pl_model_n_params(b->m.model), bytes = 0;
     for (size_t i = 0; i < pl_gguf_n_tensors(b->m.gguf); i++)
         bytes += pl_gguf_tensor_at(b->m.gguf, i)->n_bytes;
-    if (json)
-        printf("{\"model\": \"%s\", \"params\": %llu, \"head_params\": %llu, \"weight_bytes\": %llu, \"device\": \"%s\", \"threads\": %u, "
-               "\"prefill\": [", spec->name, params, (unsigned long long)spec->n_vocab * spec->n_embd, bytes, b->m.dev->ops->name,
-               pl_pool_size(b->m.pool));
-    else
+    if (json) {
+        printf("{");
+        cli_print_text("model", spec->name);
+        printf(", \"params\": %llu, \"head_params\": %llu, \"weight_bytes\": %llu, \"device\": \"%s\", \"threads\": %u, "
+               "\"prefill\": [", params, (unsigned long long)spec->n_vocab * spec->n_embd, bytes, b->m.dev->ops->name, pl_pool_size(b->m.pool));
+    } else {
         printf("%s, %.1f M parameters, %s, %u threads\n\n| work | tok/s |\n|---|---|\n", spec->name, (double)params * 1e-6,
                b->m.dev->ops->name, pl_pool_size(b->m.pool));
+    }
     for (size_t i = 0; i < b->prompts.n; i++) {
         double v = measure(b, 0, b->prompts.v[i]);
         printf(json ? "%s{\"tokens\": %u, \"tok_s\": %.2f}" : "%s| prefill %u | %.0f |\n", json && i > 0 ? ", " : "", b->prompts.v[i], v);

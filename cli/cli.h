@@ -33,6 +33,9 @@ struct cli_model {
 bool cli_open(struct cli_model *m, const char *path, const char *threads, const char *isa, uint32_t max_tokens, uint32_t max_rows);
 void cli_close(struct cli_model *m);
 
+/* "key": "value" to standard output, whatever bytes value has. */
+void cli_print_text(const char *key, const char *value);
+
 int cli_bench(int argc, char **argv);
 int cli_chat(int argc, char **argv);
 int cli_export(int argc, char **argv);

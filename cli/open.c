@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "cli/cli.h"
+#include "core/base/buf.h"
 
 bool cli_flags(int argc, char **argv, const struct cli_flag *flags, size_t n)
 {
@@ -65,4 +66,13 @@ void cli_close(struct cli_model *m)
     pl_pool_free(m->pool);
     pl_tok_free(m->tok);
     pl_gguf_close(m->gguf);
+}
+
+void cli_print_text(const char *key, const char *value)
+{
+    struct pl_buf b;
+    pl_buf_init(&b, 0);
+    pl_buf_add_json_lossy(&b, value, strlen(value));
+    printf("\"%s\": \"%s\"", key, pl_buf_str(&b));
+    pl_buf_fini(&b);
 }

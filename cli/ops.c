@@ -200,14 +200,17 @@ static bool report_work(struct ops *o, const struct work *w, const char *comma)
 static bool report(struct ops *o)
 {
     const struct peak *p = &o->peak;
-    if (o->json)
-        printf("{\"model\": \"%s\", \"device\": \"%s\", \"threads\": %u, \"peaks\": {\"int8_avx512\": %.1f, \"int8_avx2\": %.1f, \"fma_avx512\": %.1f, "
-               "\"fma_avx2\": %.1f, \"read_gbs\": %.2f}, ", pl_model_spec(o->m.model)->name, o->m.dev->ops->name, pl_pool_size(o->m.pool),
+    if (o->json) {
+        printf("{");
+        cli_print_text("model", pl_model_spec(o->m.model)->name);
+        printf(", \"device\": \"%s\", \"threads\": %u, \"peaks\": {\"int8_avx512\": %.1f, \"int8_avx2\": %.1f, \"fma_avx512\": %.1f, "
+               "\"fma_avx2\": %.1f, \"read_gbs\": %.2f}, ", o->m.dev->ops->name, pl_pool_size(o->m.pool),
                p->int8_avx512, p->int8_avx2, p->fma_avx512, p->fma_avx2, p->read_gbs);
-    else
+    } else {
         printf("%s, %s, %u threads; at most: int8 %.0f GOP/s (AVX2 %.0f), float32 %.0f GFLOP/s (AVX2 %.0f), reading %.1f GB/s\n",
                pl_model_spec(o->m.model)->name, o->m.dev->ops->name, pl_pool_size(o->m.pool), p->int8_avx512, p->int8_avx2, p->fma_avx512,
                p->fma_avx2, p->read_gbs);
+    }
     struct overhead e;
     bool ok = overhead_measure(&e, &o->m);
     if (ok)

@@ -31,6 +31,8 @@ struct team {
     void (*loop)(const struct worker *w);
     double seconds[RUNS];
     pthread_barrier_t barrier;
+    pthread_mutex_t gate; /* held until it is known whether all threads are there */
+    bool incomplete;
     struct worker workers[MAX_THREADS];
 };
 
@@ -104,6 +106,11 @@ static void *work(void *arg)
 {
     struct worker *w = arg;
     struct team *t = w->team;
+    pthread_mutex_lock(&t->gate);
+    const bool incomplete = t->incomplete;
+    pthread_mutex_unlock(&t->gate);
+    if (incomplete)
+        return NULL;
     if (w->cpu >= 0) {
         cpu_set_t one;
         CPU_ZERO(&one);
@@ -133,15 +140,17 @@ static double run(struct team *t, void (*loop)(const struct worker *w))
     t->loop = loop;
     if (pthread_barrier_init(&t->barrier, NULL, t->n) != 0)
         return 0;
-    for (unsigned i = 0; i < t->n; i++)
-        if (pthread_create(&t->workers[i].thread, NULL, work, &t->workers[i]) != 0) {
-            while (i-- > 0) /* they wait at the barrier */
-                pthread_cancel(t->workers[i].thread), pthread_join(t->workers[i].thread, NULL);
-            return 0;
-        }
-    for (unsigned i = 0; i < t->n; i++)
-        pthread_join(t->workers[i].thread, NULL);
+    unsigned n = 0;
+    pthread_mutex_lock(&t->gate);
+    while (n < t->n && pthread_create(&t->workers[n].thread, NULL, work, &t->workers[n]) == 0)
+        n++;
+    t->incomplete = n < t->n;
+    pthread_mutex_unlock(&t->gate);
+    while (n > 0)
+        pthread_join(t->workers[--n].thread, NULL);
     pthread_barrier_destroy(&t->barrier);
+    if (t->incomplete)
+        return 0;
     qsort(t->seconds, RUNS, sizeof t->seconds[0], by_value);
     return t->seconds[RUNS / 2];
 }
@@ -174,6 +183,7 @@ bool peak_measure(struct peak *p, unsigned n_threads)
     if (t == NULL)
         return false;
     make_team(t, n_threads);
+    pthread_mutex_init(&t->gate, NULL);
     t->part = READ_BYTES / t->n / HUGE_PAGE * HUGE_PAGE;
     t->part = t->part > 0 ? t->part : HUGE_PAGE;
     size_t bytes = t->part * t->n;

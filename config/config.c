@@ -19,6 +19,8 @@
 
 #define PL_LOG_MODULE "config"
 
+#define BLANKS " \t\r\n"
+
 enum kind { STR_KEY, SECRET_KEY, CHOICE_KEY, LIST_KEY, INT_KEY };
 
 struct key {
@@ -107,31 +109,56 @@ static void clear_list(struct pl_config_list *list)
     *list = (struct pl_config_list){0};
 }
 
-/* One more value; the first one of a source takes the place of what weaker sources said. */
-static void add_value(struct loader *l, const struct key *k, const char *value, size_t n)
+/* Without the blanks around it. */
+static void trim_span(const char **s, size_t *n)
+{
+    for (; *n > 0 && strchr(BLANKS, **s) != NULL; (*s)++)
+        --*n;
+    while (*n > 0 && strchr(BLANKS, (*s)[*n - 1]) != NULL)
+        --*n;
+}
+
+/* One more value, NAME=PATH where that is the form (blanks around either are none of it), else with n_name 0. The first one of
+ * a source takes the place of what weaker sources said. */
+static void add_value(struct loader *l, const struct key *k, const char *name, size_t n_name, const char *value, size_t n)
 {
     struct pl_config_list *list = list_of(l->c, k);
     if (!l->started[k - keys])
         clear_list(list);
     l->started[k - keys] = true;
     list->values = pl_xrealloc(list->values, (list->n + 1) * sizeof *list->values);
-    char *copy = pl_xmalloc(n + 1);
-    memcpy(copy, value, n);
-    copy[n] = '\0';
-    list->values[list->n++] = copy;
+    struct pl_buf b;
+    pl_buf_init(&b, 0);
+    pl_buf_add(&b, name, n_name);
+    pl_buf_adds(&b, n_name > 0 ? "=" : "");
+    pl_buf_add(&b, value, n);
+    list->values[list->n++] = pl_buf_take(&b);
+}
+
+static void take_item(struct loader *l, const struct key *k, const char *item, size_t n, const char *where)
+{
+    const char *name = item, *value = item, *sign = memchr(item, '=', n);
+    size_t n_name = 0, n_value = n;
+    const bool pair = strchr(k->words, '=') != NULL;
+    if (pair && sign != NULL) {
+        n_name = (size_t)(sign - item);
+        value = sign + 1;
+        n_value = n - n_name - 1;
+        trim_span(&name, &n_name);
+    }
+    trim_span(&value, &n_value);
+    if (pair && (n_name == 0 || n_value == 0))
+        mistake(l, where, "%s must look like %s, not \"%.*s\"", k->name, k->words, n < 60 ? (int)n : 60, item);
+    else
+        add_value(l, k, name, n_name, value, n_value);
 }
 
 /* The environment has one variable for all values, with semicolons between them. */
 static void set_list(struct loader *l, const struct key *k, const char *value, const char *where)
 {
-    const bool equals = strchr(k->words, '=') != NULL;
     for (size_t n; *value != '\0'; value += n + (value[n] == ';')) {
         n = l->source == FROM_ENVIRONMENT ? strcspn(value, ";") : strlen(value);
-        const char *sign = memchr(value, '=', n);
-        if (equals && (sign == NULL || sign == value || sign + 1 == value + n))
-            mistake(l, where, "%s must look like %s, not \"%.*s\"", k->name, k->words, n < 60 ? (int)n : 60, value);
-        else
-            add_value(l, k, value, n);
+        take_item(l, k, value, n, where);
     }
 }
 
@@ -214,9 +241,9 @@ static void begin_source(struct loader *l, enum source source)
 
 static char *trim(char *s)
 {
-    s += strspn(s, " \t\r\n");
+    s += strspn(s, BLANKS);
     size_t n = strlen(s);
-    while (n > 0 && strchr(" \t\r\n", s[n - 1]) != NULL)
+    while (n > 0 && strchr(BLANKS, s[n - 1]) != NULL)
         s[--n] = '\0';
     return s;
 }

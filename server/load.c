@@ -247,7 +247,7 @@ static pl_status open_engine(struct pl_load *l, const struct pl_config *c, struc
 static pl_status open_adapters(struct pl_load *l, const struct pl_server *s, struct pl_err *err)
 {
     const struct pl_config *c = s->config;
-    pl_status rc = pl_adapters_new(&l->adapters, l->engine, pl_model_spec(l->model), s->model_id, (uint32_t)c->max_adapters, err);
+    pl_status rc = pl_adapters_new(&l->adapters, l->engine, l->model, s->model_id, (uint32_t)c->max_adapters, err);
     for (size_t i = 0; rc == PL_OK && i < c->adapter.n; i++) {
         struct pl_err cause = {0};
         const char *equals = strchr(c->adapter.values[i], '=');

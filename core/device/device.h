@@ -5,7 +5,7 @@
  * depends only on that row's inputs, never on what else is in the batch or on the number of threads: reductions run
  * in a fixed order, so that a sequence gives the same bits alone, batched, chunked, preempted or from cached pages.
  *
- * Thread: the engine's only.  Owns: buffers, weights and caches until freed; freed before close.
+ * Thread: the engine's only, but for lora_new and lora_free.  Owns: buffers, weights and caches until freed; freed before close.
  * Fails: PL_ENOMEM, PL_ENOTSUP when a weight type is not supported, PL_EDEVICE (sticky: the device is lost).
  * Shapes: T tokens of the flat batch, K inputs and N outputs of a product, C model width, F feed-forward width,
  * H query heads, G key/value heads, D head width, R rows that want logits, V vocabulary.
@@ -132,7 +132,8 @@ struct pl_device_ops {
                             struct pl_weight **out, struct pl_err *err);
     void (*weight_free)(struct pl_device *dev, struct pl_weight *w);
 
-    /* Parts of one product with K inputs; no output is in two of them. */
+    /* Parts of one product with K inputs; no output is in two of them. Both are also called on other threads, while
+     * operations run. */
     pl_status (*lora_new)(struct pl_device *dev, uint32_t cols, const struct pl_lora_src *parts, size_t n_parts, struct pl_lora **out,
                           struct pl_err *err);
     void (*lora_free)(struct pl_device *dev, struct pl_lora *l);

@@ -5,8 +5,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/base/readfile.h"
 #include "core/model/adapter_int.h"
 #include "core/model/gguf.h"
+
+#define MAX_FILE ((size_t)4 << 30)
 
 static void read_tensor(const void *tensor, float *out)
 {
@@ -99,15 +102,18 @@ pl_status pl_adapter_read_gguf(struct pl_adapter **out, const char *path, const 
     struct pl_gguf *g = NULL;
     struct pl_adapter_parts parts = {0};
     struct pl_err cause = {0};
+    void *data;
+    size_t n;
     float alpha = 0;
     const struct pl_adapter_reader reader = {.read = read_tensor, .alpha = read_alpha, .self = &alpha};
-    pl_status rc = pl_gguf_open(&g, path, err);
+    pl_status rc = pl_readfile(&data, &n, path, MAX_FILE, err);
     if (rc != PL_OK)
         return rc;
-    if ((rc = check_keys(g, spec, &alpha, &cause)) == PL_OK && (rc = pl_adapter_parts_init(&parts, spec, &cause)) == PL_OK &&
-        (rc = collect(&parts, g, &cause)) == PL_OK)
+    if ((rc = pl_gguf_open_memory(&g, data, n, &cause)) == PL_OK && (rc = check_keys(g, spec, &alpha, &cause)) == PL_OK &&
+        (rc = pl_adapter_parts_init(&parts, spec, &cause)) == PL_OK && (rc = collect(&parts, g, &cause)) == PL_OK)
         rc = pl_adapter_assemble(out, &parts, &reader, &cause);
     pl_adapter_parts_fini(&parts);
     pl_gguf_close(g);
+    free(data);
     return rc == PL_OK ? rc : pl_fail(err, rc, "%.180s: %.310s", path, cause.msg);
 }

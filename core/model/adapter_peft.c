@@ -25,6 +25,7 @@
 #define WEIGHTS "adapter_model.safetensors"
 
 enum { MAX_CONFIG = 1 << 20, MATCH_LIMIT = 20000 };
+#define ALPHA_LIMIT 1e9 /* also of ranks in a pattern, which are compared with the file's */
 
 /* What stands in front of a layer's number, and the layers' common prefix in names of modules. */
 static const struct {
@@ -110,8 +111,8 @@ static pl_status check_pattern(const json_t *root, const char *key, const json_t
     if (!json_is_object(v))
         return pl_fail(err, PL_EFORMAT, "%s is no object", key);
     json_object_foreach((json_t *)(uintptr_t)v, name, number)
-        if (!json_is_number(number) || !(json_number_value(number) > 0))
-            return pl_fail(err, PL_EFORMAT, "%s: the value of \"%.100s\" is no number above 0", key, name);
+        if (!json_is_number(number) || !(json_number_value(number) > 0 && json_number_value(number) < ALPHA_LIMIT))
+            return pl_fail(err, PL_EFORMAT, "%s: the value of \"%.100s\" is no number above 0 and below %g", key, name, ALPHA_LIMIT);
     *out = v;
     return PL_OK;
 }
@@ -127,8 +128,8 @@ static pl_status take_config(struct config *c, struct pl_err *err)
     const json_t *rslora = json_object_get(c->root, "use_rslora");
     if (!json_is_integer(r) || json_integer_value(r) < 1 || json_integer_value(r) > PL_ADAPTER_MAX_RANK)
         return pl_fail(err, PL_EFORMAT, "r must be a whole number from 1 to %d", PL_ADAPTER_MAX_RANK);
-    if (!json_is_number(alpha) || !(json_number_value(alpha) > 0 && json_number_value(alpha) < 1e9))
-        return pl_fail(err, PL_EFORMAT, "lora_alpha must be a number above 0");
+    if (!json_is_number(alpha) || !(json_number_value(alpha) > 0 && json_number_value(alpha) < ALPHA_LIMIT))
+        return pl_fail(err, PL_EFORMAT, "lora_alpha must be a number above 0 and below %g", ALPHA_LIMIT);
     if (!is_off(rslora) && !json_is_true(rslora))
         return pl_fail(err, PL_EFORMAT, "use_rslora must be true or false");
     c->rank = (uint32_t)json_integer_value(r);

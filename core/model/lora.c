@@ -15,18 +15,17 @@ void pl_loras_init(struct pl_loras *ls, uint32_t max_tokens)
                             .max_tokens = max_tokens};
 }
 
-static void empty_slot(struct pl_lora_slot *s, struct pl_device *dev)
+static void free_set(struct pl_lora_set *s, struct pl_device *dev)
 {
-    for (uint32_t i = 0; s->products != NULL && i < s->n_layers * PL_PRODUCT_COUNT; i++)
+    for (uint32_t i = 0; s != NULL && i < s->n; i++)
         dev->ops->lora_free(dev, s->products[i]);
-    free(s->products);
-    *s = (struct pl_lora_slot){0};
+    free(s);
 }
 
 void pl_loras_fini(struct pl_loras *ls, struct pl_device *dev)
 {
     for (uint32_t i = 0; i < ls->n_slots; i++)
-        empty_slot(&ls->slots[i], dev);
+        free_set(ls->slots[i], dev);
     if (ls->plus.values.buf != NULL)
         dev->ops->buf_free(dev, ls->plus.values.buf);
     free(ls->plus_rows);
@@ -63,7 +62,7 @@ static pl_status make_plus(struct pl_loras *ls, struct pl_device *dev, uint32_t 
 }
 
 /* The pairs of one layer that change one product, as one device object. */
-static pl_status add_product(struct pl_model *m, struct pl_lora_slot *s, const struct pl_adapter *a, uint32_t layer, pl_product product,
+static pl_status add_product(const struct pl_model *m, struct pl_lora_set *s, const struct pl_adapter *a, uint32_t layer, pl_product product,
                              struct pl_err *err)
 {
     struct pl_lora_src parts[PL_TARGET_COUNT];
@@ -82,28 +81,44 @@ static pl_status add_product(struct pl_model *m, struct pl_lora_slot *s, const s
     return m->dev->ops->lora_new(m->dev, cols, parts, n, &s->products[layer * PL_PRODUCT_COUNT + product], err);
 }
 
-pl_status pl_model_adapter_add(struct pl_model *m, uint32_t slot, const struct pl_adapter *a, struct pl_err *err)
+pl_status pl_model_adapter_make(struct pl_lora_set **out, const struct pl_model *m, const struct pl_adapter *a, struct pl_err *err)
+{
+    const uint32_t n = m->spec.n_layers * PL_PRODUCT_COUNT;
+    struct pl_lora_set *s = calloc(1, sizeof *s + n * sizeof s->products[0]);
+    if (s == NULL)
+        return pl_fail(err, PL_ENOMEM, "no memory for an adapter");
+    s->n = n;
+    pl_status rc = PL_OK;
+    for (uint32_t i = 0; i < n && rc == PL_OK; i++)
+        rc = add_product(m, s, a, i / PL_PRODUCT_COUNT, (pl_product)(i % PL_PRODUCT_COUNT), err);
+    if (rc == PL_OK)
+        *out = s;
+    else
+        free_set(s, m->dev);
+    return rc;
+}
+
+void pl_model_adapter_free(const struct pl_model *m, struct pl_lora_set *s)
+{
+    free_set(s, m->dev);
+}
+
+pl_status pl_model_adapter_add(struct pl_model *m, uint32_t slot, struct pl_lora_set *s, struct pl_err *err)
 {
     PL_ASSERT(slot > 0);
     grow(&m->loras, slot + 1);
-    struct pl_lora_slot *s = &m->loras.slots[slot];
-    PL_ASSERT(s->products == NULL);
-    pl_status rc = m->spec.gated ? make_plus(&m->loras, m->dev, 2 * m->spec.n_ff, err) : PL_OK;
-    if (rc != PL_OK)
-        return rc;
-    s->n_layers = m->spec.n_layers;
-    s->products = pl_xcalloc((size_t)s->n_layers * PL_PRODUCT_COUNT, sizeof(struct pl_lora *));
-    for (uint32_t i = 0; i < s->n_layers * PL_PRODUCT_COUNT && rc == PL_OK; i++)
-        rc = add_product(m, s, a, i / PL_PRODUCT_COUNT, (pl_product)(i % PL_PRODUCT_COUNT), err);
-    if (rc != PL_OK)
-        empty_slot(s, m->dev);
+    PL_ASSERT(m->loras.slots[slot] == NULL);
+    const pl_status rc = m->spec.gated ? make_plus(&m->loras, m->dev, 2 * m->spec.n_ff, err) : PL_OK;
+    if (rc == PL_OK)
+        m->loras.slots[slot] = s;
     return rc;
 }
 
 void pl_model_adapter_remove(struct pl_model *m, uint32_t slot)
 {
     PL_ASSERT(slot > 0 && slot < m->loras.n_slots);
-    empty_slot(&m->loras.slots[slot], m->dev);
+    free_set(m->loras.slots[slot], m->dev);
+    m->loras.slots[slot] = NULL;
 }
 
 /* ---- a pass -------------------------------------------------------------------------------------------------------- */
@@ -161,7 +176,7 @@ pl_status pl_loras_plan(struct pl_loras *ls, const struct pl_batch *b)
     if (b->adapter == NULL)
         return PL_OK;
     for (uint32_t s = 0; s < b->n_seqs; s++)
-        if (b->adapter[s] != 0 && (b->adapter[s] >= ls->n_slots || ls->slots[b->adapter[s]].products == NULL))
+        if (b->adapter[s] != 0 && (b->adapter[s] >= ls->n_slots || ls->slots[b->adapter[s]] == NULL))
             return PL_EINVAL;
     find_groups(ls, b, false);
     return PL_OK;
@@ -178,7 +193,7 @@ static size_t find_uses(struct pl_loras *ls, uint32_t layer, pl_product product)
     size_t n = 0;
     for (uint32_t i = 0; i < ls->n_groups; i++) {
         const struct pl_lora_group *g = &ls->groups[i];
-        const struct pl_lora *l = ls->slots[g->slot].products[layer * PL_PRODUCT_COUNT + product];
+        const struct pl_lora *l = ls->slots[g->slot]->products[layer * PL_PRODUCT_COUNT + product];
         if (l != NULL)
             ls->uses[n++] = (struct pl_lora_use){l, ls->row_list + g->first, g->n};
     }

@@ -1,5 +1,5 @@
 /* lora: the adapters that a model holds on its device, by slot, and which rows of a batch each changes.
- * Thread: the engine's.  Owns: the device's copies.
+ * Thread: the engine's; sets are made and freed on any.  Owns: the device's copies.
  * Fails: PL_EINVAL (a batch that names an empty slot), PL_ENOMEM, PL_EDEVICE.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef PL_MODEL_LORA_H
@@ -8,9 +8,10 @@
 #include "core/device/device.h"
 #include "core/model/adapter.h"
 
-struct pl_lora_slot {
-    struct pl_lora **products; /* [n_layers][PL_PRODUCT_COUNT], NULL where the adapter changes nothing; NULL = slot is empty */
-    uint32_t n_layers;
+/* One adapter's. */
+struct pl_lora_set {
+    uint32_t n;                 /* n_layers * PL_PRODUCT_COUNT */
+    struct pl_lora *products[]; /* [n_layers][PL_PRODUCT_COUNT], NULL where the adapter changes nothing */
 };
 
 /* The rows of the batch whose sequence has the slot's adapter. */
@@ -20,7 +21,7 @@ struct pl_lora_group {
 };
 
 struct pl_loras {
-    struct pl_lora_slot *slots; /* [n_slots], slot 0 stays empty */
+    struct pl_lora_set **slots; /* [n_slots], NULL = empty; slot 0 stays empty */
     uint32_t n_slots;
     /* of the pass that runs */
     struct pl_lora_group *groups; /* [n_slots] */

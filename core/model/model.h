@@ -34,10 +34,14 @@ struct pl_kv_shape pl_model_kv_shape(const struct pl_model *m, uint32_t page_siz
  * the caller has checked them. */
 pl_status pl_model_forward(struct pl_model *m, struct pl_kvdev *kv, const struct pl_batch *b, const float **logits) PL_MUST_CHECK;
 
-/* Adapters are held in slots, 1 and up; a batch names them by slot. On the thread that calls forward, between two passes:
- * copies what is in a to the device (its shapes are those of this model's spec). The slot is empty. */
+/* On any thread, while passes run: copies what is in a to the device (its shapes are those of this model's spec). */
 struct pl_adapter;
-pl_status pl_model_adapter_add(struct pl_model *m, uint32_t slot, const struct pl_adapter *a, struct pl_err *err) PL_MUST_CHECK;
-void pl_model_adapter_remove(struct pl_model *m, uint32_t slot);
+struct pl_lora_set;
+pl_status pl_model_adapter_make(struct pl_lora_set **out, const struct pl_model *m, const struct pl_adapter *a, struct pl_err *err) PL_MUST_CHECK;
+void pl_model_adapter_free(const struct pl_model *m, struct pl_lora_set *s); /* of one that is in no slot; NULL is allowed */
+/* Adapters are held in slots, 1 and up; a batch names them by slot. On the thread that calls forward, between two passes:
+ * moves s into an empty slot; when it fails s stays the caller's. */
+pl_status pl_model_adapter_add(struct pl_model *m, uint32_t slot, struct pl_lora_set *s, struct pl_err *err) PL_MUST_CHECK;
+void pl_model_adapter_remove(struct pl_model *m, uint32_t slot); /* and frees what was in it */
 
 #endif

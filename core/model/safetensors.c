@@ -6,18 +6,14 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "core/model/safetensors.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "core/base/buf.h"
 #include "core/base/mem.h"
 #include "core/base/newfile.h"
+#include "core/base/readfile.h"
 
 enum { HEAD = 8, MAX_HEADER = 100000000, MAX_TENSORS = 1 << 20, ALIGNMENT = 8, SHOWN = 120 };
 
@@ -33,7 +29,7 @@ struct pl_safetensors {
     size_t size;
     struct pl_st_tensor *tensors; /* [n], by name */
     size_t n;
-    bool mapped;
+    void *owned; /* data, unless it is the caller's */
 };
 
 struct extent {
@@ -210,28 +206,18 @@ pl_status pl_safetensors_open_memory(struct pl_safetensors **out, const void *da
 
 pl_status pl_safetensors_open(struct pl_safetensors **out, const char *path, struct pl_err *err)
 {
-    struct stat info;
-    void *data = MAP_FAILED;
-    const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0)
-        return pl_fail(err, errno == ENOENT ? PL_ENOENT : PL_EIO, "cannot open %.300s: %s", path, strerror(errno));
-    pl_status rc = PL_OK;
-    if (fstat(fd, &info) != 0 || !S_ISREG(info.st_mode))
-        rc = pl_fail(err, PL_EIO, "%.300s is not a regular file", path);
-    else if (info.st_size == 0)
-        rc = pl_fail(err, PL_EFORMAT, "%.300s is empty", path);
-    else if ((data = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_PRIVATE, fd, 0)) == MAP_FAILED)
-        rc = pl_fail(err, PL_EIO, "cannot map %.300s: %s", path, strerror(errno));
-    close(fd);
+    void *data;
+    size_t n;
+    pl_status rc = pl_readfile(&data, &n, path, PL_ST_MAX_FILE, err);
     if (rc != PL_OK)
         return rc;
     struct pl_err inner = {0};
-    rc = pl_safetensors_open_memory(out, data, (size_t)info.st_size, &inner);
+    rc = pl_safetensors_open_memory(out, data, n, &inner);
     if (rc != PL_OK) {
-        munmap(data, (size_t)info.st_size);
+        free(data);
         return pl_fail(err, rc, "%.200s: %.290s", path, inner.msg);
     }
-    (*out)->mapped = true;
+    (*out)->owned = data;
     return PL_OK;
 }
 
@@ -239,8 +225,7 @@ void pl_safetensors_close(struct pl_safetensors *st)
 {
     if (st == NULL)
         return;
-    if (st->mapped)
-        munmap((void *)(uintptr_t)st->data, st->size);
+    free(st->owned);
     json_decref(st->header);
     free(st->tensors);
     free(st);

@@ -1,9 +1,10 @@
 /* safetensors: reads and writes files of the safetensors format: u64le n, n bytes of JSON header, tensors without gaps.
- * Reading: the file is memory-mapped; header size, JSON, names, types, shapes and offsets are checked (tensors neither
- * overlap nor leave gaps, and end where the file ends), so that what this module hands out can be trusted.
+ * Reading: the whole file is read into memory, so that nothing that happens to it later matters; header size, JSON, names,
+ * types, shapes and offsets are checked (tensors neither overlap nor leave gaps, and end where the file ends), so that what
+ * this module hands out can be trusted.
  * Writing: beside the file under another name, then fsync and rename, so that the file is never there in part. The bytes
  * follow from the arguments alone, and are those that Hugging Face's library writes.
- * Thread: any; an open file is read-only, a writer belongs to one thread.  Owns: the mapping; a writer its temporary file.
+ * Thread: any; an open file is read-only, a writer belongs to one thread.  Owns: the bytes read; a writer its temporary file.
  * Fails: PL_EFORMAT (with what and where), PL_ENOTSUP (an element type, by name), PL_EIO, PL_ENOMEM.
  * Source: huggingface/safetensors, README.md "Format".
  * SPDX-License-Identifier: Apache-2.0 */
@@ -19,6 +20,7 @@
 struct pl_safetensors;
 
 enum { PL_ST_MAX_DIMS = 8 };
+#define PL_ST_MAX_FILE ((size_t)4 << 30) /* bytes of a file that is read: those of an adapter, not of a whole model */
 
 /* A tensor of a file, or of a file to be. */
 struct pl_st_tensor {
@@ -26,7 +28,7 @@ struct pl_st_tensor {
     pl_dtype dtype;   /* PL_F32, PL_F16 or PL_BF16 */
     uint32_t n_dims;
     uint64_t dims[PL_ST_MAX_DIMS]; /* dims[0] slowest, as PyTorch shows them */
-    const void *data;              /* reading: borrowed from the mapping, maybe unaligned; writing: see each function */
+    const void *data;              /* reading: borrowed from the file, maybe unaligned; writing: see each function */
 };
 
 struct pl_st_meta {

@@ -13,8 +13,8 @@
 #define PL_LOG_MODULE "adapters"
 
 struct pl_adapters {
-    struct pl_engine *engine;   /* borrowed; NULL once it is going. Under lock */
-    const struct pl_spec *spec; /* borrowed */
+    struct pl_engine *engine;     /* borrowed; NULL once it is going. Under lock */
+    const struct pl_model *model; /* borrowed */
     char *base_name;
     uint32_t max;
     pthread_mutex_t lock; /* before the engine's; never held when a task is run or a file is read */
@@ -23,14 +23,14 @@ struct pl_adapters {
     uint64_t last_id;
 };
 
-pl_status pl_adapters_new(struct pl_adapters **out, struct pl_engine *e, const struct pl_spec *spec, const char *base_name, uint32_t max,
+pl_status pl_adapters_new(struct pl_adapters **out, struct pl_engine *e, const struct pl_model *model, const char *base_name, uint32_t max,
                           struct pl_err *err)
 {
     struct pl_adapters *as = calloc(1, sizeof *as);
     if (as == NULL)
         return pl_fail(err, PL_ENOMEM, "out of memory");
     as->engine = e;
-    as->spec = spec;
+    as->model = model;
     as->base_name = pl_xstrdup(base_name);
     as->max = max;
     pthread_mutex_init(&as->lock, NULL);
@@ -51,7 +51,7 @@ void pl_adapters_stop(struct pl_adapters *as)
 /* It is in no list. */
 static void free_served(struct pl_served *a)
 {
-    pl_adapter_free(a->adapter);
+    pl_model_adapter_free(a->owner->model, a->set);
     pthread_mutex_destroy(&a->lock);
     free(a->name);
     free(a->path);
@@ -114,7 +114,9 @@ static void run_add(struct pl_engine_task *task, struct pl_engine *e)
 {
     struct pl_served *a = of_task(task);
     struct pl_err err = {0};
-    const pl_status rc = pl_engine_adapter_add(e, a->slot, a->adapter, &err);
+    const pl_status rc = pl_engine_adapter_add(e, a->slot, a->set, &err);
+    if (rc == PL_OK)
+        a->set = NULL;
     pthread_mutex_lock(&a->owner->lock);
     a->add_status = rc;
     a->add_err = err;
@@ -197,20 +199,34 @@ static pl_status reserve(struct pl_adapters *as, const char *name, const char *p
     return rc;
 }
 
-static void describe(struct pl_served *a)
+static void describe(struct pl_served *a, const struct pl_adapter *adapter)
 {
-    for (size_t i = 0; i < a->adapter->n_pairs; i++) {
-        const struct pl_lora_pair *p = &a->adapter->pairs[i];
+    for (size_t i = 0; i < adapter->n_pairs; i++) {
+        const struct pl_lora_pair *p = &adapter->pairs[i];
         struct pl_target_place place = {0};
-        PL_ASSERT(pl_target_find(a->owner->spec, p->target, &place));
+        PL_ASSERT(pl_target_find(pl_model_spec(a->owner->model), p->target, &place));
         a->n_params += (uint64_t)p->rank * (place.rows + place.cols);
         a->max_rank = p->rank > a->max_rank ? p->rank : a->max_rank;
     }
-    a->n_pairs = (uint32_t)a->adapter->n_pairs;
-    a->hash = a->adapter->hash;
+    a->n_pairs = (uint32_t)adapter->n_pairs;
+    a->hash = adapter->hash;
 }
 
-/* Has the engine's thread copy it to the device, and waits. */
+/* Reads the file and copies it to the device: what takes long, so on the caller's thread. */
+static pl_status prepare(struct pl_served *a, struct pl_err *err)
+{
+    const struct pl_model *m = a->owner->model;
+    struct pl_adapter *adapter = NULL;
+    pl_status rc = pl_adapter_read(&adapter, a->path, pl_model_spec(m), err);
+    if (rc == PL_OK) {
+        describe(a, adapter);
+        rc = pl_model_adapter_make(&a->set, m, adapter, err);
+    }
+    pl_adapter_free(adapter);
+    return rc;
+}
+
+/* Gives it to the engine's thread, and waits. */
 static pl_status add_to_engine(struct pl_adapters *as, struct pl_served *a, struct pl_err *err)
 {
     a->task.run = run_add;
@@ -234,12 +250,8 @@ pl_status pl_adapters_load(struct pl_adapters *as, const char *name, const char 
         rc = reserve(as, name, path, replace, &a, err);
     if (rc != PL_OK)
         return rc;
-    if ((rc = pl_adapter_read(&a->adapter, path, as->spec, err)) == PL_OK) {
-        describe(a);
+    if ((rc = prepare(a, err)) == PL_OK)
         rc = add_to_engine(as, a, err);
-    }
-    pl_adapter_free(a->adapter);
-    a->adapter = NULL;
     pthread_mutex_lock(&as->lock);
     if (rc == PL_OK) {
         struct pl_served *old = find(as, name, PL_SERVED_LISTED);

@@ -2,13 +2,13 @@
  * holds a reference to its adapter; one that is unloaded is found no more at once, and leaves the device when its last
  * request has ended.
  *
- *   load:    name taken (hidden) → file read and checked → copied to the device by the engine's thread → listed
+ *   load:    name taken (hidden) → file read, checked and copied to the device → given to the engine's thread → listed
  *   unload:  unlisted → last reference gone → removed from the device by the engine's thread → its slot is free again
  *
  * Thread: any; load waits for the engine's thread, so it is not called from there.  Owns: the entries; borrows the engine
- * (alive until pl_adapters_stop) and the spec.
+ * (alive until pl_adapters_stop) and the model.
  * Fails: load PL_EINVAL (a name that cannot be or is in use, with param; no slot), PL_ESTOPPED, and as
- * pl_adapter_read and pl_model_adapter_add do; unload PL_ENOENT.
+ * pl_adapter_read, pl_model_adapter_make and pl_model_adapter_add do; unload PL_ENOENT.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef PL_SCHED_ADAPTERS_H
 #define PL_SCHED_ADAPTERS_H
@@ -18,7 +18,7 @@
 #include <stdint.h>
 #include <time.h>
 
-#include "core/model/spec.h"
+#include "core/model/model.h"
 #include "core/sched/engine.h"
 
 enum { PL_ADAPTER_NAME_MAX = 255 };
@@ -39,8 +39,8 @@ struct pl_served {
 
     struct pl_adapters *owner;
     struct pl_engine_task task;
-    struct pl_adapter *adapter; /* until it is on the device */
-    uint32_t refs;              /* of requests; under the owner's lock, like what follows */
+    struct pl_lora_set *set; /* on the device, until the engine's thread has it */
+    uint32_t refs;           /* of requests; under the owner's lock, like what follows */
     enum { PL_SERVED_LOADING, PL_SERVED_LISTED, PL_SERVED_LEAVING } state;
     bool added; /* the engine's thread is done with it */
     pl_status add_status;
@@ -49,7 +49,7 @@ struct pl_served {
 };
 
 /* base_name: what the base model is called, so that no adapter is. max: adapters at a time, those that leave included. */
-pl_status pl_adapters_new(struct pl_adapters **out, struct pl_engine *e, const struct pl_spec *spec, const char *base_name, uint32_t max,
+pl_status pl_adapters_new(struct pl_adapters **out, struct pl_engine *e, const struct pl_model *model, const char *base_name, uint32_t max,
                           struct pl_err *err) PL_MUST_CHECK;
 /* The engine is about to be freed: nothing is loaded any more. */
 void pl_adapters_stop(struct pl_adapters *as);

@@ -81,7 +81,7 @@ pl_status pl_engine_post(struct pl_engine *e, struct pl_engine_task *task)
     return stop ? PL_ESTOPPED : PL_OK;
 }
 
-pl_status pl_engine_adapter_add(struct pl_engine *e, uint32_t slot, const struct pl_adapter *a, struct pl_err *err)
+pl_status pl_engine_adapter_add(struct pl_engine *e, uint32_t slot, struct pl_lora_set *a, struct pl_err *err)
 {
     if (e->runner.adapter_add == NULL)
         return pl_fail(err, PL_ENOTSUP, "this engine takes no adapters");
@@ -144,7 +144,9 @@ static bool take_inbox(struct pl_engine *e, bool idle)
     pthread_mutex_unlock(&e->lock);
     for (struct pl_engine_task *next; tasks != NULL; tasks = next) {
         next = tasks->next;
+        atomic_store(&e->busy_since, pl_now_ns());
         tasks->run(tasks, e); /* it is gone afterwards */
+        atomic_store(&e->busy_since, 0);
     }
     if (abort_all)
         pl_engine_fail_all(e, PL_ESTOPPED, "the server is shutting down");

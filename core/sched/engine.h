@@ -23,7 +23,7 @@ struct pl_model;
 struct pl_tok;
 struct pl_arena;
 struct pl_device;
-struct pl_adapter;
+struct pl_lora_set;
 struct pl_served;
 struct pl_pool;
 
@@ -106,7 +106,7 @@ struct pl_engine_task {
 };
 pl_status pl_engine_post(struct pl_engine *e, struct pl_engine_task *task) PL_MUST_CHECK;
 /* On the engine's thread (in a task): as pl_model_adapter_add and remove. */
-pl_status pl_engine_adapter_add(struct pl_engine *e, uint32_t slot, const struct pl_adapter *a, struct pl_err *err) PL_MUST_CHECK;
+pl_status pl_engine_adapter_add(struct pl_engine *e, uint32_t slot, struct pl_lora_set *a, struct pl_err *err) PL_MUST_CHECK;
 void pl_engine_adapter_remove(struct pl_engine *e, uint32_t slot);
 
 #endif

@@ -20,7 +20,7 @@ static pl_status forward(void *self, const struct pl_batch *b, const float **log
     return pl_model_forward(r->model, r->kv, b, logits);
 }
 
-static pl_status adapter_add(void *self, uint32_t slot, const struct pl_adapter *a, struct pl_err *err)
+static pl_status adapter_add(void *self, uint32_t slot, struct pl_lora_set *a, struct pl_err *err)
 {
     struct model_runner *r = self;
     return pl_model_adapter_add(r->model, slot, a, err);

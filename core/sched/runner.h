@@ -13,7 +13,7 @@ struct pl_runner {
     /* As pl_model_forward. */
     pl_status (*forward)(void *self, const struct pl_batch *b, const float **logits);
     /* As pl_model_adapter_add and remove; NULL = no adapters. */
-    pl_status (*adapter_add)(void *self, uint32_t slot, const struct pl_adapter *a, struct pl_err *err);
+    pl_status (*adapter_add)(void *self, uint32_t slot, struct pl_lora_set *a, struct pl_err *err);
     void (*adapter_remove)(void *self, uint32_t slot);
     void (*attach)(void *self); /* by the engine's thread, first; NULL = nothing to do */
     void (*free)(void *self);

@@ -133,7 +133,7 @@ static void send_more(struct client *c)
     listen_for(c, EPOLLIN);
 }
 
-/* Sends the next request, if one is left. */
+/* Sends the next request, if one is left. A client that cannot connect leaves the rest to the others. */
 static void begin(struct client *c)
 {
     if (load.begun == load.wanted)
@@ -165,7 +165,7 @@ static void begin(struct client *c)
 static void end_answer(struct client *c)
 {
     load.open--;
-    load.statuses[c->status < 600 ? c->status : 0]++;
+    load.statuses[c->status]++;
     if (c->status != 200 || c->failed || (!load.get && !c->done)) {
         note_failure(c, c->status == 200 ? "the stream ended early or with an error" : "refused");
     } else {
@@ -248,7 +248,8 @@ static void take_head_line(struct client *c, const char *line)
 {
     if (c->status == 0) {
         const char *space = strchr(line, ' ');
-        c->status = space != NULL ? atoi(space) : 599;
+        const int status = space != NULL ? atoi(space) : 0;
+        c->status = status > 0 && status < (int)PL_COUNT_OF(load.statuses) ? status : 599;
     } else if (strncasecmp(line, "content-length:", 15) == 0) {
         c->left = strtoull(line + 15, NULL, 10);
         c->sized = true;
@@ -367,7 +368,7 @@ static void run(struct client *clients, long n)
     load.start = pl_now_ns();
     for (long i = 0; i < n; i++)
         begin(&clients[i]);
-    while (load.finished + load.failed < load.wanted) {
+    while (load.finished + load.failed < load.begun) { /* else all are done, or no client is left */
         uint64_t now = pl_now_ns();
         if (load.deadline != 0 && now - load.start >= load.deadline)
             return;

@@ -61,7 +61,9 @@ def build_llamacpp():
 
 def quantize(binaries, model, to):
     """The model again in another type, made by the peer from the same file."""
-    out = CACHE / f"{pathlib.Path(model).name.removesuffix('.gguf')}.to-{to}.gguf"
+    info = os.stat(model)
+    stamp = hashlib.sha256(f"{info.st_size} {info.st_mtime_ns}".encode()).hexdigest()[:12]  # another file of that name is made anew
+    out = CACHE / f"{pathlib.Path(model).name.removesuffix('.gguf')}.{stamp}.to-{to}.gguf"
     if not out.exists():
         say(f"making {out.name}")
         part = out.with_suffix(".part")

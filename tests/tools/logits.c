@@ -92,9 +92,12 @@ static int run_line(struct runner *r, const struct job *job, const char *line)
 static pl_status use_adapter(struct runner *r, const char *path, struct pl_err *err)
 {
     struct pl_adapter *a = NULL;
+    struct pl_lora_set *set;
     pl_status rc = pl_adapter_read(&a, path, pl_model_spec(r->model), err);
     if (rc == PL_OK)
-        rc = pl_model_adapter_add(r->model, 1, a, err);
+        rc = pl_model_adapter_make(&set, r->model, a, err);
+    if (rc == PL_OK)
+        rc = pl_model_adapter_add(r->model, 1, set, err);
     pl_adapter_free(a);
     return rc;
 }

@@ -127,7 +127,9 @@ static void add(struct loaded *m, uint32_t slot, const char *path)
 {
     struct pl_err err = {0};
     struct pl_adapter *a = read_adapter(path, pl_model_spec(m->r.model));
-    ck_assert_msg(pl_model_adapter_add(m->r.model, slot, a, &err) == PL_OK, "%s", err.msg);
+    struct pl_lora_set *set;
+    ck_assert_msg(pl_model_adapter_make(&set, m->r.model, a, &err) == PL_OK, "%s", err.msg);
+    ck_assert_msg(pl_model_adapter_add(m->r.model, slot, set, &err) == PL_OK, "%s", err.msg);
     pl_adapter_free(a);
 }
 
@@ -475,6 +477,8 @@ START_TEST(bad_configurations)
         {"rank_pattern", "{\"(\": 5}", PL_EFORMAT, "no regular expression"},
         {"rank_pattern", "{\"(([a-z]|.)+)+[0-9]\": 4}", PL_EFORMAT, "cannot be matched"},
         {"alpha_pattern", "{\"q_proj\": \"x\"}", PL_EFORMAT, "alpha_pattern"},
+        {"alpha_pattern", "{\"q_proj\": 1e300}", PL_EFORMAT, "alpha_pattern"},
+        {"lora_alpha", "1e9", PL_EFORMAT, "lora_alpha"},
     };
     struct loaded m;
     make_folder();

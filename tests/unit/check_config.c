@@ -61,9 +61,9 @@ START_TEST(lists)
     ck_assert_int_eq(LOAD(&c, &text, "--config", path), PL_OK);
     ck_assert_uint_eq(c.adapter.n, 2);
     ck_assert_str_eq(c.adapter.values[0], "a=/x");
-    ck_assert_str_eq(c.adapter.values[1], "b = /y;z=1");
+    ck_assert_str_eq(c.adapter.values[1], "b=/y;z=1"); /* no blanks around the name or the path */
     pl_config_fini(&c);
-    setenv("PARLEY_ADAPTER", "c=/1;d=/2;", 1);
+    setenv("PARLEY_ADAPTER", "c=/1; d =\t/2 ;", 1);
     ck_assert_int_eq(LOAD(&c, &text, "--config", path), PL_OK);
     ck_assert_uint_eq(c.adapter.n, 2);
     ck_assert_str_eq(c.adapter.values[0], "c=/1");
@@ -102,6 +102,7 @@ START_TEST(mistakes)
         {"api-key = short", "too short"},
         {"adapter = a=/x\nadapter = /y", ":2: adapter must look like NAME=PATH"},
         {"adapter = =/y", ":1: adapter must look like NAME=PATH"},
+        {"adapter = a = ", ":1: adapter must look like NAME=PATH"},
         {"port = x\nthreads = y", ":2: threads must be"}, /* all of them at once */
     };
     struct pl_config c;

@@ -296,6 +296,8 @@ START_TEST(writes_mixed_types)
         ck_assert(t->dtype == tensors[i].dtype && t->n_dims == tensors[i].n_dims && memcmp(t->dims, tensors[i].dims, sizeof t->dims) == 0);
         ck_assert_mem_eq(t->data, tensors[i].data, pl_st_elements(t) * pl_dtype_block_bytes(t->dtype));
     }
+    ck_assert_int_eq(truncate(in_folder("x"), 0), 0); /* what was opened does not change with the file */
+    ck_assert_mem_eq(pl_safetensors_find(st, "m")->data, f, sizeof f);
     pl_safetensors_close(st);
     struct pl_st_tensor bad[2] = {tensors[2], tensors[2]};
     ck_assert_int_eq(pl_safetensors_write(in_folder("x"), bad, 2, NULL, 0, &err), PL_EINVAL);
