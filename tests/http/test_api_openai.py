@@ -484,7 +484,7 @@ def test_authentication(start, tiny):
 
 
 def test_rate_limit(start, long):
-    d = start("--max-sequences", 1, "--queue-limit", 1, model=long)
+    d = start("--max-sequences", 1, "--queue-limit", 1, "--speculation", "off", model=long)
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{d.port}/v1", api_key="x", max_retries=0, timeout=120 * SLOW)
     body = json.dumps({"model": "long", "prompt": "a", "max_tokens": 15000, "ignore_eos": True}).encode()
     with d.socket() as runs, d.socket() as waits:
