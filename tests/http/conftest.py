@@ -142,7 +142,7 @@ def find_tool(name):
 
 def make_model(directory, name, *args):
     path = Path(directory) / name
-    subprocess.run([str(find_tool("make_model")), "--out", str(path), *map(str, args)], check=True, timeout=60)
+    subprocess.run([str(find_tool("make_model")), "--out", str(path), *map(str, args)], check=True, timeout=60 * SLOW)
     return path
 
 
@@ -190,9 +190,9 @@ def start(tmp_path):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory, long):
-    """One daemon shared by a module's tests; short deadlines, short queue."""
+    """One daemon shared by a module's tests; short deadlines, short queue, no guesses, so that a long answer lasts."""
     d = Daemon(tmp_path_factory.mktemp("server"), "--log-level", "debug", "--header-timeout", 2, "--max-body-mb", 1,
-               "--max-sequences", 4, "--queue-limit", 8, "--log-format", "json", model=long).wait_ready()
+               "--max-sequences", 4, "--queue-limit", 8, "--speculation", "off", "--log-format", "json", model=long).wait_ready()
     yield d
     assert d.process.poll() is None, d.log
     until(d.idle)

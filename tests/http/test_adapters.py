@@ -11,7 +11,7 @@ import shutil
 
 import pytest
 
-from conftest import ROOT, Daemon, until
+from conftest import ROOT, SLOW, Daemon, until
 
 FIXTURES = ROOT / "tests/oracle/fixtures/adapter"
 PROMPT = "The quick brown fox jumps over the lazy dog. " * 12
@@ -137,8 +137,8 @@ def test_load_and_unload(start, base, tmp_path):
     assert d.post("/v1/completions", {"model": "three", "prompt": "x"})[0] == 404
     status, _, text = d.post("/v1/unload_lora_adapter", {"lora_name": "three"})
     assert status == 404 and json.loads(text)["error"]["param"] == "lora_name"
-    listed = json.loads(d.get("/v1/lora_adapters")[2])["data"]
     until(lambda: len(json.loads(d.get("/v1/lora_adapters")[2])["data"]) == 2)
+    listed = json.loads(d.get("/v1/lora_adapters")[2])["data"]
     assert listed[0]["path"] == str(folder / "llama-all") and listed[0]["status"] == "loaded" and listed[0]["max_rank"] == 4
     for name, path, more, param, word in (
             ("one", "llama-all", {}, "lora_name", "unload it first"),
@@ -191,7 +191,7 @@ def test_who_may(start, base):
 def test_unload_waits_for_its_requests(start, models):
     """A stream goes on to its end with the adapter that it began with; meanwhile its name means nothing, or something else."""
     big = models("adapter-slow", "--embd", 32, "--ff", 64, "--ctx", 16384)
-    d = start(*two("--adapter-dir", FIXTURES, "--batch-tokens", 64), model=big)
+    d = start(*two("--adapter-dir", FIXTURES, "--batch-tokens", 64, "--speculation", "off"), model=big)
     n = 3000
     expected = text_of(complete(d, "a", "Once", n))
     expected_b = text_of(complete(d, "b", "Once", n))
@@ -254,6 +254,7 @@ def test_metrics_by_model(start, base):
     complete(d, "a", max_tokens=5)
     complete(d, "a", max_tokens=5)
     complete(d, "base", max_tokens=3)
+    until(d.idle)
     text = d.get("/metrics")[2].decode()
 
     def value(name, model):
@@ -269,7 +270,7 @@ def test_bad_adapters_at_start(base, tmp_path):
     for value, word in ((f"x={tmp_path / 'missing'}", "missing"), (f"x={FIXTURES / 'gpt2-all'}", "belongs to a gpt2 model"),
                         (f"base={FIXTURES / 'llama-all'}", "base model's name"), ("justpath", "NAME=PATH")):
         d = Daemon(tmp_path, "--alias", "base", "--adapter", value, model=base)
-        assert d.process.wait(60) == 2, d.log
+        assert d.process.wait(60 * SLOW) == 2, d.log
         assert word in d.log, d.log
     d = Daemon(tmp_path, "--alias", "base", "--adapter", f"x={FIXTURES / 'llama-all'}", "--adapter", f"x={FIXTURES / 'llama-all'}", model=base)
-    assert d.process.wait(60) == 2 and "there already" in d.log, d.log
+    assert d.process.wait(60 * SLOW) == 2 and "there already" in d.log, d.log

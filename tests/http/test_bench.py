@@ -12,13 +12,14 @@ import xml.etree.ElementTree
 
 import pytest
 
-from conftest import ROOT, find_tool
+from conftest import ROOT, SLOW, find_tool
 
 COMPARE = ROOT / "tests/bench/compare"
+PAUSE = 0.2  # between the pieces of a canned answer; long, because what is measured is only known to be at least about that
 
 
 def load(port, *args):
-    out = subprocess.run([find_tool("load"), "--port", str(port), *map(str, args)], stdout=subprocess.PIPE, check=True, timeout=60)
+    out = subprocess.run([find_tool("load"), "--port", str(port), *map(str, args)], stdout=subprocess.PIPE, check=True, timeout=60 * SLOW)
     return json.loads(out.stdout)
 
 
@@ -47,7 +48,7 @@ def canned():
                     pieces = answers.pop(0)
                     for piece in pieces:
                         s.sendall(piece)
-                        time.sleep(0.02)
+                        time.sleep(PAUSE)
                     if not pieces or pieces[-1] == b"":
                         break
 
@@ -99,13 +100,13 @@ def test_load_gets(start, tiny):
 def test_load_measures_what_arrives(canned, tmp_path):
     """Cut anywhere, the same is read; times are those of the arrivals."""
     whole = chunked("a", "", "b\"c", "d")
-    cuts = [[whole], [whole[i:i + 1] for i in range(60)] + [whole[60:]], [whole[:70], whole[70:150], whole[150:]]]
+    cuts = [[whole], [whole[:44], *(whole[i:i + 1] for i in range(44, 57)), whole[57:]], [whole[:70], whole[70:150], whole[150:]]]
     port = canned(*cuts)
     out = load(port, "--path", "/v1/completions", "--bodies", write_bodies(tmp_path, completion()), "--requests", 3)
     assert (out["finished"], out["failed"], out["tokens"], out["completion_tokens"], out["prompt_tokens"]) == (3, 0, 12, [4, 4], [5, 5])
     assert out["first_ms"]["n"] == 3 and out["gap_ms"]["n"] == 6
-    assert out["first_ms"]["max"] >= 60 * 20 * 0.9 and out["gap_ms"]["max"] >= 18
-    assert out["first_ms"]["p50"] < 500 < out["first_ms"]["p99"]  # one of three is slow
+    assert out["first_ms"]["max"] >= 1000 * PAUSE * 14 / 2 and out["gap_ms"]["max"] >= 1000 * PAUSE / 2
+    assert out["first_ms"]["p50"] < out["first_ms"]["max"] / 2  # one of three is slow
 
 
 @pytest.mark.parametrize("answer", [[chunked("a", done=False)], [chunked("a")[:-40], b""], [b"HTTP/1.1 200 OK\r\n", b""], []])
@@ -115,13 +116,14 @@ def test_load_sees_broken_streams(canned, tmp_path, answer):
 
 
 def test_load_stops_in_time(canned, tmp_path):
-    port = canned([chunked("a", "b", "c")[:120], *[b""] * 200])
+    port = canned([chunked("a", "b", "c")[:120], *[b""] * 1000])
     out = load(port, "--path", "/v1/completions", "--bodies", write_bodies(tmp_path, completion()), "--requests", 1, "--seconds", 0.5)
-    assert out["unfinished"] == 1 and out["tokens"] == 1 and 0.5 <= out["seconds"] < 1
+    assert out["unfinished"] == 1 and out["tokens"] == 1 and 0.5 <= out["seconds"] < 5 * SLOW
 
 
 def bench(model, *args):
-    out = subprocess.run([find_tool("parley"), "bench", "--json", "--model", str(model), *map(str, args)], stdout=subprocess.PIPE, check=True, timeout=120)
+    out = subprocess.run([find_tool("parley"), "bench", "--json", "--model", str(model), *map(str, args)], stdout=subprocess.PIPE, check=True,
+                         timeout=120 * SLOW)
     return json.loads(out.stdout)
 
 

@@ -1,6 +1,7 @@
 """The Files API with the unmodified OpenAI client: uploads of every kind, lists, content, deletion, expiry, quota, full disks, bad files.
 SPDX-License-Identifier: Apache-2.0
 """
+import contextlib
 import hashlib
 import http.client
 import io
@@ -8,6 +9,7 @@ import json
 import os
 import re
 import resource
+import sqlite3
 import subprocess
 import time
 from pathlib import Path
@@ -15,14 +17,14 @@ from pathlib import Path
 import openai
 import pytest
 
-from conftest import Daemon, until
+from conftest import SLOW, Daemon, until
 
 CHAT = json.dumps({"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "the world"}]})
 GOOD = (CHAT + "\n") * 12
 
 
 def client_of(d, key="none"):
-    return openai.OpenAI(base_url=f"http://127.0.0.1:{d.port}/v1", api_key=key, max_retries=0, timeout=120)
+    return openai.OpenAI(base_url=f"http://127.0.0.1:{d.port}/v1", api_key=key, max_retries=0, timeout=120 * SLOW)
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +135,8 @@ def test_expired_files_go(start, tmp_path, tiny):
     f = upload(client_of(d), expires_after={"anchor": "created_at", "seconds": 3600})
     keep = upload(client_of(d))
     assert d.stop() == 0
-    subprocess.run(["sqlite3", tmp_path / "data/parley.db", f"UPDATE files SET expires_at=1 WHERE id='{f.id}'"], check=True)
+    with contextlib.closing(sqlite3.connect(tmp_path / "data/parley.db")) as db, db:
+        db.execute("UPDATE files SET expires_at=1 WHERE id=?", (f.id,))
     d = start("--data-dir", tmp_path / "data", model=tiny)
     until(lambda: [x.id for x in client_of(d).files.list()] == [keep.id])
     until(lambda: not (tmp_path / "data/files" / f.id).exists())  # the row goes first
@@ -186,13 +189,12 @@ BAD_FILES = [
 
 @pytest.mark.parametrize("text, message, line, at", BAD_FILES)
 def test_bad_files(client, daemon, text, message, line, at):
-    before = len(os.listdir(until(lambda: data_dir(daemon)) / "files"))
     with pytest.raises(openai.BadRequestError) as e:
         upload(client, text)
     assert message in e.value.message and e.value.body["param"] == "file" and e.value.body["code"] == "invalid_file"
     if line:
         assert e.value.body["lines"][0]["line"] == line and e.value.body["lines"][0]["message"] == at and e.value.body["n_bad_lines"] == 1
-    assert len(os.listdir(data_dir(daemon) / "files")) == before and not os.listdir(data_dir(daemon) / "uploads")
+    until(lambda: not os.listdir(data_dir(daemon) / "files") and not os.listdir(data_dir(daemon) / "uploads"))
 
 
 def data_dir(d):
@@ -255,7 +257,7 @@ def test_a_full_disk(tmp_path, tiny, start):
     with pytest.raises(openai.InternalServerError) as e:
         upload(c, b"x" * (2 << 20), purpose="batch")
     assert e.value.status_code == 507 and e.value.body["code"] == "disk_full" and e.value.response.headers["x-should-retry"] == "false"
-    assert c.files.list().data == [] and not os.listdir(tmp_path / "data/uploads") and not os.listdir(tmp_path / "data/files")
+    assert c.files.list().data == [] and until(lambda: not os.listdir(tmp_path / "data/uploads") + os.listdir(tmp_path / "data/files"))
     assert upload(c).bytes == len(GOOD)
     assert d.get("/health")[0] == 200
 
@@ -286,7 +288,7 @@ def test_files_survive_a_kill(tmp_path, tiny, start):
     d.process.wait()
     d2 = start("--data-dir", tmp_path / "data", model=tiny)
     assert client_of(d2).files.content(f.id).read() == GOOD.encode()
-    assert os.listdir(tmp_path / "data/files") == [f.id] and not os.listdir(tmp_path / "data/uploads")
+    until(lambda: os.listdir(tmp_path / "data/files") == [f.id] and not os.listdir(tmp_path / "data/uploads"))
     d.process.returncode = 0  # it was killed on purpose
 
 

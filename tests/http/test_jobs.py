@@ -14,7 +14,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from conftest import ROOT, Daemon, until
+from conftest import ROOT, SLOW, Daemon, until
 from test_files import CHAT, GOOD, client_of, upload
 
 WORKER = ROOT / "tests/tools/fake_worker.py"
@@ -68,7 +68,15 @@ def place(start, tmp_path, tiny):
     Daemon.model_id = "tiny"
     yield p
     for folder in (p.data / "jobs").glob("*/worker.lock"):  # a test that failed may leave one
-        assert os.system(f"flock -w 5 {folder} true") == 0, f"a worker is left in {folder}"
+        assert os.system(f"flock -w {5 * SLOW} {folder} true") == 0, f"a worker is left in {folder}"
+
+
+def alive(pid):
+    """Neither gone nor a zombie, which it stays where nobody collects orphans."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def messages(events):
@@ -136,8 +144,9 @@ def test_paging_and_filter(place):
     assert set(raw) == {"object", "data", "has_more"}
     raw = json.loads(place.daemon.get(f"/v1/fine_tuning/jobs/{made[0]}/checkpoints")[2])
     assert raw == {"object": "list", "data": [], "has_more": False, "first_id": None, "last_id": None}
+    until(lambda: place.daemon.metrics()['parley_jobs{status="queued"}'] == 5)
     m = place.daemon.metrics()
-    assert m['parley_jobs{status="queued"}'] == 5 and m['parley_jobs{status="running"}'] == 0 and m["parley_files"] == 1 and m["parley_files_bytes"] == len(GOOD)
+    assert m['parley_jobs{status="running"}'] == 0 and m["parley_files"] == 1 and m["parley_files_bytes"] == len(GOOD)
 
 
 def test_one_after_another(place):
@@ -157,7 +166,7 @@ def test_pause_resume_cancel(place):
     assert c.fine_tuning.jobs.retrieve(job.id).status == "running"
     pid = place.seen(job.id)["pid"]
     assert c.fine_tuning.jobs.pause(job.id).status == "paused"
-    until(lambda: not os.path.exists(f"/proc/{pid}"))
+    until(lambda: not alive(pid))
     time.sleep(0.5)
     assert c.fine_tuning.jobs.retrieve(job.id).status == "paused"
     place.script(steps=6, seconds=0.02, checkpoint_every=2)
@@ -171,7 +180,7 @@ def test_pause_resume_cancel(place):
     pid = place.seen(other.id)["pid"]
     cancelled = c.fine_tuning.jobs.cancel(other.id)
     assert cancelled.status == "cancelled" and cancelled.finished_at
-    until(lambda: not os.path.exists(f"/proc/{pid}"))
+    until(lambda: not alive(pid))
     assert any(e.level == "warn" and e.message == "Fine tuning process stopping due to job cancellation" for e in place.events(other.id))
     for call, state in (c.fine_tuning.jobs.cancel, job.id), (c.fine_tuning.jobs.pause, job.id), (c.fine_tuning.jobs.resume, other.id):
         with pytest.raises(openai.BadRequestError) as e:
@@ -254,7 +263,7 @@ def test_stopping_the_daemon_interrupts(place):
     until(lambda: any(e.type == "metrics" and e.data["step"] == 3 for e in place.events(job.id)))
     pid = place.seen(job.id)["pid"]
     assert place.daemon.stop() == 0
-    assert not os.path.exists(f"/proc/{pid}")
+    assert not alive(pid)
     place.script(steps=6, seconds=0.02, checkpoint_every=2)
     place.run()
     place.wait(job.id, "succeeded")
@@ -265,28 +274,30 @@ def test_stopping_the_daemon_interrupts(place):
 
 def test_a_killed_daemon_takes_its_worker_over(place):
     place.run()
-    place.script(steps=40, seconds=0.05, checkpoint_every=10)
+    place.script(steps=20, seconds=0.01, checkpoint_every=10, hold_at=15)
     job = place.job()
     until(lambda: any(e.type == "metrics" and e.data["step"] >= 3 for e in place.events(job.id)))
     pid = place.seen(job.id)["pid"]
     place.kill()
     time.sleep(0.3)
-    assert os.path.exists(f"/proc/{pid}")  # the worker did not notice
+    assert alive(pid)  # the worker did not notice
     place.run()
     assert f"worker {pid} still runs and is taken over" in until(lambda: "taken over" in place.daemon.log and place.daemon.log)
-    place.wait(job.id, "succeeded", seconds=30)
-    assert [e.data["step"] for e in place.events(job.id) if e.type == "metrics"] == list(range(1, 41))
+    place.script()
+    place.wait(job.id, "succeeded")
+    assert [e.data["step"] for e in place.events(job.id) if e.type == "metrics"] == list(range(1, 21))
     assert place.seen(job.id)["pid"] == pid
 
 
 def test_both_killed(place):
     place.run()
-    place.script(steps=20, seconds=0.05, checkpoint_every=4)
+    place.script(steps=20, seconds=0.01, checkpoint_every=4, hold_at=8)
     job = place.job()
     until(lambda: any(e.type == "metrics" and e.data["step"] >= 6 for e in place.events(job.id)))
     pid = place.seen(job.id)["pid"]
     place.kill()
     os.kill(pid, signal.SIGKILL)
+    place.script(steps=20, seconds=0.01, checkpoint_every=4)
     place.run()
     place.wait(job.id, "succeeded")
     events = place.events(job.id)
@@ -296,12 +307,13 @@ def test_both_killed(place):
 
 def test_finished_while_nobody_looked(place):
     place.run()
-    place.script(steps=10, seconds=0.05, checkpoint_every=4)
+    place.script(steps=10, seconds=0.01, checkpoint_every=4, hold_at=6)
     job = place.job()
     until(lambda: any(e.type == "metrics" for e in place.events(job.id)))
     pid = place.seen(job.id)["pid"]
     place.kill()
-    until(lambda: not os.path.exists(f"/proc/{pid}"))
+    place.script()
+    until(lambda: not alive(pid))
     place.run()
     done = place.wait(job.id, "succeeded")
     assert [e.data["step"] for e in place.events(job.id) if e.type == "metrics"] == list(range(1, 11)) and len(done.result_files) == 1
@@ -338,15 +350,19 @@ def test_random_kills(place):
     place.script(steps=30, seconds=0.03, checkpoint_every=5)
     place.run("--train-jobs", 2)
     jobs = [place.job().id for _ in range(3)]
+    killed = dict.fromkeys(jobs, 0)
     for _ in range(8):
         time.sleep(rng.uniform(0.05, 0.5))
-        workers = [json.loads(p.read_text())["pid"] for p in (place.data / "jobs").glob("*/seen.json")]
+        # a job is given up after five crashes without progress, and on a busy machine none of them may have made any
+        workers = [j for j in jobs if killed[j] < 4 and (place.data / "jobs" / j / "seen.json").exists()]
         who = rng.choice(["worker", "daemon", "both"])
         if who != "worker":
             place.kill()
         if who != "daemon" and workers:
+            job = rng.choice(workers)
+            killed[job] += 1
+            victim = place.seen(job)["pid"]
             try:
-                victim = rng.choice(workers)
                 if b"fake_worker" in Path(f"/proc/{victim}/cmdline").read_bytes():
                     os.kill(victim, signal.SIGKILL)
             except (ProcessLookupError, FileNotFoundError):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, Daemon
+from conftest import ROOT, SLOW, Daemon
 
 REAL = Path(os.environ.get("PARLEY_TEST_MODEL") or Path.home() / ".cache/parley/SmolLM2-135M-Instruct.Q4_1.gguf")
 README = (ROOT / "README.md").read_text()
@@ -48,7 +48,7 @@ def test_there_are_lines():
 
 @pytest.mark.parametrize("line", LINES, ids=range(len(LINES)))
 def test_curl(daemon, line):
-    out = subprocess.run(["sh", "-c", line.replace(":8000", f":{daemon.port}")], capture_output=True, text=True, timeout=60)
+    out = subprocess.run(["sh", "-c", line.replace(":8000", f":{daemon.port}")], capture_output=True, text=True, timeout=60 * SLOW)
     assert out.returncode == 0 and out.stdout, out.stderr
     assert '"error"' not in out.stdout, out.stdout
     if "What is the capital of Germany?" in line:
@@ -61,7 +61,7 @@ def test_curl(daemon, line):
 
 def test_python(daemon):
     code = PYTHON[0].replace(":8000", f":{daemon.port}")
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60 * SLOW)
     assert "The capital of Germany is Berlin." in out.stdout, out.stderr
 
 
@@ -69,6 +69,6 @@ def test_the_story_of_a_job(tmp_path, models):
     """The second Python example against a small random model: the real one would take minutes."""
     d = Daemon(tmp_path, "--alias", "SmolLM2-135M-Instruct", model=models("wide", "--ctx", 2048)).wait_ready()
     code = PYTHON[1].replace(":8000", f":{d.port}").replace('"data/', f'"{ROOT}/data/')
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240 * SLOW)
     assert out.returncode == 0 and "succeeded The job has successfully completed" in out.stdout, out.stderr + out.stdout
     assert d.stop() == 0

@@ -221,7 +221,7 @@ def dribble(server, first, data, every, seconds):
             try:
                 s.sendall(data[i:i + 1])
             except OSError:
-                break
+                pass  # closed: what it said is still to be read
             end = time.monotonic() + every
             while time.monotonic() < end:
                 try:
@@ -310,7 +310,8 @@ def test_many_clients_at_once(server):
     for t in threads:
         t.start()
     for t in threads:
-        t.join(120)
+        t.join(120 * SLOW)
+        assert not t.is_alive()
     assert not failures
     until(server.idle)
 
@@ -381,15 +382,16 @@ def test_leaving_while_generating(server, stream, abrupt):
     if abrupt:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # a reset instead of a goodbye
     s.close()
-    until(server.idle, 2)
+    until(server.idle)
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_leaving_in_prefill(server, stream):
-    s = leave_after(server, completion(10, stream=stream, n=2500), 0)
+    # a prompt of its own, which no cache shortens; enough to generate, so that it is seen however fast the prompt was
+    s = leave_after(server, completion(1000, stream=stream, prompt=f"{stream} {prompt(2500)}"), 0)
     until(lambda: server.metrics()["parley_num_requests_running"] == 1)
     s.close()
-    until(server.idle, 3)
+    until(server.idle)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -400,11 +402,11 @@ def test_leaving_while_queued(server, stream):
     until(lambda: server.metrics()["parley_num_requests_waiting"] == 3)
     for s in waiting:
         s.close()
-    until(lambda: server.metrics()["parley_num_requests_waiting"] == 0, 2)
+    until(lambda: server.metrics()["parley_num_requests_waiting"] == 0)
     assert server.metrics()["parley_num_requests_running"] == 4
     for s in busy:
         s.close()
-    until(server.idle, 2)
+    until(server.idle)
 
 
 def test_half_closed_stream_goes_on(server):
@@ -431,11 +433,11 @@ def test_queue_full(server):
         status, headers, body = server.post("/v1/completions", completion(10, stream=stream))
         assert status == 429 and int(headers["retry-after"]) >= 1
         assert headers["content-type"] == "application/json" and json.loads(body)["error"]["code"]
-        assert time.monotonic() - begin < 1 * SLOW
+        assert time.monotonic() - begin < 5 * SLOW
     assert server.get("/health")[0] == 200
     for s in busy + waiting:
         s.close()
-    until(server.idle, 3)
+    until(server.idle)
 
 
 def test_reader_that_stops(server):
@@ -448,7 +450,7 @@ def test_reader_that_stops(server):
     time.sleep(0.5)
     assert server.post("/v1/completions", completion(3))[0] == 200  # nobody else notices
     s.close()
-    until(server.idle, 3)
+    until(server.idle)
 
 
 def test_random_leaving(server):
@@ -465,10 +467,10 @@ def test_random_leaving(server):
     for t in threads:
         t.start()
     for t in threads:
-        t.join(120)
-    until(server.idle, 5)
-    m = server.metrics()
-    assert m["parley_kv_cache_pages_held"] == 0 and m["parley_http_requests_active"] == 1  # this one
+        t.join(120 * SLOW)
+        assert not t.is_alive()
+    until(server.idle)
+    until(lambda: server.metrics()["parley_http_requests_active"] == 1)  # this one
 
 
 # metrics, version, log
@@ -510,10 +512,16 @@ def test_metrics_count(server):
     for _ in range(3):
         assert server.post("/v1/completions", completion(6, n=40))[0] == 200
     server.get("/nothing/here")
-    after = server.metrics()
+    after = {}
 
     def more(name):
         return after.get(name, 0) - before.get(name, 0)
+
+    def counted():  # an answer may arrive before it is counted
+        after.update(server.metrics())
+        return more('parley_http_requests_total{method="GET",path="other",status="404"}') and \
+            more('parley_http_requests_total{method="POST",path="/v1/completions",status="200"}') >= 3 and more("parley_e2e_request_latency_seconds_count") >= 3
+    until(counted)
     assert more("parley_generation_tokens_total") == 18
     assert more('parley_request_success_total{finished_reason="length"}') == 3
     assert more("parley_e2e_request_latency_seconds_count") == 3
@@ -573,9 +581,9 @@ def test_health_while_loading(tmp_path, models):
 
 
 def test_sigterm_finishes_running_streams(start, long):
-    d = start("--drain-timeout", 300, model=long)
+    d = start("--drain-timeout", 300, "--speculation", "off", model=long)
     with d.socket(60) as s:
-        s.sendall(bytes_of(completion(6000, stream=True)))
+        s.sendall(bytes_of(completion(10000, stream=True)))
         got = s.recv(2000)
         assert b" 200 OK" in got
         d.process.send_signal(signal.SIGTERM)
@@ -595,7 +603,7 @@ def test_sigterm_finishes_running_streams(start, long):
 
 
 def test_drain_timeout_ends_streams_with_an_error(start, long):
-    d = start("--drain-timeout", 1, model=long)
+    d = start("--drain-timeout", 1, "--speculation", "off", model=long)
     with d.socket(60) as s:
         s.sendall(bytes_of(completion(16000, stream=True)))
         got = s.recv(2000)
@@ -610,7 +618,7 @@ def test_drain_timeout_ends_streams_with_an_error(start, long):
 
 
 def test_second_signal_ends_at_once(start, long):
-    d = start("--drain-timeout", 300, model=long)
+    d = start("--drain-timeout", 300, "--speculation", "off", model=long)
     s = leave_after(d, completion(16000, stream=True), 0)
     until(lambda: d.metrics()["parley_num_requests_running"] == 1)
     begin = time.monotonic()
@@ -624,8 +632,9 @@ def test_second_signal_ends_at_once(start, long):
 
 def test_stops_with_everything_parked(start, long):
     """Queued requests are parked connections; each must be woken before the HTTP library stops, or it aborts."""
-    d = start("--drain-timeout", 1, "--max-sequences", 2, "--queue-limit", 100, model=long)
-    many = [leave_after(d, completion(16000, stream=i % 2 == 0), 0) for i in range(40)]
+    d = start("--drain-timeout", 1, "--max-sequences", 2, "--queue-limit", 100, "--speculation", "off", model=long)
+    # those that run are no streams, whose places would be given to others while nobody reads
+    many = [leave_after(d, completion(16000, stream=i >= 2 and i % 2 == 0), 0) for i in range(40)]
     until(lambda: d.metrics()["parley_num_requests_waiting"] >= 30)
     d.process.send_signal(signal.SIGTERM)
     assert d.process.wait(20 * SLOW) == 0, d.log

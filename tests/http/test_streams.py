@@ -7,27 +7,36 @@ import resource
 import selectors
 import socket
 
+import pytest
+
 from conftest import PARLEYD, SLOW, until
 
 N, TOKENS = 400, 24
 
 
-def request(max_tokens):
-    body = json.dumps({"model": "long", "prompt": "a b c", "max_tokens": max_tokens, "ignore_eos": True, "stream": True}).encode()
+def request(max_tokens, stream=True):
+    body = json.dumps({"model": "long", "prompt": "a b c", "max_tokens": max_tokens, "ignore_eos": True, "stream": stream}).encode()
     return b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body
 
 
-def test_hundreds_of_streams(start, long):
+@pytest.fixture
+def descriptors():
+    """descriptors(n): the limit on open files, as it was again after the test."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))  # the daemon raises its own limit
-    d = start("--max-sequences", 16, model=long)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 2 * N + 100)), hard))
+    yield lambda n: resource.setrlimit(resource.RLIMIT_NOFILE, (n, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_hundreds_of_streams(start, long, descriptors):
+    descriptors(256)  # the daemon raises its own limit
+    d = start("--max-sequences", 16, "--speculation", "off", model=long)
+    descriptors(min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 2 * N + 100))
     assert "max-connections lowered" not in d.log
     memory = d.metrics()["process_resident_memory_bytes"]
-    # the sixteen places are taken by long answers, so that every stream waits first
+    # the sixteen places are taken by long answers, so that every stream waits first; no streams, which would be parked unread
     busy = [d.socket(60) for _ in range(16)]
     for s in busy:
-        s.sendall(request(15000))
+        s.sendall(request(15000, stream=False))
     until(lambda: d.metrics()["parley_num_requests_running"] == 16)
     got = {}
     for _ in range(N):
@@ -51,7 +60,6 @@ def test_hundreds_of_streams(start, long):
                 if not piece:
                     ready.unregister(key.fileobj)
                     key.fileobj.close()
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     for answer in got.values():
         assert answer.startswith(b"HTTP/1.1 200 ") and b"data: [DONE]" in answer and b'"finish_reason":"length"' in answer
     if not any(k in str(PARLEYD) for k in ("asan", "tsan")):

@@ -24,6 +24,14 @@ each() { # each COMMAND FILE…: what the command prints for each file
 licence() { head -30 "$1" | grep -q 'SPDX-License-Identifier: Apache-2.0' || echo "$1"; }
 length() { [ "$(wc -l <"$1")" -le 850 ] || echo "$1 has $(wc -l <"$1") lines"; }
 compiles() { printf '#include "%s"\n' "$1" | ${CC:-cc} -std=gnu17 -D_GNU_SOURCE -I. -fsyntax-only -xc - 2>/dev/null || echo "$1"; }
+conflicts() { # of the tracked files, or of all in a tree without git
+    marks='^(<<<<<<<|[|]{7}|>>>>>>>)( |$)'
+    if [ -e .git ] && git rev-parse --git-dir >/dev/null 2>&1; then
+        git grep -nIE "$marks"
+    else
+        grep -rnIE --exclude-dir=build --exclude-dir=.git "$marks" .
+    fi
+}
 
 sources=$(find core server config cli tests -name '*.[ch]')
 product=$(find core server config cli -name '*.[ch]')
@@ -44,6 +52,7 @@ headers=$(find core server config cli -name '*.h' ! -path '*/vec*.h' ! -path '*/
         "$(awk 'FNR == 1 { start = 0 } /^[a-z].*\)$/ { start = FNR } /^}$/ { if (start && FNR - start > 102) print FILENAME ":" start ": " FNR - start " lines"; start = 0 }' \
             $product)"
     rule "no blanks at line ends" "$(grep -nE '[[:blank:]]$' $sources)"
+    rule "no marks of an unfinished merge" "$(conflicts)"
     rule "each header compiles alone" "$(each compiles $headers)"
 }
 if [ -f "$B/libparley.a" ]; then

@@ -3,7 +3,8 @@
 what happens. FOLDER/../../script (a JSON file in the data directory) tells it how to behave:
 
   steps, seconds (of a step), checkpoint_every, fail {"code","param","message"} at step fail_at, crash_at [steps: exit 9 the first time
-  there], hang_at, ignore_term, big (bytes of memory to take), say (lines written as they are), exit (status)
+  there], hang_at, ignore_term, hold_at (a step that waits until the script no longer says so), big (bytes of memory to take),
+  say (lines written as they are), exit (status)
 SPDX-License-Identifier: Apache-2.0
 """
 import json
@@ -45,7 +46,8 @@ def checkpoint(step):
 
 
 assert not any(k.startswith("PARLEY_") for k in os.environ), "the daemon's settings are not the worker's business"
-(folder / "seen.json").write_text(json.dumps({"nice": os.nice(0), "pid": os.getpid(), "job": job, "argv": sys.argv}))
+(folder / "seen.tmp").write_text(json.dumps({"nice": os.nice(0), "pid": os.getpid(), "job": job, "argv": sys.argv}))
+os.replace(folder / "seen.tmp", folder / "seen.json")
 if "exit" in script:
     print("no training today", file=sys.stderr)
     sys.exit(script["exit"])
@@ -71,6 +73,8 @@ for step in range(first, script["steps"] + 1):
     if stop:
         checkpoint(step - 1)
         sys.exit(75)
+    while step == script.get("hold_at") and json.loads(name.read_text()).get("hold_at") == step and not stop:
+        time.sleep(0.01)
     if step == script.get("hang_at"):
         while not stop:
             time.sleep(0.01)
