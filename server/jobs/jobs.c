@@ -484,7 +484,7 @@ static void sweep_jobs(struct pl_jobs *j)
     DIR *d = opendir(path);
     for (struct dirent *e; d != NULL && (e = readdir(d)) != NULL;) {
         struct pl_job_row row;
-        if (e->d_name[0] == '.')
+        if (!pl_store_is_id(e->d_name, "ftjob-")) /* somebody else's */
             continue;
         const pl_status st = pl_store_get(j->store, PL_TABLE_JOBS, "id", e->d_name, &row, NULL);
         pl_row_fini(PL_TABLE_JOBS, &row);

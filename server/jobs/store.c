@@ -2,6 +2,7 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "server/jobs/store.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <jansson.h>
@@ -21,7 +22,7 @@
 
 #define PL_LOG_MODULE "store"
 
-enum { VERSION = 1, BUSY_MS = 5000 };
+enum { VERSION = 1, BUSY_MS = 5000, N_DIGITS = 24 };
 
 struct column {
     const char *name;
@@ -152,6 +153,32 @@ static int user_version(struct pl_store *s)
     return version;
 }
 
+/* Files and jobs of a database that is gone: what has no row is swept, so none may be begun beside them. */
+static pl_status refuse_orphans(const struct pl_store *s, const char *folder, const char *prefix, struct pl_err *err)
+{
+    char *path = NULL;
+    pl_status st = PL_OK;
+    if (asprintf(&path, "%s/%s", s->dir, folder) < 0)
+        return pl_fail(err, PL_ENOMEM, "out of memory");
+    DIR *d = opendir(path);
+    for (struct dirent *e; st == PL_OK && d != NULL && (e = readdir(d)) != NULL;)
+        if (pl_store_is_id(e->d_name, prefix))
+            st = pl_fail_param(err, PL_EINVAL, "data-dir", "%s has %s, but no database (parley.db) that knows it: put the database back, or move the "
+                               "folder %s away", path, e->d_name, folder);
+    if (d != NULL)
+        closedir(d);
+    free(path);
+    return st;
+}
+
+static pl_status begin_database(struct pl_store *s, struct pl_err *err)
+{
+    pl_status st = refuse_orphans(s, "files", "file-", err);
+    if (st == PL_OK)
+        st = refuse_orphans(s, "jobs", "ftjob-", err);
+    return st == PL_OK ? create_tables(s, err) : st;
+}
+
 static pl_status open_database(struct pl_store *s, struct pl_err *err)
 {
     char *path = NULL;
@@ -168,7 +195,7 @@ static pl_status open_database(struct pl_store *s, struct pl_err *err)
     const int version = user_version(s);
     if (version > VERSION)
         return pl_fail_param(err, PL_EINVAL, "data-dir", "the database in %s was written by a newer parleyd (version %d)", s->dir, version);
-    return version == 0 ? create_tables(s, err) : version < 0 ? sql_fail(s, err) : PL_OK;
+    return version == 0 ? begin_database(s, err) : version < 0 ? sql_fail(s, err) : PL_OK;
 }
 
 pl_status pl_store_open(struct pl_store **out, const char *dir, struct pl_err *err)
@@ -543,10 +570,16 @@ bool pl_store_has_event(struct pl_store *s, const char *job, const char *message
 
 void pl_store_new_id(char out[PL_ID_MAX], const char *prefix)
 {
-    unsigned char random[12];
+    unsigned char random[N_DIGITS / 2];
     while (getrandom(random, sizeof random, 0) != (ssize_t)sizeof random)
         ;
     int at = snprintf(out, PL_ID_MAX, "%s", prefix);
     for (size_t i = 0; i < sizeof random; i++)
         at += snprintf(out + at, (size_t)(PL_ID_MAX - at), "%02x", random[i]);
+}
+
+bool pl_store_is_id(const char *name, const char *prefix)
+{
+    const size_t n = strlen(prefix);
+    return strncmp(name, prefix, n) == 0 && strlen(name + n) == N_DIGITS && strspn(name + n, "0123456789abcdef") == N_DIGITS;
 }

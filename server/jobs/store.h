@@ -56,7 +56,8 @@ struct pl_checkpoint_row {
 /* The tables, in the order of the columns above. */
 typedef enum { PL_TABLE_FILES, PL_TABLE_JOBS, PL_TABLE_EVENTS, PL_TABLE_CHECKPOINTS } pl_table;
 
-/* dir: made with mode 0700 if it is not there. PL_EINVAL (param "data-dir") when it cannot be used, or another daemon uses it. */
+/* dir: made with mode 0700 if it is not there. PL_EINVAL (param "data-dir") when it cannot be used, another daemon uses it, or it has files
+ * or jobs but no database that knows them. */
 pl_status pl_store_open(struct pl_store **out, const char *dir, struct pl_err *err) PL_MUST_CHECK;
 void pl_store_close(struct pl_store *s);
 const char *pl_store_dir(const struct pl_store *s);
@@ -98,6 +99,8 @@ bool pl_store_has_event(struct pl_store *s, const char *job, const char *message
 
 /* prefix followed by 24 random hexadecimal digits. */
 void pl_store_new_id(char out[PL_ID_MAX], const char *prefix);
+/* Whether name is of that form. */
+bool pl_store_is_id(const char *name, const char *prefix);
 /* Replaces a row's text. */
 void pl_row_set(char **field, const char *value);
 

@@ -310,8 +310,9 @@ def test_finished_while_nobody_looked(place):
 def test_half_a_job_is_swept(place):
     place.run("--train-jobs", 0)
     kept = place.job().id
-    (place.data / "jobs/ftjob-unfinished").mkdir()
-    (place.data / "jobs/ftjob-unfinished/training.jsonl").write_text("x")
+    unfinished = place.data / "jobs" / ("ftjob-" + "0" * 24)
+    unfinished.mkdir()
+    (unfinished / "training.jsonl").write_text("x")
     place.kill()
     place.run("--train-jobs", 0)
     assert os.listdir(place.data / "jobs") == [kept]
