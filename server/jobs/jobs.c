@@ -31,8 +31,9 @@ char *pl_jobs_folder(struct pl_jobs *j, const char *id)
 
 void pl_jobs_poke(struct pl_jobs *j)
 {
-    if (j->supervisor != NULL)
-        pl_supervisor_poke(j->supervisor);
+    struct pl_supervisor *s = j->supervisor;
+    if (s != NULL)
+        pl_supervisor_poke(s);
 }
 
 pl_status pl_jobs_event(struct pl_jobs *j, const char *job, const char *level, const char *type, const char *data, int64_t at, struct pl_err *err,
@@ -561,8 +562,9 @@ pl_status pl_jobs_start(struct pl_jobs *j, struct pl_err *err)
     pl_rows_free(PL_TABLE_JOBS, rows, n);
     if (sched_getaffinity(getpid(), sizeof cpus, &cpus) != 0) /* of the main thread, which is tied to no processor */
         memset(&cpus, 0xff, sizeof cpus);
-    if (st == PL_OK)
-        st = pl_supervisor_start(&j->supervisor, j, &cpus, err);
+    struct pl_supervisor *supervisor;
+    if (st == PL_OK && (st = pl_supervisor_start(&supervisor, j, &cpus, err)) == PL_OK)
+        j->supervisor = supervisor;
     return st;
 }
 
@@ -571,7 +573,6 @@ void pl_jobs_stop(struct pl_jobs *j, unsigned seconds)
     if (j == NULL)
         return;
     pl_supervisor_stop(j->supervisor, seconds);
-    j->supervisor = NULL;
 }
 
 void pl_jobs_close(struct pl_jobs *j)
@@ -580,6 +581,7 @@ void pl_jobs_close(struct pl_jobs *j)
         return;
     pl_supervisor_stop(j->supervisor, 0);
     pl_tasks_stop(j->tasks);
+    pl_supervisor_free(j->supervisor);
     pl_store_close(j->store);
     pthread_mutex_destroy(&j->load_lock);
     free(j);
@@ -589,6 +591,7 @@ void pl_jobs_render_metrics(struct pl_jobs *j, struct pl_buf *out)
 {
     static const char *const states[] = {"validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"};
     uint64_t bytes, n;
+    struct pl_supervisor *supervisor = j->supervisor;
     pl_store_usage(j->store, &bytes, &n);
     pl_buf_adds(out, "# HELP parley_jobs Fine-tuning jobs by state.\n# TYPE parley_jobs gauge\n");
     for (size_t i = 0; i < PL_COUNT_OF(states); i++)
@@ -599,5 +602,5 @@ void pl_jobs_render_metrics(struct pl_jobs *j, struct pl_buf *out)
                 "# HELP parley_job_restarts_total Workers started again after a crash.\n# TYPE parley_job_restarts_total counter\n"
                 "parley_job_restarts_total %llu\n",
                 (unsigned long long)n, (unsigned long long)bytes,
-                (unsigned long long)(j->supervisor != NULL ? pl_supervisor_restarts(j->supervisor) : 0));
+                (unsigned long long)(supervisor != NULL ? pl_supervisor_restarts(supervisor) : 0));
 }

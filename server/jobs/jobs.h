@@ -25,7 +25,7 @@ struct pl_jobs {
     struct pl_server *server; /* borrowed */
     struct pl_store *store;
     struct pl_tasks *tasks;
-    struct pl_supervisor *supervisor;
+    _Atomic(struct pl_supervisor *) supervisor; /* NULL until the model is loaded; freed when nobody is left to ask */
     pthread_mutex_t load_lock; /* one model is loaded at a time */
 };
 

@@ -52,6 +52,7 @@ struct pl_supervisor {
     pthread_mutex_t lock;
     pthread_cond_t wake;
     bool poked;
+    bool joined;
     atomic_bool stopping;
     atomic_uint stop_seconds;
     atomic_ullong restarts;
@@ -577,12 +578,19 @@ void pl_supervisor_poke(struct pl_supervisor *s)
 
 void pl_supervisor_stop(struct pl_supervisor *s, unsigned seconds)
 {
-    if (s == NULL)
+    if (s == NULL || s->joined)
         return;
     atomic_store(&s->stop_seconds, seconds);
     atomic_store(&s->stopping, true);
     pl_supervisor_poke(s);
     pthread_join(s->thread, NULL);
+    s->joined = true;
+}
+
+void pl_supervisor_free(struct pl_supervisor *s)
+{
+    if (s == NULL)
+        return;
     while (s->workers != NULL)
         forget_worker(s, s->workers->id);
     pthread_cond_destroy(&s->wake);
