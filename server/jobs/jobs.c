@@ -387,7 +387,22 @@ pl_status pl_jobs_model_path(struct pl_jobs *j, const char *name, char **path, s
     return st == PL_OK ? PL_OK : st == PL_ENOENT ? no_model(name, err) : pl_fail(err, st, "%s", pl_status_text(st));
 }
 
-pl_status pl_jobs_load(struct pl_jobs *j, const char *name, const char *path, struct pl_err *err)
+bool pl_jobs_has_own_base(const struct pl_job_row *row)
+{
+    const size_t n = row->base_adapter != NULL ? strlen(row->base_adapter) : 0;
+    return n >= 5 && strcmp(row->base_adapter + n - 5, ".gguf") == 0;
+}
+
+/* Whether an adapter that the job made is one of the model that this daemon has. */
+static pl_status check_base(const struct pl_job_row *row, const char *name, const char *path, struct pl_err *err)
+{
+    if (pl_jobs_has_own_base(row))
+        return pl_fail_param(err, PL_ENOTSUP, "model", "it is an adapter of the whole model %s; serve it with parleyd --model %s --adapter %s=%s",
+                             row->base_adapter, row->base_adapter, name, path);
+    return PL_OK;
+}
+
+pl_status pl_jobs_load(struct pl_jobs *j, const struct pl_job_row *row, const char *name, const char *path, struct pl_err *err)
 {
     struct pl_adapters *served = j->server->adapters;
     char *whole = NULL;
@@ -397,20 +412,41 @@ pl_status pl_jobs_load(struct pl_jobs *j, const char *name, const char *path, st
         return st;
     }
     free(whole);
+    pl_status st = check_base(row, name, path, err);
+    if (st != PL_OK)
+        return st;
     pthread_mutex_lock(&j->load_lock);
     struct pl_served *there = pl_adapters_find(served, name);
     pl_served_unref(there);
-    const pl_status st = there != NULL ? PL_OK : pl_adapters_load(served, name, path, false, err);
+    st = there != NULL ? PL_OK : pl_adapters_load(served, name, path, false, err);
     pthread_mutex_unlock(&j->load_lock);
+    return st;
+}
+
+/* The job that made a tuned model or checkpoint. */
+static pl_status job_of_model(struct pl_jobs *j, const char *name, struct pl_job_row *row, struct pl_err *err)
+{
+    struct pl_checkpoint_row c;
+    pl_status st = pl_store_get(j->store, PL_TABLE_JOBS, "name", name, row, err);
+    if (st != PL_ENOENT)
+        return st;
+    st = pl_store_get(j->store, PL_TABLE_CHECKPOINTS, "name", name, &c, err);
+    if (st == PL_OK)
+        st = pl_store_get(j->store, PL_TABLE_JOBS, "id", c.job, row, err);
+    pl_row_fini(PL_TABLE_CHECKPOINTS, &c);
     return st;
 }
 
 pl_status pl_jobs_serve(struct pl_jobs *j, const char *name, struct pl_err *err)
 {
+    struct pl_job_row row = {0};
     char *path = NULL;
     pl_status st = pl_jobs_model_path(j, name, &path, err);
     if (st == PL_OK)
-        st = pl_jobs_load(j, name, path, err);
+        st = job_of_model(j, name, &row, err);
+    if (st == PL_OK)
+        st = pl_jobs_load(j, &row, name, path, err);
+    pl_row_fini(PL_TABLE_JOBS, &row);
     free(path);
     return st;
 }

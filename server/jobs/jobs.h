@@ -67,8 +67,10 @@ void pl_jobs_poke(struct pl_jobs *j);
 /* DIR/jobs/<id>; free(). */
 char *pl_jobs_folder(struct pl_jobs *j, const char *id);
 
-/* Serves the adapter in path under name; PL_OK when it is served already. */
-pl_status pl_jobs_load(struct pl_jobs *j, const char *name, const char *path, struct pl_err *err) PL_MUST_CHECK;
+/* The tuned model that the job goes on from is a whole one (a GGUF file of its own). */
+bool pl_jobs_has_own_base(const struct pl_job_row *row);
+/* Serves the adapter in path, which the job made, under name; PL_OK when it is served already. PL_ENOTSUP: it is not one of this daemon's model. */
+pl_status pl_jobs_load(struct pl_jobs *j, const struct pl_job_row *row, const char *name, const char *path, struct pl_err *err) PL_MUST_CHECK;
 /* The same for a tuned model or checkpoint that is not loaded, by its exact name. PL_ENOENT. */
 pl_status pl_jobs_serve(struct pl_jobs *j, const char *name, struct pl_err *err) PL_MUST_CHECK;
 /* A tuned model or checkpoint by its exact name: its PEFT folder (or file), free(). PL_ENOENT. */

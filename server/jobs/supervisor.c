@@ -98,12 +98,6 @@ static uint64_t memory_limit(const struct pl_config *c)
     return kib << 10;
 }
 
-static bool ends_with(const char *s, const char *tail)
-{
-    const size_t n = strlen(s), k = strlen(tail);
-    return n >= k && strcmp(s + n - k, tail) == 0;
-}
-
 static pl_status write_job(struct pl_jobs *j, const struct pl_job_row *row, const char *folder, struct pl_err *err)
 {
     struct pl_train_job job = {.id = row->id, .name = row->name, .created_at = row->created_at};
@@ -116,7 +110,7 @@ static pl_status write_job(struct pl_jobs *j, const struct pl_job_row *row, cons
         return st;
     if (asprintf(&training, "%s/training.jsonl", folder) < 0 || asprintf(&validation, "%s/validation.jsonl", folder) < 0)
         return pl_fail(err, PL_ENOMEM, "out of memory");
-    const bool tuned_whole = row->base_adapter != NULL && ends_with(row->base_adapter, ".gguf");
+    const bool tuned_whole = pl_jobs_has_own_base(row);
     job.base = tuned_whole ? row->base_adapter : (char *)(uintptr_t)j->server->model_path;
     job.base_adapter = tuned_whole ? NULL : row->base_adapter;
     job.chat_template = c->chat_template[0] != '\0' ? (char *)(uintptr_t)c->chat_template : NULL;
@@ -271,7 +265,7 @@ static pl_status serve(struct pl_supervisor *s, const struct pl_job_row *row, st
     char *folder = pl_jobs_folder(s->j, row->id);
     char *path = NULL;
     pl_status st = PL_OK;
-    if (asprintf(&path, "%s/result", folder) >= 0 && pl_jobs_load(s->j, row->name, path, &why) != PL_OK) {
+    if (asprintf(&path, "%s/result", folder) >= 0 && pl_jobs_load(s->j, row, row->name, path, &why) != PL_OK) {
         pl_log_warn("%s: %s is not served: %s", row->id, row->name, why.msg);
         st = pl_jobs_event(s->j, row->id, "warn", "message", NULL, -1, err, "The model is not served by this daemon: %s", why.msg);
     }

@@ -402,6 +402,24 @@ def test_a_tuned_model_as_base(place):
     assert e.value.body["code"] == "model_not_available"
 
 
+def test_a_whole_tuned_model_as_base(place):
+    """An adapter of a whole tuned model is not one of the model that the daemon has: it is never served on that."""
+    c = place.run()
+    place.script(steps=4, seconds=0, checkpoint_every=2, whole=True)
+    first = place.wait(place.job().id, "succeeded")
+    place.script(steps=4, seconds=0, checkpoint_every=2)
+    second = place.wait(c.fine_tuning.jobs.create(model=first.fine_tuned_model, training_file=upload(c).id).id, "succeeded")
+    job = place.seen(second.id)["job"]
+    assert job["base"] == str(place.data / "jobs" / second.id / "base/model.gguf") and job["base_adapter"] is None
+    text = "it is an adapter of the whole model " + job["base"]
+    assert any(e.level == "warn" and text in e.message for e in place.events(second.id))
+    checkpoint = c.fine_tuning.jobs.checkpoints.list(second.id).data[0].fine_tuned_model_checkpoint
+    for name in second.fine_tuned_model, checkpoint:
+        with pytest.raises(openai.APIStatusError) as e:
+            c.chat.completions.create(model=name, messages=[{"role": "user", "content": "a"}], max_tokens=1)
+        assert text in str(e.value)
+
+
 def test_dry_run(place):
     place.run("--train-threads", 2)
     f = upload(place.client, (CHAT + "\n") * 40)
