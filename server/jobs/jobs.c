@@ -452,7 +452,7 @@ pl_status pl_jobs_serve(struct pl_jobs *j, const char *name, struct pl_err *err)
 }
 
 /* A model that is deleted answers no new request; those that run end as they would have. */
-static void unload(struct pl_jobs *j, const char *name)
+void pl_jobs_unload(struct pl_jobs *j, const char *name)
 {
     struct pl_err err = {0};
     if (j->server->adapters != NULL && pl_adapters_unload(j->server->adapters, name, &err) != PL_OK)
@@ -473,7 +473,7 @@ static pl_status delete_checkpoints(struct pl_jobs *j, const char *job, const ch
         char *path = NULL;
         st = pl_store_delete(j->store, PL_TABLE_CHECKPOINTS, c->seq, err);
         if (st == PL_OK)
-            unload(j, c->name);
+            pl_jobs_unload(j, c->name);
         if (st == PL_OK && asprintf(&path, "%s/%s", folder, c->path) >= 0)
             pl_files_remove_tree(path);
         free(path);
@@ -503,7 +503,7 @@ pl_status pl_jobs_delete_model(struct pl_jobs *j, const char *name, struct pl_er
         pl_row_fini(PL_TABLE_CHECKPOINTS, &c);
     }
     if (st == PL_OK) {
-        unload(j, name);
+        pl_jobs_unload(j, name);
         pl_files_remove_tree(path);
         pl_log_info("model %s deleted", name);
     }

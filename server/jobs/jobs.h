@@ -71,7 +71,9 @@ char *pl_jobs_folder(struct pl_jobs *j, const char *id);
 bool pl_jobs_has_own_base(const struct pl_job_row *row);
 /* Serves the adapter in path, which the job made, under name; PL_OK when it is served already. PL_ENOTSUP: it is not one of this daemon's model. */
 pl_status pl_jobs_load(struct pl_jobs *j, const struct pl_job_row *row, const char *name, const char *path, struct pl_err *err) PL_MUST_CHECK;
-/* The same for a tuned model or checkpoint that is not loaded, by its exact name. PL_ENOENT. */
+/* Ends that; requests that run are answered. */
+void pl_jobs_unload(struct pl_jobs *j, const char *name);
+/* pl_jobs_load for a tuned model or checkpoint that is not loaded, by its exact name. PL_ENOENT. */
 pl_status pl_jobs_serve(struct pl_jobs *j, const char *name, struct pl_err *err) PL_MUST_CHECK;
 /* A tuned model or checkpoint by its exact name: its PEFT folder (or file), free(). PL_ENOENT. */
 pl_status pl_jobs_model_path(struct pl_jobs *j, const char *name, char **path, struct pl_err *err) PL_MUST_CHECK;

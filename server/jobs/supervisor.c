@@ -123,6 +123,42 @@ static pl_status write_job(struct pl_jobs *j, const struct pl_job_row *row, cons
     return st;
 }
 
+static bool is_done(const json_t *outcome)
+{
+    const char *type = json_string_value(json_object_get(outcome, "type"));
+    return type != NULL && strcmp(type, "done") == 0;
+}
+
+/* Begins a transaction that ends something, with the row as it is now. PL_ESTOPPED: its status is not the one that was seen, because a client
+ * has cancelled or paused the job meanwhile; that stands, and the next look finds the worker gone. */
+static pl_status begin_end(struct pl_supervisor *s, struct pl_job_row *row, struct pl_err *err)
+{
+    struct pl_store *store = s->j->store;
+    struct pl_job_row now;
+    pl_status st = pl_store_begin(store, err);
+    if (st != PL_OK)
+        return st;
+    st = pl_store_get(store, PL_TABLE_JOBS, "id", row->id, &now, err);
+    if (st == PL_OK && strcmp(now.status, row->status) != 0)
+        st = pl_fail(err, PL_ESTOPPED, "%s is %s now", row->id, now.status);
+    if (st != PL_OK) {
+        pl_store_rollback(store);
+        pl_row_fini(PL_TABLE_JOBS, &now);
+        return st;
+    }
+    pl_row_fini(PL_TABLE_JOBS, row);
+    *row = now;
+    return PL_OK;
+}
+
+static void end_failed(const char *id, pl_status st, const struct pl_err *err)
+{
+    if (st == PL_ESTOPPED)
+        pl_log_info("%s", err->msg);
+    else
+        complain(id, err);
+}
+
 /* Marks the row before the process exists, so that it is looked for after a crash of the daemon. */
 static pl_status mark_running(struct pl_supervisor *s, struct pl_job_row *row, struct pl_err *err)
 {
@@ -139,7 +175,10 @@ static pl_status mark_running(struct pl_supervisor *s, struct pl_job_row *row, s
         const bool first = row->started_at == 0;
         row->alive = 1;
         pl_row_set(&row->status, "running");
-        pl_row_set(&row->outcome, NULL);
+        json_t *outcome = row->outcome != NULL ? json_loads(row->outcome, 0, NULL) : NULL;
+        if (!is_done(outcome)) /* a job that was paused as it ended is done at once: its worker says so once only */
+            pl_row_set(&row->outcome, NULL);
+        json_decref(outcome);
         if (first)
             row->started_at = time(NULL);
         st = pl_store_update(store, PL_TABLE_JOBS, row, err);
@@ -207,7 +246,7 @@ static pl_status end_job(struct pl_supervisor *s, struct pl_job_row *row, const 
 static void fail_job(struct pl_supervisor *s, struct pl_job_row *row, const char *code, const char *param, const char *message)
 {
     struct pl_err err = {0};
-    pl_status st = pl_store_begin(s->j->store, &err);
+    pl_status st = begin_end(s, row, &err);
     if (st == PL_OK) {
         set_error(row, code, param, message);
         st = end_job(s, row, "failed", &err);
@@ -216,7 +255,7 @@ static void fail_job(struct pl_supervisor *s, struct pl_job_row *row, const char
         st = pl_store_end(s->j->store, st, &err);
     }
     if (st != PL_OK)
-        complain(row->id, &err);
+        end_failed(row->id, st, &err);
     else
         pl_log_warn("%s failed: %s: %s", row->id, code, message);
 }
@@ -279,7 +318,7 @@ static void succeed(struct pl_supervisor *s, struct pl_job_row *row)
     struct pl_err err = {0};
     pl_status st = serve(s, row, &err);
     if (st == PL_OK)
-        st = pl_store_begin(s->j->store, &err);
+        st = begin_end(s, row, &err);
     if (st == PL_OK) {
         st = adopt_results(s, row, &err);
         if (st == PL_OK)
@@ -291,7 +330,8 @@ static void succeed(struct pl_supervisor *s, struct pl_job_row *row)
         st = pl_store_end(s->j->store, st, &err);
     }
     if (st != PL_OK) { /* the row still says alive: tried again at the next look */
-        complain(row->id, &err);
+        end_failed(row->id, st, &err);
+        pl_jobs_unload(s->j, row->name);
         if (row->result_file != NULL)
             pl_files_discard(s->j->store, row->result_file);
         return;
@@ -329,29 +369,35 @@ static void describe_end(int status, const char *folder, char *out, size_t n)
         snprintf(out, n, "the worker exited with status %d%s%s", WEXITSTATUS(status), words[0] != '\0' ? "; its last words: " : "", words);
 }
 
-static void queue_again(struct pl_supervisor *s, struct pl_job_row *row, const char *level, const char *message)
+/* crashes: how many there are now, at the row's step; 0 = it was not one. */
+static void queue_again(struct pl_supervisor *s, struct pl_job_row *row, int64_t crashes, const char *message)
 {
     struct pl_err err = {0};
-    pl_status st = pl_store_begin(s->j->store, &err);
+    const int64_t step = row->step;
+    const bool crash = crashes > 0;
+    pl_status st = begin_end(s, row, &err);
     if (st == PL_OK) {
+        if (crash) {
+            row->crashes = crashes;
+            row->crash_step = step;
+        }
         pl_row_set(&row->status, "queued");
         row->alive = 0;
         st = pl_store_update(s->j->store, PL_TABLE_JOBS, row, &err);
         if (st == PL_OK)
-            st = pl_jobs_event(s->j, row->id, level, "message", NULL, -1, &err, "%s", message);
+            st = pl_jobs_event(s->j, row->id, crash ? "warn" : "info", "message", NULL, -1, &err, "%s", message);
         st = pl_store_end(s->j->store, st, &err);
     }
     if (st != PL_OK)
-        complain(row->id, &err);
+        end_failed(row->id, st, &err);
 }
 
 static void crashed(struct pl_supervisor *s, struct pl_job_row *row, int status, const char *folder)
 {
     char what[400], message[500];
     describe_end(status, folder, what, sizeof what);
-    row->crashes = row->step > row->crash_step ? 1 : row->crashes + 1;
-    row->crash_step = row->step;
-    if (row->crashes >= MAX_CRASHES) {
+    const int64_t crashes = row->step > row->crash_step ? 1 : row->crashes + 1;
+    if (crashes >= MAX_CRASHES) {
         snprintf(message, sizeof message, "%s, %d times without progress", what, MAX_CRASHES);
         fail_job(s, row, "worker_crashed", NULL, message);
         return;
@@ -359,7 +405,7 @@ static void crashed(struct pl_supervisor *s, struct pl_job_row *row, int status,
     atomic_fetch_add(&s->restarts, 1);
     pl_log_warn("%s: %s; starting it again", row->id, what);
     snprintf(message, sizeof message, "%s; it starts again from its last checkpoint", what);
-    queue_again(s, row, "warn", message);
+    queue_again(s, row, crashes, message);
 }
 
 static void failed_by_worker(struct pl_supervisor *s, struct pl_job_row *row, const json_t *outcome)
@@ -376,16 +422,21 @@ static void settle(struct pl_supervisor *s, struct pl_job_row *row, int status, 
     const char *type = json_string_value(json_object_get(outcome, "type"));
     struct pl_err err = {0};
     if (strcmp(row->status, "running") != 0) { /* paused, cancelled, or queued again meanwhile */
-        row->alive = 0;
-        if (pl_store_update(s->j->store, PL_TABLE_JOBS, row, &err) != PL_OK)
-            complain(row->id, &err);
-        pl_log_info("%s: worker gone, %s", row->id, row->status);
-    } else if (type != NULL && strcmp(type, "done") == 0) {
+        pl_status st = begin_end(s, row, &err);
+        if (st == PL_OK) {
+            row->alive = 0;
+            st = pl_store_end(s->j->store, pl_store_update(s->j->store, PL_TABLE_JOBS, row, &err), &err);
+        }
+        if (st != PL_OK)
+            end_failed(row->id, st, &err);
+        else
+            pl_log_info("%s: worker gone, %s", row->id, row->status);
+    } else if (is_done(outcome)) {
         succeed(s, row);
     } else if (type != NULL) {
         failed_by_worker(s, row, outcome);
     } else if (status == -1 || (WIFEXITED(status) && WEXITSTATUS(status) == EXIT_INTERRUPTED)) {
-        queue_again(s, row, "info", "The job was interrupted; it goes on from its last checkpoint");
+        queue_again(s, row, 0, "The job was interrupted; it goes on from its last checkpoint");
     } else {
         crashed(s, row, status, folder);
     }

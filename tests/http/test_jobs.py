@@ -179,6 +179,21 @@ def test_pause_resume_cancel(place):
         assert e.value.body["code"] == "invalid_job_state"
 
 
+def test_paused_as_it_ends(place):
+    """The pause was promised and stands; the worker that is done by then says so once only."""
+    c = place.run()
+    place.script(steps=3, seconds=0.3, ignore_term=True)
+    job = place.job()
+    until(lambda: any(e.type == "metrics" for e in place.events(job.id)))
+    assert c.fine_tuning.jobs.pause(job.id).status == "paused"
+    until(lambda: (place.data / "jobs" / job.id / "results.csv").exists())
+    until(lambda: "worker gone, paused" in place.daemon.log)
+    assert c.fine_tuning.jobs.retrieve(job.id).status == "paused"
+    place.script(exit=0)
+    assert c.fine_tuning.jobs.resume(job.id).status == "queued"
+    assert len(place.wait(job.id, "succeeded").result_files) == 1
+
+
 def test_states_before_it_runs(place):
     c = place.run("--train-jobs", 0)
     a, b = place.job().id, place.job().id
