@@ -507,7 +507,7 @@ static void tend(struct pl_supervisor *s, const struct pl_job_row *seen)
     } else if (!ended) {
         steer(s, w, seen->status);
     } else if (pl_store_get(s->j->store, PL_TABLE_JOBS, "id", seen->id, &row, &err) == PL_OK) {
-        const int status = w != NULL ? w->w.status : -1;
+        const int status = w != NULL && !w->w.killed ? w->w.status : -1; /* killed by us: it was too slow to stop, and did not crash */
         forget_worker(s, seen->id);
         settle(s, &row, status, folder);
         pl_row_fini(PL_TABLE_JOBS, &row);

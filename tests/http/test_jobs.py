@@ -278,6 +278,20 @@ def test_stopping_the_daemon_interrupts(place):
     assert "The job was interrupted; it goes on from its last checkpoint" in messages(events) and "training from step 4" in messages(events)
 
 
+def test_a_worker_that_does_not_stop_in_time(place):
+    """The daemon ends it, which is no crash of the worker."""
+    c = place.run("--drain-timeout", 1)
+    place.script(steps=1000, seconds=0.05, checkpoint_every=2, ignore_term=True)
+    job = place.job()
+    until(lambda: any(e.type == "metrics" for e in place.events(job.id)))
+    place.daemon.stop()
+    place.script(steps=1, seconds=0)
+    c = place.run("--train-jobs", 0)
+    assert c.fine_tuning.jobs.retrieve(job.id).status == "queued"
+    assert messages(place.events(job.id))[-1] == "The job was interrupted; it goes on from its last checkpoint"
+    assert place.daemon.metrics()["parley_job_restarts_total"] == 0
+
+
 def test_a_killed_daemon_takes_its_worker_over(place):
     place.run()
     place.script(steps=40, seconds=0.05, checkpoint_every=10)
