@@ -284,7 +284,7 @@ static void validate(void *arg, struct pl_http_resp *resp)
     struct pl_train_plan plan = {0};
     struct pl_err why = {0}, err = {0};
     (void)resp;
-    if (pl_store_get(v->j->store, PL_TABLE_JOBS, "id", v->id, &row, &err) == PL_OK && !row.validated) {
+    if (pl_store_get(v->j->store, PL_TABLE_JOBS, "id", v->id, &row, &err) == PL_OK && strcmp(row.status, "validating_files") == 0) {
         const pl_status checked = plan_row(v->j, &row, &plan, &why);
         if (record(v->j, v->id, checked, &plan, &why, &err) == PL_OK)
             pl_log_info("%s %s%s", v->id, checked == PL_OK ? "queued" : "failed: ", checked == PL_OK ? "" : why.msg);
@@ -296,13 +296,41 @@ static void validate(void *arg, struct pl_http_resp *resp)
     pl_jobs_poke(v->j);
 }
 
-pl_status pl_jobs_validate_later(struct pl_jobs *j, const struct pl_job_row *row, struct pl_err *err)
+static void drop_validation(void *arg)
 {
+    struct validation *v = arg;
+    atomic_fetch_sub(&v->j->n_checks, 1);
+    free(v);
+}
+
+void pl_jobs_validate_later(struct pl_jobs *j, const struct pl_job_row *row)
+{
+    struct pl_err err = {0};
     struct validation *v = pl_xcalloc(1, sizeof *v);
     v->j = j;
     snprintf(v->id, sizeof v->id, "%s", row->id);
-    const struct pl_task task = {validate, free, v};
-    return pl_tasks_add(j->tasks, &task, err);
+    atomic_fetch_add(&j->n_checks, 1);
+    const struct pl_task task = {validate, drop_validation, v};
+    if (pl_tasks_add(j->tasks, &task, &err) != PL_OK)
+        pl_log_debug("%s: %s", row->id, err.msg);
+}
+
+void pl_jobs_validate_waiting(struct pl_jobs *j)
+{
+    const struct pl_store_query q = {.column = "status", .value = "validating_files", .ascending = true, .limit = PL_TASKS_WAITING};
+    struct pl_err err = {0};
+    void *rows;
+    size_t n;
+    bool more;
+    if (atomic_load(&j->n_checks) > 0)
+        return;
+    if (pl_store_list(j->store, PL_TABLE_JOBS, &q, &rows, &n, &more, &err) != PL_OK) {
+        pl_log_error("%s", err.msg);
+        return;
+    }
+    for (size_t i = 0; i < n; i++)
+        pl_jobs_validate_later(j, (const struct pl_job_row *)rows + i);
+    pl_rows_free(PL_TABLE_JOBS, rows, n);
 }
 
 /* ---- changes of state ---------------------------------------------------------------------------------------------- */
@@ -347,7 +375,7 @@ pl_status pl_jobs_change(struct pl_jobs *j, const char *id, pl_job_wish wish, st
         st = pl_jobs_event(j, id, changes[wish].level, "message", NULL, -1, err, "%s", changes[wish].event);
     st = pl_store_end(j->store, st, err);
     if (st == PL_OK && again)
-        st = pl_jobs_validate_later(j, &row, err);
+        pl_jobs_validate_later(j, &row);
     if (st == PL_OK)
         pl_log_info("%s %s", id, changes[wish].verb);
     pl_row_fini(PL_TABLE_JOBS, &row);
@@ -586,20 +614,13 @@ static void serve_all(struct pl_jobs *j)
 
 pl_status pl_jobs_start(struct pl_jobs *j, struct pl_err *err)
 {
-    const struct pl_store_query q = {.column = "status", .value = "validating_files", .ascending = true};
     cpu_set_t cpus;
-    void *rows;
-    size_t n;
-    bool more;
     serve_all(j);
-    pl_status st = pl_store_list(j->store, PL_TABLE_JOBS, &q, &rows, &n, &more, err);
-    for (size_t i = 0; i < n && st == PL_OK; i++)
-        st = pl_jobs_validate_later(j, (const struct pl_job_row *)rows + i, err);
-    pl_rows_free(PL_TABLE_JOBS, rows, n);
     if (sched_getaffinity(getpid(), sizeof cpus, &cpus) != 0) /* of the main thread, which is tied to no processor */
         memset(&cpus, 0xff, sizeof cpus);
     struct pl_supervisor *supervisor;
-    if (st == PL_OK && (st = pl_supervisor_start(&supervisor, j, &cpus, err)) == PL_OK)
+    const pl_status st = pl_supervisor_start(&supervisor, j, &cpus, err);
+    if (st == PL_OK)
         j->supervisor = supervisor;
     return st;
 }

@@ -11,6 +11,7 @@
 
 #include <jansson.h>
 #include <pthread.h>
+#include <stdatomic.h>
 
 #include "core/base/buf.h"
 #include "core/train/dataset.h"
@@ -26,6 +27,7 @@ struct pl_jobs {
     struct pl_store *store;
     struct pl_tasks *tasks;
     _Atomic(struct pl_supervisor *) supervisor; /* NULL until the model is loaded; freed when nobody is left to ask */
+    atomic_uint n_checks; /* jobs in the queue of checks */
     pthread_mutex_t load_lock; /* one model is loaded at a time */
 };
 
@@ -39,8 +41,11 @@ void pl_jobs_close(struct pl_jobs *j);
 /* For /metrics. */
 void pl_jobs_render_metrics(struct pl_jobs *j, struct pl_buf *out);
 
-/* Checks a new job's files against the model and gives every "auto" its value. row is as inserted, status validating_files. */
-pl_status pl_jobs_validate_later(struct pl_jobs *j, const struct pl_job_row *row, struct pl_err *err) PL_MUST_CHECK;
+/* Checks a new job's files against the model and gives every "auto" its value. row is as inserted, status validating_files. When the queue of
+ * checks is full, the supervisor asks again. */
+void pl_jobs_validate_later(struct pl_jobs *j, const struct pl_job_row *row);
+/* The same for every job that waits for its checks, unless some are being made. */
+void pl_jobs_validate_waiting(struct pl_jobs *j);
 /* The same at once, for a dry run and for the above. method: as read from the request; paths of the files, validation NULL = none. The plan is
  * fini'd by the caller in either case. */
 pl_status pl_jobs_plan(struct pl_jobs *j, const struct pl_train_spec *method, const char *training, const char *validation, struct pl_train_plan *plan,

@@ -587,6 +587,7 @@ static void *supervise(void *arg)
         } else {
             launch_waiting(s, running);
             if (pl_now_ns() - s->expired_ns > EXPIRE_EVERY_NS) {
+                pl_jobs_validate_waiting(s->j);
                 pl_files_expire(s->j->store, time(NULL));
                 s->expired_ns = pl_now_ns();
             }

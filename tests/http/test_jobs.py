@@ -2,12 +2,14 @@
 paging, what is refused, and what survives which kill.
 SPDX-License-Identifier: Apache-2.0
 """
+import contextlib
 import io
 import json
 import os
 import random
 import re
 import signal
+import sqlite3
 import time
 from pathlib import Path
 
@@ -192,6 +194,16 @@ def test_paused_as_it_ends(place):
     place.script(exit=0)
     assert c.fine_tuning.jobs.resume(job.id).status == "queued"
     assert len(place.wait(job.id, "succeeded").result_files) == 1
+
+
+def test_a_check_that_nobody_makes(place):
+    """As when the queue of checks was full: the supervisor finds the job."""
+    place.run("--train-jobs", 0)
+    job = place.job().id
+    place.wait(job, "queued")
+    with contextlib.closing(sqlite3.connect(place.data / "parley.db", timeout=10)) as db, db:
+        db.execute("UPDATE jobs SET status='validating_files', validated=0 WHERE id=?", [job])
+    place.wait(job, "queued")
 
 
 def test_states_before_it_runs(place):
