@@ -179,11 +179,36 @@ static pl_status begin_database(struct pl_store *s, struct pl_err *err)
     return st == PL_OK ? create_tables(s, err) : st;
 }
 
+/* Only the owner reads what clients uploaded; SQLite gives the files beside it (-wal, -shm) the database's own mode. */
+static pl_status make_private(const char *path, struct pl_err *err)
+{
+    static const char *const beside[] = {"-wal", "-shm"};
+    const int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    const bool ok = fd >= 0 && fchmod(fd, 0600) == 0;
+    const int why = errno;
+    if (fd >= 0)
+        close(fd);
+    if (!ok)
+        return pl_fail_param(err, PL_EINVAL, "data-dir", "cannot make %s readable by its owner alone: %s", path, strerror(why));
+    for (size_t i = 0; i < PL_COUNT_OF(beside); i++) {
+        char *other = NULL;
+        if (asprintf(&other, "%s%s", path, beside[i]) >= 0 && chmod(other, 0600) != 0 && errno != ENOENT)
+            pl_log_warn("cannot make %s readable by its owner alone: %s", other, strerror(errno));
+        free(other);
+    }
+    return PL_OK;
+}
+
 static pl_status open_database(struct pl_store *s, struct pl_err *err)
 {
     char *path = NULL;
     if (asprintf(&path, "%s/parley.db", s->dir) < 0)
         return pl_fail(err, PL_ENOMEM, "out of memory");
+    const pl_status private = make_private(path, err);
+    if (private != PL_OK) {
+        free(path);
+        return private;
+    }
     const int rc = sqlite3_open_v2(path, &s->db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX, NULL);
     free(path);
     if (rc != SQLITE_OK)

@@ -290,6 +290,19 @@ def test_files_survive_a_kill(tmp_path, tiny, start):
     d.process.returncode = 0  # it was killed on purpose
 
 
+def test_the_database_is_private(tmp_path, tiny, start):
+    data = tmp_path / "data"
+    data.mkdir(mode=0o755)
+    for left in None, "parley.db", "parley.db-wal":
+        if left:  # of a daemon that did not look after it
+            (data / left).touch()
+            (data / left).chmod(0o644)
+        d = start("--data-dir", data, model=tiny)
+        upload(client_of(d))
+        assert {p.name: p.stat().st_mode & 0o777 for p in data.glob("parley.db*")} == dict.fromkeys(["parley.db", "parley.db-wal", "parley.db-shm"], 0o600)
+        d.stop()
+
+
 def test_what_is_not_ours_stays(tmp_path, tiny, start):
     """A data directory that had folders of these names before, and names that only look like ours."""
     theirs = [tmp_path / "data" / name for name in ("files/notes.txt", "files/file-of-mine", "uploads/photo.jpg", "jobs/ftjob-mine/model.gguf",
