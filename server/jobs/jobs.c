@@ -16,6 +16,7 @@
 #include "core/base/log.h"
 #include "core/base/mem.h"
 #include "core/base/pool.h"
+#include "core/base/utf8.h"
 #include "core/model/model.h"
 #include "core/sched/adapters.h"
 #include "server/jobs/files.h"
@@ -36,6 +37,22 @@ void pl_jobs_poke(struct pl_jobs *j)
         pl_supervisor_poke(s);
 }
 
+void pl_jobs_make_utf8(char *s)
+{
+    const size_t n = strlen(s);
+    for (size_t i = 0; i < n;) {
+        uint32_t cp;
+        const int len = pl_utf8_decode(s + i, n - i, &cp);
+        if (len == 0) {
+            s[i] = '\0'; /* a character that was cut */
+            return;
+        }
+        if (len < 0)
+            s[i] = '?';
+        i += len > 0 ? (size_t)len : 1;
+    }
+}
+
 pl_status pl_jobs_event(struct pl_jobs *j, const char *job, const char *level, const char *type, const char *data, int64_t at, struct pl_err *err,
                         const char *fmt, ...)
 {
@@ -45,6 +62,7 @@ pl_status pl_jobs_event(struct pl_jobs *j, const char *job, const char *level, c
     va_start(ap, fmt);
     vsnprintf(message, sizeof message, fmt, ap);
     va_end(ap);
+    pl_jobs_make_utf8(message);
     pl_store_new_id(id, "ftevent-");
     pl_row_set(&e.id, id);
     pl_row_set(&e.job, job);

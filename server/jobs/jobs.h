@@ -67,6 +67,8 @@ pl_status pl_jobs_change(struct pl_jobs *j, const char *id, pl_job_wish wish, st
 /* Adds an event. level: info, warn, error; data: JSON or NULL, type "message" or "metrics"; at as in the row. Inside or outside a transaction. */
 pl_status pl_jobs_event(struct pl_jobs *j, const char *job, const char *level, const char *type, const char *data, int64_t at, struct pl_err *err,
                         const char *fmt, ...) __attribute__((format(printf, 8, 9))) PL_MUST_CHECK;
+/* What is not UTF-8 becomes '?'; a character that is cut at the end goes. */
+void pl_jobs_make_utf8(char *s);
 /* Something changed that the supervisor should look at now. */
 void pl_jobs_poke(struct pl_jobs *j);
 /* DIR/jobs/<id>; free(). */

@@ -227,10 +227,13 @@ out:
 
 static void set_error(struct pl_job_row *row, const char *code, const char *param, const char *message)
 {
-    json_t *e = json_pack("{s:s,s:s,s:s?}", "code", code, "message", message, "param", param);
+    char *readable = pl_xstrdup(message);
+    pl_jobs_make_utf8(readable);
+    json_t *e = json_pack("{s:s,s:s,s:s?}", "code", code, "message", readable, "param", param);
     char *text = e != NULL ? json_dumps(e, 0) : NULL;
-    pl_row_set(&row->error, text != NULL ? text : "{\"code\":\"failed\",\"message\":\"the worker's message is not UTF-8\",\"param\":null}");
+    pl_row_set(&row->error, text);
     free(text);
+    free(readable);
     json_decref(e);
 }
 
@@ -357,6 +360,7 @@ static void last_words(const char *folder, char *out, size_t n)
     text[got > 0 ? got : 0] = '\0';
     const char *line = strrchr(text, '\n');
     snprintf(out, n, "%.200s", line != NULL ? line + 1 : text);
+    pl_jobs_make_utf8(out);
 }
 
 static void describe_end(int status, const char *folder, char *out, size_t n)

@@ -274,6 +274,18 @@ def test_what_a_worker_may_not_say(place):
     assert [p.step_number for p in place.client.fine_tuning.jobs.checkpoints.list(job.id)] == [2]
 
 
+def test_words_in_any_language(place):
+    """An event's message is cut between two characters, and one that was cut before still comes through."""
+    place.run()
+    place.script(steps=1, seconds=0, say=[json.dumps({"type": "message", "level": "info", "message": "x" * i + "\u20ac" * 600}) for i in range(3)])
+    job = place.wait(place.job().id, "succeeded")
+    long = [m for m in messages(place.events(job.id)) if "\u20ac" in m]
+    assert long == ["x" * i + "\u20ac" * ((1023 - i) // 3) for i in range(3)]
+    place.script(exit=7, last="\u20ac" * 100)
+    job = place.wait(place.job().id, "failed")
+    assert "\u20ac" * 66 in job.error.message and "\u20ac" * 66 in place.events(job.id)[-1].message
+
+
 def test_stopping_the_daemon_interrupts(place):
     place.run()
     place.script(steps=6, seconds=0.02, checkpoint_every=2, hang_at=4)

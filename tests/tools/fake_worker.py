@@ -3,7 +3,8 @@
 what happens. FOLDER/../../script (a JSON file in the data directory) tells it how to behave:
 
   steps, seconds (of a step), checkpoint_every, fail {"code","param","message"} at step fail_at, crash_at [steps: exit 9 the first time
-  there], hang_at, ignore_term, big (bytes of memory to take), whole (the result is a model.gguf), say (lines written as they are), exit (status)
+  there], hang_at, ignore_term, big (bytes of memory to take), whole (the result is a model.gguf), say (lines written as they are), exit (status), last (word
+  before that)
 SPDX-License-Identifier: Apache-2.0
 """
 import json
@@ -47,7 +48,7 @@ def checkpoint(step):
 assert not any(k.startswith("PARLEY_") for k in os.environ), "the daemon's settings are not the worker's business"
 (folder / "seen.json").write_text(json.dumps({"nice": os.nice(0), "pid": os.getpid(), "job": job, "argv": sys.argv}))
 if "exit" in script:
-    print("no training today", file=sys.stderr)
+    print(script.get("last", "no training today"), file=sys.stderr)
     sys.exit(script["exit"])
 if "big" in script:
     try:
