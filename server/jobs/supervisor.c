@@ -229,7 +229,7 @@ static void set_error(struct pl_job_row *row, const char *code, const char *para
 {
     char *readable = pl_xstrdup(message);
     pl_jobs_make_utf8(readable);
-    json_t *e = json_pack("{s:s,s:s,s:s?}", "code", code, "message", readable, "param", param);
+    json_t *e = json_pack("{s:s,s:s,s:s?}", "code", code, "message", readable, "param", param != NULL && param[0] != '\0' ? param : NULL);
     char *text = e != NULL ? json_dumps(e, 0) : NULL;
     pl_row_set(&row->error, text);
     free(text);

@@ -216,9 +216,10 @@ def test_states_before_it_runs(place):
     assert c.fine_tuning.jobs.cancel(b).status == "cancelled"
 
 
-def test_a_failure_in_the_worker(place):
+@pytest.mark.parametrize("param", [None, ""])
+def test_a_failure_in_the_worker(place, param):
     place.run()
-    place.script(steps=4, seconds=0, checkpoint_every=2, fail_at=3, fail={"code": "disk_full", "param": None, "message": "the checkpoint of step 2 cannot be written: no space"})
+    place.script(steps=4, seconds=0, checkpoint_every=2, fail_at=3, fail={"code": "disk_full", "param": param, "message": "the checkpoint of step 2 cannot be written: no space"})
     job = place.wait(place.job().id, "failed")
     assert job.error.code == "disk_full" and job.error.param is None and "no space" in job.error.message and job.fine_tuned_model is None
     assert place.events(job.id)[-1].level == "error" and "no space" in place.events(job.id)[-1].message
