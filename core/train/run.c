@@ -107,6 +107,8 @@ static pl_status resolve(struct run *r)
     struct pl_train_plan plan;
     struct pl_train_base base = {.tok = r->tok, .chat = r->chat, .spec = &model};
     pl_status rc = pl_model_check(&model, &arch, &base.n_params, r->gguf, r->err);
+    if (rc == PL_OK && r->job.spec.automatic == 0 && r->job.spec.max_length > model.n_ctx)
+        return pl_fail_param(r->err, PL_EINVAL, "max_length", "'max_length' is %u but the model takes %u tokens", r->job.spec.max_length, model.n_ctx);
     if (rc != PL_OK || r->job.spec.automatic == 0)
         return rc;
     base.n_ctx = model.n_ctx;
