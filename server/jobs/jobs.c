@@ -19,6 +19,7 @@
 #include "core/base/utf8.h"
 #include "core/model/model.h"
 #include "core/sched/adapters.h"
+#include "core/train/job.h"
 #include "server/jobs/files.h"
 #include "server/jobs/supervisor.h"
 #include "server/server.h"
@@ -134,6 +135,7 @@ pl_status pl_jobs_create(struct pl_jobs *j, struct pl_job_row *row, struct pl_er
     char *folder = pl_jobs_folder(j, row->id), *parent = pl_jobs_path(j->store, "jobs", "");
     row->created_at = time(NULL);
     pl_row_set(&row->status, "validating_files");
+    pl_row_set(&row->base_id, j->base_id);
     pl_status st = mkdir(folder, 0700) == 0 ? PL_OK : pl_fail(err, PL_EIO, "cannot make %s: %s", folder, strerror(errno));
     if (st == PL_OK)
         st = link_file(j, row->training_file, folder, "training.jsonl", err);
@@ -303,11 +305,17 @@ static void validate(void *arg, struct pl_http_resp *resp)
     struct pl_err why = {0}, err = {0};
     (void)resp;
     if (pl_store_get(v->j->store, PL_TABLE_JOBS, "id", v->id, &row, &err) == PL_OK && strcmp(row.status, "validating_files") == 0) {
+        if (!pl_jobs_is_ours(v->j, &row)) {
+            if (pl_jobs_park(v->j, v->id, &err) == PL_OK)
+                pl_log_warn("%s was made for another model", v->id);
+            goto out;
+        }
         const pl_status checked = plan_row(v->j, &row, &plan, &why);
         if (record(v->j, v->id, checked, &plan, &why, &err) == PL_OK)
             pl_log_info("%s %s%s", v->id, checked == PL_OK ? "queued" : "failed: ", checked == PL_OK ? "" : why.msg);
         pl_train_plan_fini(&plan);
     }
+out:
     if (err.msg[0] != '\0')
         pl_log_error("%s: %s", v->id, err.msg);
     pl_row_fini(PL_TABLE_JOBS, &row);
@@ -401,6 +409,29 @@ pl_status pl_jobs_change(struct pl_jobs *j, const char *id, pl_job_wish wish, st
     return st;
 }
 
+bool pl_jobs_is_ours(const struct pl_jobs *j, const struct pl_job_row *row)
+{
+    return row->base_id == NULL || strcmp(row->base_id, j->base_id) == 0;
+}
+
+pl_status pl_jobs_park(struct pl_jobs *j, const char *id, struct pl_err *err)
+{
+    struct pl_job_row row;
+    pl_status st = pl_store_begin(j->store, err);
+    if (st != PL_OK)
+        return st;
+    st = pl_store_get(j->store, PL_TABLE_JOBS, "id", id, &row, err);
+    if (st == PL_OK && is_one_of(row.status, "validating_files|queued") && !row.alive) {
+        pl_row_set(&row.status, "paused");
+        st = pl_store_update(j->store, PL_TABLE_JOBS, &row, err);
+        if (st == PL_OK)
+            st = pl_jobs_event(j, id, "warn", "message", NULL, -1, err, "The job was paused: it was made for another model than the one that this daemon "
+                               "has now; resume it when parleyd runs with that model again");
+    }
+    pl_row_fini(PL_TABLE_JOBS, &row);
+    return pl_store_end(j->store, st, err);
+}
+
 /* ---- tuned models -------------------------------------------------------------------------------------------------- */
 
 static pl_status no_model(const char *name, struct pl_err *err)
@@ -440,11 +471,14 @@ bool pl_jobs_has_own_base(const struct pl_job_row *row)
 }
 
 /* Whether an adapter that the job made is one of the model that this daemon has. */
-static pl_status check_base(const struct pl_job_row *row, const char *name, const char *path, struct pl_err *err)
+static pl_status check_base(const struct pl_jobs *j, const struct pl_job_row *row, const char *name, const char *path, struct pl_err *err)
 {
     if (pl_jobs_has_own_base(row))
         return pl_fail_param(err, PL_ENOTSUP, "model", "it is an adapter of the whole model %s; serve it with parleyd --model %s --adapter %s=%s",
                              row->base_adapter, row->base_adapter, name, path);
+    if (!pl_jobs_is_ours(j, row))
+        return pl_fail_param(err, PL_ENOTSUP, "model", "it is an adapter of another model than the one that this daemon has now: start parleyd with that "
+                             "--model again");
     return PL_OK;
 }
 
@@ -458,7 +492,7 @@ pl_status pl_jobs_load(struct pl_jobs *j, const struct pl_job_row *row, const ch
         return st;
     }
     free(whole);
-    pl_status st = check_base(row, name, path, err);
+    pl_status st = check_base(j, row, name, path, err);
     if (st != PL_OK)
         return st;
     pthread_mutex_lock(&j->load_lock);
@@ -591,6 +625,8 @@ pl_status pl_jobs_open(struct pl_jobs **out, struct pl_server *s, struct pl_err 
     pthread_mutex_init(&j->load_lock, NULL);
     pl_status st = dir != NULL ? pl_store_open(&j->store, dir, err)
                                : pl_fail_param(err, PL_EINVAL, "data-dir", "there is no place for files and jobs: name one with --data-dir");
+    if (st == PL_OK)
+        st = pl_train_base_id(s->model_path, j->base_id, err);
     if (st == PL_OK)
         st = pl_tasks_start(&j->tasks, err);
     free(dir);

@@ -14,6 +14,7 @@
 #include <stdatomic.h>
 
 #include "core/base/buf.h"
+#include "core/base/sha256.h"
 #include "core/train/dataset.h"
 #include "core/train/plan.h"
 #include "server/jobs/store.h"
@@ -24,6 +25,7 @@ struct pl_supervisor;
 
 struct pl_jobs {
     struct pl_server *server; /* borrowed */
+    char base_id[PL_SHA256_HEX]; /* of its model */
     struct pl_store *store;
     struct pl_tasks *tasks;
     _Atomic(struct pl_supervisor *) supervisor; /* NULL until the model is loaded; freed when nobody is left to ask */
@@ -76,6 +78,10 @@ char *pl_jobs_folder(struct pl_jobs *j, const char *id);
 
 /* The tuned model that the job goes on from is a whole one (a GGUF file of its own). */
 bool pl_jobs_has_own_base(const struct pl_job_row *row);
+/* The job was made for the model that this daemon has (or is so old that nobody knows). */
+bool pl_jobs_is_ours(const struct pl_jobs *j, const struct pl_job_row *row);
+/* Pauses a job that waits and is not ours, with an event. */
+pl_status pl_jobs_park(struct pl_jobs *j, const char *id, struct pl_err *err) PL_MUST_CHECK;
 /* Serves the adapter in path, which the job made, under name; PL_OK when it is served already. PL_ENOTSUP: it is not one of this daemon's model. */
 pl_status pl_jobs_load(struct pl_jobs *j, const struct pl_job_row *row, const char *name, const char *path, struct pl_err *err) PL_MUST_CHECK;
 /* Ends that; requests that run are answered. */

@@ -22,7 +22,7 @@
 
 #define PL_LOG_MODULE "store"
 
-enum { VERSION = 1, BUSY_MS = 5000, N_DIGITS = 24 };
+enum { VERSION = 2, BUSY_MS = 5000, N_DIGITS = 24 };
 
 struct column {
     const char *name;
@@ -143,6 +143,12 @@ static pl_status create_tables(struct pl_store *s, struct pl_err *err)
     return st;
 }
 
+/* Version 1 did not know which model a job belongs to. */
+static pl_status upgrade(struct pl_store *s, struct pl_err *err)
+{
+    return run(s, "BEGIN; ALTER TABLE jobs ADD COLUMN base_id TEXT; PRAGMA user_version=2; COMMIT", err);
+}
+
 static int user_version(struct pl_store *s)
 {
     sqlite3_stmt *q = NULL;
@@ -220,7 +226,7 @@ static pl_status open_database(struct pl_store *s, struct pl_err *err)
     const int version = user_version(s);
     if (version > VERSION)
         return pl_fail_param(err, PL_EINVAL, "data-dir", "the database in %s was written by a newer parleyd (version %d)", s->dir, version);
-    return version == 0 ? begin_database(s, err) : version < 0 ? sql_fail(s, err) : PL_OK;
+    return version == 0 ? begin_database(s, err) : version < 0 ? sql_fail(s, err) : version < VERSION ? upgrade(s, err) : PL_OK;
 }
 
 pl_status pl_store_open(struct pl_store **out, const char *dir, struct pl_err *err)

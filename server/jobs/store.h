@@ -22,7 +22,7 @@ enum { PL_ID_MAX = 40 };
 #define PL_FILE_COLUMNS(TEXT, INT)                                                                                     \
     TEXT(id) TEXT(filename) TEXT(purpose) TEXT(sha256) TEXT(status) INT(bytes) INT(created_at) INT(expires_at)
 #define PL_JOB_COLUMNS(TEXT, INT)                                                                                      \
-    TEXT(id) TEXT(status) TEXT(model) TEXT(base_adapter) TEXT(name) TEXT(suffix) TEXT(training_file) TEXT(validation_file) TEXT(method)        \
+    TEXT(id) TEXT(status) TEXT(model) TEXT(base_adapter) TEXT(base_id) TEXT(name) TEXT(suffix) TEXT(training_file) TEXT(validation_file) TEXT(method)        \
     TEXT(metadata) TEXT(integrations) TEXT(error) TEXT(result_file) TEXT(outcome) INT(created_at) INT(started_at) INT(finished_at)             \
     INT(estimated_finish) INT(seed) INT(trained_tokens) INT(step) INT(total_steps) INT(validated) INT(alive) INT(deleted) INT(crashes)         \
     INT(crash_step) INT(at) INT(inode)
@@ -36,7 +36,7 @@ struct pl_file_row {
     int64_t seq;
     PL_FILE_COLUMNS(PL_STORE_TEXT, PL_STORE_INT)
 };
-/* name: what the result will be called. method, metadata, integrations, error, outcome: JSON. outcome: the worker's last word. validated: the
+/* base_id: of the daemon's model as the job was made (pl_train_base_id). name: what the result will be called. method, metadata, integrations, error, outcome: JSON. outcome: the worker's last word. validated: the
  * method is resolved. alive: a worker may be running. crashes: since crash_step was passed. at, inode: how far progress.jsonl was read.
  * Times and trained_tokens 0 = none yet. */
 struct pl_job_row {

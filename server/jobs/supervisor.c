@@ -112,6 +112,7 @@ static pl_status write_job(struct pl_jobs *j, const struct pl_job_row *row, cons
         return pl_fail(err, PL_ENOMEM, "out of memory");
     const bool tuned_whole = pl_jobs_has_own_base(row);
     job.base = tuned_whole ? row->base_adapter : (char *)(uintptr_t)j->server->model_path;
+    job.base_id = tuned_whole ? NULL : row->base_id;
     job.base_adapter = tuned_whole ? NULL : row->base_adapter;
     job.chat_template = c->chat_template[0] != '\0' ? (char *)(uintptr_t)c->chat_template : NULL;
     job.training_file = training;
@@ -559,8 +560,12 @@ static void launch_waiting(struct pl_supervisor *s, size_t running)
         struct pl_job_row *row = (struct pl_job_row *)rows + i;
         if (row->alive)
             continue; /* an earlier worker has not gone yet */
-        launch(s, row);
-        running++;
+        if (pl_jobs_is_ours(s->j, row)) {
+            launch(s, row);
+            running++;
+        } else if (pl_jobs_park(s->j, row->id, &err) != PL_OK) {
+            complain(row->id, &err);
+        }
     }
     pl_rows_free(PL_TABLE_JOBS, rows, n);
 }

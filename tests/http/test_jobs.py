@@ -16,7 +16,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from conftest import ROOT, Daemon, until
+from conftest import ROOT, Daemon, make_model, until
 from test_files import CHAT, GOOD, client_of, upload
 
 WORKER = ROOT / "tests/tools/fake_worker.py"
@@ -454,6 +454,45 @@ def test_a_tuned_model_as_base(place):
     with pytest.raises(openai.BadRequestError) as e:
         c.fine_tuning.jobs.create(model=first.fine_tuned_model, training_file=upload(c).id)
     assert e.value.body["code"] == "model_not_available"
+
+
+def test_a_database_of_version_1(place):
+    place.run()
+    place.script(steps=2, seconds=0, checkpoint_every=2)
+    job = place.wait(place.job().id, "succeeded")
+    place.daemon.stop()
+    with contextlib.closing(sqlite3.connect(place.data / "parley.db")) as db:
+        db.executescript("ALTER TABLE jobs DROP COLUMN base_id; PRAGMA user_version=1")
+    for _ in range(2):
+        c = place.run()
+        assert [j.id for j in c.fine_tuning.jobs.list()] == [job.id]
+        assert "made for another" not in place.daemon.log and "another model" not in place.daemon.log
+        place.daemon.stop()
+
+
+def test_another_model_than_before(place):
+    """A job and its model belong to the base they were made for."""
+    c = place.run()
+    place.script(steps=2, seconds=0, checkpoint_every=2)
+    made = place.wait(place.job().id, "succeeded")
+    place.daemon.stop()
+    c = place.run("--train-jobs", 0)
+    waiting = place.job().id
+    place.wait(waiting, "queued")
+    place.daemon.stop()
+    mine, place.model = place.model, make_model(place.data, "tiny.gguf", "--seed", "77")
+    c = place.run()
+    place.wait(waiting, "paused")
+    assert "made for another model" in messages(place.events(waiting))[-1] and place.events(waiting)[-1].level == "warn"
+    assert f"{made.fine_tuned_model} is not served: it is an adapter of another model" in place.daemon.log
+    with pytest.raises(openai.APIStatusError) as e:
+        c.chat.completions.create(model=made.fine_tuned_model, messages=[{"role": "user", "content": "a"}], max_tokens=1)
+    assert "another model" in str(e.value)
+    place.daemon.stop()
+    place.model = mine
+    c = place.run()
+    c.fine_tuning.jobs.resume(waiting)
+    place.wait(waiting, "succeeded")
 
 
 def test_a_whole_tuned_model_as_base(place):
