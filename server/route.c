@@ -27,7 +27,7 @@ const struct pl_route pl_routes[] = {
     {"GET", "/v1/fine_tuning/jobs/{id}", PL_SCOPE_ADMIN, pl_api_jobs_get, false, NULL},
     {"POST", "/v1/fine_tuning/jobs/{id}/cancel", PL_SCOPE_ADMIN, pl_api_jobs_cancel, false, NULL},
     {"POST", "/v1/fine_tuning/jobs/{id}/pause", PL_SCOPE_ADMIN, pl_api_jobs_pause, false, NULL},
-    {"POST", "/v1/fine_tuning/jobs/{id}/resume", PL_SCOPE_ADMIN, pl_api_jobs_resume, false, NULL},
+    {"POST", "/v1/fine_tuning/jobs/{id}/resume", PL_SCOPE_ADMIN, pl_api_jobs_resume, true, NULL},
     {"GET", "/v1/fine_tuning/jobs/{id}/events", PL_SCOPE_ADMIN, pl_api_jobs_events, false, NULL},
     {"GET", "/v1/fine_tuning/jobs/{id}/checkpoints", PL_SCOPE_ADMIN, pl_api_jobs_checkpoints, false, NULL},
     {"POST", "/tokenize", PL_SCOPE_USER, pl_api_tokenize, true, NULL},

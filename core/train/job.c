@@ -3,9 +3,12 @@
 #include "core/train/job.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "core/base/buf.h"
 #include "core/base/json.h"
@@ -24,6 +27,7 @@ static const struct {
     {"id", AT(id), true},
     {"name", AT(name), true},
     {"base", AT(base), true},
+    {"base_id", AT(base_id), false},
     {"base_adapter", AT(base_adapter), false},
     {"chat_template", AT(chat_template), false},
     {"training_file", AT(training_file), true},
@@ -109,6 +113,31 @@ pl_status pl_train_job_write(const struct pl_train_job *job, const char *folder,
     free(text);
     free(path);
     json_decref(root);
+    return st;
+}
+
+pl_status pl_train_base_id(const char *path, char hex[PL_SHA256_HEX], struct pl_err *err)
+{
+    enum { HEAD = 1 << 20, N_SAMPLES = 64, SAMPLE = 4096 };
+    struct pl_sha256 h;
+    struct stat is;
+    const int fd = open(path, O_RDONLY | O_CLOEXEC);
+    char *block = pl_xcalloc(1, HEAD);
+    bool ok = fd >= 0 && fstat(fd, &is) == 0;
+    pl_sha256_init(&h);
+    for (int i = -1; ok && i <= N_SAMPLES; i++) { /* the head, samples at even distances, the end */
+        const off_t last = is.st_size > SAMPLE ? is.st_size - SAMPLE : 0;
+        const ssize_t got = pread(fd, block, i < 0 ? HEAD : SAMPLE, i < 0 ? 0 : last / N_SAMPLES * i + (i == N_SAMPLES ? last % N_SAMPLES : 0));
+        ok = got >= 0;
+        pl_sha256_add(&h, block, ok ? (size_t)got : 0);
+    }
+    const pl_status st = ok ? PL_OK : pl_fail(err, PL_EIO, "cannot read %s: %s", path, strerror(errno));
+    if (ok)
+        pl_sha256_add(&h, &(uint64_t){(uint64_t)is.st_size}, sizeof(uint64_t));
+    pl_sha256_hex(&h, hex);
+    if (fd >= 0)
+        close(fd);
+    free(block);
     return st;
 }
 

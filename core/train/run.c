@@ -33,6 +33,7 @@ struct run {
     struct pl_err *err;
     int lock;
     struct pl_train_job job;
+    char base_id[PL_SHA256_HEX];
     struct pl_gguf *gguf;
     struct pl_tok *tok;
     struct pl_chat *chat;
@@ -107,6 +108,8 @@ static pl_status resolve(struct run *r)
     struct pl_train_plan plan;
     struct pl_train_base base = {.tok = r->tok, .chat = r->chat, .spec = &model};
     pl_status rc = pl_model_check(&model, &arch, &base.n_params, r->gguf, r->err);
+    if (rc == PL_OK && r->job.spec.automatic == 0 && r->job.spec.max_length > model.n_ctx)
+        return pl_fail_param(r->err, PL_EINVAL, "max_length", "'max_length' is %u but the model takes %u tokens", r->job.spec.max_length, model.n_ctx);
     if (rc != PL_OK || r->job.spec.automatic == 0)
         return rc;
     base.n_ctx = model.n_ctx;
@@ -180,6 +183,7 @@ static void make_fingerprint(struct run *r)
     char *text = json_dumps(spec, JSON_SORT_KEYS | JSON_COMPACT);
     pl_sha256_init(&h);
     pl_sha256_add(&h, text, text != NULL ? strlen(text) : 0);
+    pl_sha256_add(&h, r->base_id, strlen(r->base_id));
     pl_sha256_add(&h, &r->job.spec.seed, sizeof r->job.spec.seed);
     for (uint32_t i = 0; i < r->training->n; i++) {
         pl_sha256_add(&h, r->training->examples[i].ids, r->training->examples[i].n * sizeof(int32_t));
@@ -219,7 +223,11 @@ static pl_status open_state(struct run *r)
 
 static pl_status open_all(struct run *r)
 {
-    pl_status rc = pl_gguf_open(&r->gguf, r->job.base, r->err);
+    pl_status rc = pl_train_base_id(r->job.base, r->base_id, r->err);
+    if (rc == PL_OK && r->job.base_id != NULL && strcmp(r->job.base_id, r->base_id) != 0)
+        rc = pl_fail_param(r->err, PL_EINVAL, "base", "%s is not the model that this job was made for", r->job.base);
+    if (rc == PL_OK)
+        rc = pl_gguf_open(&r->gguf, r->job.base, r->err);
     if (rc == PL_OK)
         rc = pl_tok_load(&r->tok, r->gguf, r->err);
     if (rc == PL_OK)

@@ -277,8 +277,8 @@ void pl_api_jobs_create(struct pl_http_req *req, struct pl_http_resp *resp)
         refuse_job(req, resp, st, &err);
     else
         pl_listing_write(&resp->body, job_json(&row));
-    if (st == PL_OK && pl_jobs_validate_later(j, &row, &err) != PL_OK)
-        pl_jobs_poke(j); /* the queue of checks is full: a restart of the daemon takes it up again */
+    if (st == PL_OK)
+        pl_jobs_validate_later(j, &row);
     json_decref(root);
     pl_row_fini(PL_TABLE_JOBS, &row);
 }

@@ -152,13 +152,13 @@ void pl_files_remove_tree(const char *path)
     nftw(path, remove_one, OPEN_FOLDERS, FTW_DEPTH | FTW_PHYS);
 }
 
-static void sweep_folder(struct pl_store *s, const char *folder, bool keep_known)
+static void sweep_folder(struct pl_store *s, const char *folder, const char *prefix, bool keep_known)
 {
     char *path = pl_jobs_path(s, folder, "");
     DIR *d = opendir(path);
     for (struct dirent *e; d != NULL && (e = readdir(d)) != NULL;) {
         struct pl_file_row row;
-        if (e->d_name[0] == '.')
+        if (!pl_store_is_id(e->d_name, prefix)) /* somebody else's */
             continue;
         const bool known = keep_known && pl_store_get(s, PL_TABLE_FILES, "id", e->d_name, &row, NULL) != PL_ENOENT;
         if (known) {
@@ -174,6 +174,7 @@ static void sweep_folder(struct pl_store *s, const char *folder, bool keep_known
 
 void pl_files_sweep(struct pl_store *s)
 {
-    sweep_folder(s, "uploads", false);
-    sweep_folder(s, "files", true);
+    sweep_folder(s, "uploads", "upload-", false);
+    sweep_folder(s, "uploads", "file-", false); /* a job's results on their way */
+    sweep_folder(s, "files", "file-", true);
 }

@@ -16,8 +16,10 @@
 #include "core/base/log.h"
 #include "core/base/mem.h"
 #include "core/base/pool.h"
+#include "core/base/utf8.h"
 #include "core/model/model.h"
 #include "core/sched/adapters.h"
+#include "core/train/job.h"
 #include "server/jobs/files.h"
 #include "server/jobs/supervisor.h"
 #include "server/server.h"
@@ -31,8 +33,25 @@ char *pl_jobs_folder(struct pl_jobs *j, const char *id)
 
 void pl_jobs_poke(struct pl_jobs *j)
 {
-    if (j->supervisor != NULL)
-        pl_supervisor_poke(j->supervisor);
+    struct pl_supervisor *s = j->supervisor;
+    if (s != NULL)
+        pl_supervisor_poke(s);
+}
+
+void pl_jobs_make_utf8(char *s)
+{
+    const size_t n = strlen(s);
+    for (size_t i = 0; i < n;) {
+        uint32_t cp;
+        const int len = pl_utf8_decode(s + i, n - i, &cp);
+        if (len == 0) {
+            s[i] = '\0'; /* a character that was cut */
+            return;
+        }
+        if (len < 0)
+            s[i] = '?';
+        i += len > 0 ? (size_t)len : 1;
+    }
 }
 
 pl_status pl_jobs_event(struct pl_jobs *j, const char *job, const char *level, const char *type, const char *data, int64_t at, struct pl_err *err,
@@ -44,6 +63,7 @@ pl_status pl_jobs_event(struct pl_jobs *j, const char *job, const char *level, c
     va_start(ap, fmt);
     vsnprintf(message, sizeof message, fmt, ap);
     va_end(ap);
+    pl_jobs_make_utf8(message);
     pl_store_new_id(id, "ftevent-");
     pl_row_set(&e.id, id);
     pl_row_set(&e.job, job);
@@ -115,6 +135,7 @@ pl_status pl_jobs_create(struct pl_jobs *j, struct pl_job_row *row, struct pl_er
     char *folder = pl_jobs_folder(j, row->id), *parent = pl_jobs_path(j->store, "jobs", "");
     row->created_at = time(NULL);
     pl_row_set(&row->status, "validating_files");
+    pl_row_set(&row->base_id, j->base_id);
     pl_status st = mkdir(folder, 0700) == 0 ? PL_OK : pl_fail(err, PL_EIO, "cannot make %s: %s", folder, strerror(errno));
     if (st == PL_OK)
         st = link_file(j, row->training_file, folder, "training.jsonl", err);
@@ -283,25 +304,59 @@ static void validate(void *arg, struct pl_http_resp *resp)
     struct pl_train_plan plan = {0};
     struct pl_err why = {0}, err = {0};
     (void)resp;
-    if (pl_store_get(v->j->store, PL_TABLE_JOBS, "id", v->id, &row, &err) == PL_OK && !row.validated) {
+    if (pl_store_get(v->j->store, PL_TABLE_JOBS, "id", v->id, &row, &err) == PL_OK && strcmp(row.status, "validating_files") == 0) {
+        if (!pl_jobs_is_ours(v->j, &row)) {
+            if (pl_jobs_park(v->j, v->id, &err) == PL_OK)
+                pl_log_warn("%s was made for another model", v->id);
+            goto out;
+        }
         const pl_status checked = plan_row(v->j, &row, &plan, &why);
         if (record(v->j, v->id, checked, &plan, &why, &err) == PL_OK)
             pl_log_info("%s %s%s", v->id, checked == PL_OK ? "queued" : "failed: ", checked == PL_OK ? "" : why.msg);
         pl_train_plan_fini(&plan);
     }
+out:
     if (err.msg[0] != '\0')
         pl_log_error("%s: %s", v->id, err.msg);
     pl_row_fini(PL_TABLE_JOBS, &row);
     pl_jobs_poke(v->j);
 }
 
-pl_status pl_jobs_validate_later(struct pl_jobs *j, const struct pl_job_row *row, struct pl_err *err)
+static void drop_validation(void *arg)
 {
+    struct validation *v = arg;
+    atomic_fetch_sub(&v->j->n_checks, 1);
+    free(v);
+}
+
+void pl_jobs_validate_later(struct pl_jobs *j, const struct pl_job_row *row)
+{
+    struct pl_err err = {0};
     struct validation *v = pl_xcalloc(1, sizeof *v);
     v->j = j;
     snprintf(v->id, sizeof v->id, "%s", row->id);
-    const struct pl_task task = {validate, free, v};
-    return pl_tasks_add(j->tasks, &task, err);
+    atomic_fetch_add(&j->n_checks, 1);
+    const struct pl_task task = {validate, drop_validation, v};
+    if (pl_tasks_add(j->tasks, &task, &err) != PL_OK)
+        pl_log_debug("%s: %s", row->id, err.msg);
+}
+
+void pl_jobs_validate_waiting(struct pl_jobs *j)
+{
+    const struct pl_store_query q = {.column = "status", .value = "validating_files", .ascending = true, .limit = PL_TASKS_WAITING};
+    struct pl_err err = {0};
+    void *rows;
+    size_t n;
+    bool more;
+    if (atomic_load(&j->n_checks) > 0)
+        return;
+    if (pl_store_list(j->store, PL_TABLE_JOBS, &q, &rows, &n, &more, &err) != PL_OK) {
+        pl_log_error("%s", err.msg);
+        return;
+    }
+    for (size_t i = 0; i < n; i++)
+        pl_jobs_validate_later(j, (const struct pl_job_row *)rows + i);
+    pl_rows_free(PL_TABLE_JOBS, rows, n);
 }
 
 /* ---- changes of state ---------------------------------------------------------------------------------------------- */
@@ -346,12 +401,35 @@ pl_status pl_jobs_change(struct pl_jobs *j, const char *id, pl_job_wish wish, st
         st = pl_jobs_event(j, id, changes[wish].level, "message", NULL, -1, err, "%s", changes[wish].event);
     st = pl_store_end(j->store, st, err);
     if (st == PL_OK && again)
-        st = pl_jobs_validate_later(j, &row, err);
+        pl_jobs_validate_later(j, &row);
     if (st == PL_OK)
         pl_log_info("%s %s", id, changes[wish].verb);
     pl_row_fini(PL_TABLE_JOBS, &row);
     pl_jobs_poke(j);
     return st;
+}
+
+bool pl_jobs_is_ours(const struct pl_jobs *j, const struct pl_job_row *row)
+{
+    return row->base_id == NULL || strcmp(row->base_id, j->base_id) == 0;
+}
+
+pl_status pl_jobs_park(struct pl_jobs *j, const char *id, struct pl_err *err)
+{
+    struct pl_job_row row;
+    pl_status st = pl_store_begin(j->store, err);
+    if (st != PL_OK)
+        return st;
+    st = pl_store_get(j->store, PL_TABLE_JOBS, "id", id, &row, err);
+    if (st == PL_OK && is_one_of(row.status, "validating_files|queued") && !row.alive) {
+        pl_row_set(&row.status, "paused");
+        st = pl_store_update(j->store, PL_TABLE_JOBS, &row, err);
+        if (st == PL_OK)
+            st = pl_jobs_event(j, id, "warn", "message", NULL, -1, err, "The job was paused: it was made for another model than the one that this daemon "
+                               "has now; resume it when parleyd runs with that model again");
+    }
+    pl_row_fini(PL_TABLE_JOBS, &row);
+    return pl_store_end(j->store, st, err);
 }
 
 /* ---- tuned models -------------------------------------------------------------------------------------------------- */
@@ -386,7 +464,25 @@ pl_status pl_jobs_model_path(struct pl_jobs *j, const char *name, char **path, s
     return st == PL_OK ? PL_OK : st == PL_ENOENT ? no_model(name, err) : pl_fail(err, st, "%s", pl_status_text(st));
 }
 
-pl_status pl_jobs_load(struct pl_jobs *j, const char *name, const char *path, struct pl_err *err)
+bool pl_jobs_has_own_base(const struct pl_job_row *row)
+{
+    const size_t n = row->base_adapter != NULL ? strlen(row->base_adapter) : 0;
+    return n >= 5 && strcmp(row->base_adapter + n - 5, ".gguf") == 0;
+}
+
+/* Whether an adapter that the job made is one of the model that this daemon has. */
+static pl_status check_base(const struct pl_jobs *j, const struct pl_job_row *row, const char *name, const char *path, struct pl_err *err)
+{
+    if (pl_jobs_has_own_base(row))
+        return pl_fail_param(err, PL_ENOTSUP, "model", "it is an adapter of the whole model %s; serve it with parleyd --model %s --adapter %s=%s",
+                             row->base_adapter, row->base_adapter, name, path);
+    if (!pl_jobs_is_ours(j, row))
+        return pl_fail_param(err, PL_ENOTSUP, "model", "it is an adapter of another model than the one that this daemon has now: start parleyd with that "
+                             "--model again");
+    return PL_OK;
+}
+
+pl_status pl_jobs_load(struct pl_jobs *j, const struct pl_job_row *row, const char *name, const char *path, struct pl_err *err)
 {
     struct pl_adapters *served = j->server->adapters;
     char *whole = NULL;
@@ -396,26 +492,47 @@ pl_status pl_jobs_load(struct pl_jobs *j, const char *name, const char *path, st
         return st;
     }
     free(whole);
+    pl_status st = check_base(j, row, name, path, err);
+    if (st != PL_OK)
+        return st;
     pthread_mutex_lock(&j->load_lock);
     struct pl_served *there = pl_adapters_find(served, name);
     pl_served_unref(there);
-    const pl_status st = there != NULL ? PL_OK : pl_adapters_load(served, name, path, false, err);
+    st = there != NULL ? PL_OK : pl_adapters_load(served, name, path, false, err);
     pthread_mutex_unlock(&j->load_lock);
+    return st;
+}
+
+/* The job that made a tuned model or checkpoint. */
+static pl_status job_of_model(struct pl_jobs *j, const char *name, struct pl_job_row *row, struct pl_err *err)
+{
+    struct pl_checkpoint_row c;
+    pl_status st = pl_store_get(j->store, PL_TABLE_JOBS, "name", name, row, err);
+    if (st != PL_ENOENT)
+        return st;
+    st = pl_store_get(j->store, PL_TABLE_CHECKPOINTS, "name", name, &c, err);
+    if (st == PL_OK)
+        st = pl_store_get(j->store, PL_TABLE_JOBS, "id", c.job, row, err);
+    pl_row_fini(PL_TABLE_CHECKPOINTS, &c);
     return st;
 }
 
 pl_status pl_jobs_serve(struct pl_jobs *j, const char *name, struct pl_err *err)
 {
+    struct pl_job_row row = {0};
     char *path = NULL;
     pl_status st = pl_jobs_model_path(j, name, &path, err);
     if (st == PL_OK)
-        st = pl_jobs_load(j, name, path, err);
+        st = job_of_model(j, name, &row, err);
+    if (st == PL_OK)
+        st = pl_jobs_load(j, &row, name, path, err);
+    pl_row_fini(PL_TABLE_JOBS, &row);
     free(path);
     return st;
 }
 
 /* A model that is deleted answers no new request; those that run end as they would have. */
-static void unload(struct pl_jobs *j, const char *name)
+void pl_jobs_unload(struct pl_jobs *j, const char *name)
 {
     struct pl_err err = {0};
     if (j->server->adapters != NULL && pl_adapters_unload(j->server->adapters, name, &err) != PL_OK)
@@ -436,7 +553,7 @@ static pl_status delete_checkpoints(struct pl_jobs *j, const char *job, const ch
         char *path = NULL;
         st = pl_store_delete(j->store, PL_TABLE_CHECKPOINTS, c->seq, err);
         if (st == PL_OK)
-            unload(j, c->name);
+            pl_jobs_unload(j, c->name);
         if (st == PL_OK && asprintf(&path, "%s/%s", folder, c->path) >= 0)
             pl_files_remove_tree(path);
         free(path);
@@ -466,7 +583,7 @@ pl_status pl_jobs_delete_model(struct pl_jobs *j, const char *name, struct pl_er
         pl_row_fini(PL_TABLE_CHECKPOINTS, &c);
     }
     if (st == PL_OK) {
-        unload(j, name);
+        pl_jobs_unload(j, name);
         pl_files_remove_tree(path);
         pl_log_info("model %s deleted", name);
     }
@@ -484,7 +601,7 @@ static void sweep_jobs(struct pl_jobs *j)
     DIR *d = opendir(path);
     for (struct dirent *e; d != NULL && (e = readdir(d)) != NULL;) {
         struct pl_job_row row;
-        if (e->d_name[0] == '.')
+        if (!pl_store_is_id(e->d_name, "ftjob-")) /* somebody else's */
             continue;
         const pl_status st = pl_store_get(j->store, PL_TABLE_JOBS, "id", e->d_name, &row, NULL);
         pl_row_fini(PL_TABLE_JOBS, &row);
@@ -508,6 +625,8 @@ pl_status pl_jobs_open(struct pl_jobs **out, struct pl_server *s, struct pl_err 
     pthread_mutex_init(&j->load_lock, NULL);
     pl_status st = dir != NULL ? pl_store_open(&j->store, dir, err)
                                : pl_fail_param(err, PL_EINVAL, "data-dir", "there is no place for files and jobs: name one with --data-dir");
+    if (st == PL_OK)
+        st = pl_train_base_id(s->model_path, j->base_id, err);
     if (st == PL_OK)
         st = pl_tasks_start(&j->tasks, err);
     free(dir);
@@ -549,20 +668,14 @@ static void serve_all(struct pl_jobs *j)
 
 pl_status pl_jobs_start(struct pl_jobs *j, struct pl_err *err)
 {
-    const struct pl_store_query q = {.column = "status", .value = "validating_files", .ascending = true};
     cpu_set_t cpus;
-    void *rows;
-    size_t n;
-    bool more;
     serve_all(j);
-    pl_status st = pl_store_list(j->store, PL_TABLE_JOBS, &q, &rows, &n, &more, err);
-    for (size_t i = 0; i < n && st == PL_OK; i++)
-        st = pl_jobs_validate_later(j, (const struct pl_job_row *)rows + i, err);
-    pl_rows_free(PL_TABLE_JOBS, rows, n);
     if (sched_getaffinity(getpid(), sizeof cpus, &cpus) != 0) /* of the main thread, which is tied to no processor */
         memset(&cpus, 0xff, sizeof cpus);
+    struct pl_supervisor *supervisor;
+    const pl_status st = pl_supervisor_start(&supervisor, j, &cpus, err);
     if (st == PL_OK)
-        st = pl_supervisor_start(&j->supervisor, j, &cpus, err);
+        j->supervisor = supervisor;
     return st;
 }
 
@@ -571,7 +684,6 @@ void pl_jobs_stop(struct pl_jobs *j, unsigned seconds)
     if (j == NULL)
         return;
     pl_supervisor_stop(j->supervisor, seconds);
-    j->supervisor = NULL;
 }
 
 void pl_jobs_close(struct pl_jobs *j)
@@ -580,6 +692,7 @@ void pl_jobs_close(struct pl_jobs *j)
         return;
     pl_supervisor_stop(j->supervisor, 0);
     pl_tasks_stop(j->tasks);
+    pl_supervisor_free(j->supervisor);
     pl_store_close(j->store);
     pthread_mutex_destroy(&j->load_lock);
     free(j);
@@ -589,6 +702,7 @@ void pl_jobs_render_metrics(struct pl_jobs *j, struct pl_buf *out)
 {
     static const char *const states[] = {"validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"};
     uint64_t bytes, n;
+    struct pl_supervisor *supervisor = j->supervisor;
     pl_store_usage(j->store, &bytes, &n);
     pl_buf_adds(out, "# HELP parley_jobs Fine-tuning jobs by state.\n# TYPE parley_jobs gauge\n");
     for (size_t i = 0; i < PL_COUNT_OF(states); i++)
@@ -599,5 +713,5 @@ void pl_jobs_render_metrics(struct pl_jobs *j, struct pl_buf *out)
                 "# HELP parley_job_restarts_total Workers started again after a crash.\n# TYPE parley_job_restarts_total counter\n"
                 "parley_job_restarts_total %llu\n",
                 (unsigned long long)n, (unsigned long long)bytes,
-                (unsigned long long)(j->supervisor != NULL ? pl_supervisor_restarts(j->supervisor) : 0));
+                (unsigned long long)(supervisor != NULL ? pl_supervisor_restarts(supervisor) : 0));
 }

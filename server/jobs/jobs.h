@@ -11,8 +11,10 @@
 
 #include <jansson.h>
 #include <pthread.h>
+#include <stdatomic.h>
 
 #include "core/base/buf.h"
+#include "core/base/sha256.h"
 #include "core/train/dataset.h"
 #include "core/train/plan.h"
 #include "server/jobs/store.h"
@@ -23,9 +25,11 @@ struct pl_supervisor;
 
 struct pl_jobs {
     struct pl_server *server; /* borrowed */
+    char base_id[PL_SHA256_HEX]; /* of its model */
     struct pl_store *store;
     struct pl_tasks *tasks;
-    struct pl_supervisor *supervisor;
+    _Atomic(struct pl_supervisor *) supervisor; /* NULL until the model is loaded; freed when nobody is left to ask */
+    atomic_uint n_checks; /* jobs in the queue of checks */
     pthread_mutex_t load_lock; /* one model is loaded at a time */
 };
 
@@ -39,8 +43,11 @@ void pl_jobs_close(struct pl_jobs *j);
 /* For /metrics. */
 void pl_jobs_render_metrics(struct pl_jobs *j, struct pl_buf *out);
 
-/* Checks a new job's files against the model and gives every "auto" its value. row is as inserted, status validating_files. */
-pl_status pl_jobs_validate_later(struct pl_jobs *j, const struct pl_job_row *row, struct pl_err *err) PL_MUST_CHECK;
+/* Checks a new job's files against the model and gives every "auto" its value. row is as inserted, status validating_files. When the queue of
+ * checks is full, the supervisor asks again. */
+void pl_jobs_validate_later(struct pl_jobs *j, const struct pl_job_row *row);
+/* The same for every job that waits for its checks, unless some are being made. */
+void pl_jobs_validate_waiting(struct pl_jobs *j);
 /* The same at once, for a dry run and for the above. method: as read from the request; paths of the files, validation NULL = none. The plan is
  * fini'd by the caller in either case. */
 pl_status pl_jobs_plan(struct pl_jobs *j, const struct pl_train_spec *method, const char *training, const char *validation, struct pl_train_plan *plan,
@@ -62,14 +69,24 @@ pl_status pl_jobs_change(struct pl_jobs *j, const char *id, pl_job_wish wish, st
 /* Adds an event. level: info, warn, error; data: JSON or NULL, type "message" or "metrics"; at as in the row. Inside or outside a transaction. */
 pl_status pl_jobs_event(struct pl_jobs *j, const char *job, const char *level, const char *type, const char *data, int64_t at, struct pl_err *err,
                         const char *fmt, ...) __attribute__((format(printf, 8, 9))) PL_MUST_CHECK;
+/* What is not UTF-8 becomes '?'; a character that is cut at the end goes. */
+void pl_jobs_make_utf8(char *s);
 /* Something changed that the supervisor should look at now. */
 void pl_jobs_poke(struct pl_jobs *j);
 /* DIR/jobs/<id>; free(). */
 char *pl_jobs_folder(struct pl_jobs *j, const char *id);
 
-/* Serves the adapter in path under name; PL_OK when it is served already. */
-pl_status pl_jobs_load(struct pl_jobs *j, const char *name, const char *path, struct pl_err *err) PL_MUST_CHECK;
-/* The same for a tuned model or checkpoint that is not loaded, by its exact name. PL_ENOENT. */
+/* The tuned model that the job goes on from is a whole one (a GGUF file of its own). */
+bool pl_jobs_has_own_base(const struct pl_job_row *row);
+/* The job was made for the model that this daemon has (or is so old that nobody knows). */
+bool pl_jobs_is_ours(const struct pl_jobs *j, const struct pl_job_row *row);
+/* Pauses a job that waits and is not ours, with an event. */
+pl_status pl_jobs_park(struct pl_jobs *j, const char *id, struct pl_err *err) PL_MUST_CHECK;
+/* Serves the adapter in path, which the job made, under name; PL_OK when it is served already. PL_ENOTSUP: it is not one of this daemon's model. */
+pl_status pl_jobs_load(struct pl_jobs *j, const struct pl_job_row *row, const char *name, const char *path, struct pl_err *err) PL_MUST_CHECK;
+/* Ends that; requests that run are answered. */
+void pl_jobs_unload(struct pl_jobs *j, const char *name);
+/* pl_jobs_load for a tuned model or checkpoint that is not loaded, by its exact name. PL_ENOENT. */
 pl_status pl_jobs_serve(struct pl_jobs *j, const char *name, struct pl_err *err) PL_MUST_CHECK;
 /* A tuned model or checkpoint by its exact name: its PEFT folder (or file), free(). PL_ENOENT. */
 pl_status pl_jobs_model_path(struct pl_jobs *j, const char *name, char **path, struct pl_err *err) PL_MUST_CHECK;

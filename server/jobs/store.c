@@ -2,6 +2,7 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "server/jobs/store.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <jansson.h>
@@ -21,7 +22,7 @@
 
 #define PL_LOG_MODULE "store"
 
-enum { VERSION = 1, BUSY_MS = 5000 };
+enum { VERSION = 2, BUSY_MS = 5000, N_DIGITS = 24 };
 
 struct column {
     const char *name;
@@ -142,6 +143,12 @@ static pl_status create_tables(struct pl_store *s, struct pl_err *err)
     return st;
 }
 
+/* Version 1 did not know which model a job belongs to. */
+static pl_status upgrade(struct pl_store *s, struct pl_err *err)
+{
+    return run(s, "BEGIN; ALTER TABLE jobs ADD COLUMN base_id TEXT; PRAGMA user_version=2; COMMIT", err);
+}
+
 static int user_version(struct pl_store *s)
 {
     sqlite3_stmt *q = NULL;
@@ -152,11 +159,62 @@ static int user_version(struct pl_store *s)
     return version;
 }
 
+/* Files and jobs of a database that is gone: what has no row is swept, so none may be begun beside them. */
+static pl_status refuse_orphans(const struct pl_store *s, const char *folder, const char *prefix, struct pl_err *err)
+{
+    char *path = NULL;
+    pl_status st = PL_OK;
+    if (asprintf(&path, "%s/%s", s->dir, folder) < 0)
+        return pl_fail(err, PL_ENOMEM, "out of memory");
+    DIR *d = opendir(path);
+    for (struct dirent *e; st == PL_OK && d != NULL && (e = readdir(d)) != NULL;)
+        if (pl_store_is_id(e->d_name, prefix))
+            st = pl_fail_param(err, PL_EINVAL, "data-dir", "%s has %s, but no database (parley.db) that knows it: put the database back, or move the "
+                               "folder %s away", path, e->d_name, folder);
+    if (d != NULL)
+        closedir(d);
+    free(path);
+    return st;
+}
+
+static pl_status begin_database(struct pl_store *s, struct pl_err *err)
+{
+    pl_status st = refuse_orphans(s, "files", "file-", err);
+    if (st == PL_OK)
+        st = refuse_orphans(s, "jobs", "ftjob-", err);
+    return st == PL_OK ? create_tables(s, err) : st;
+}
+
+/* Only the owner reads what clients uploaded; SQLite gives the files beside it (-wal, -shm) the database's own mode. */
+static pl_status make_private(const char *path, struct pl_err *err)
+{
+    static const char *const beside[] = {"-wal", "-shm"};
+    const int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    const bool ok = fd >= 0 && fchmod(fd, 0600) == 0;
+    const int why = errno;
+    if (fd >= 0)
+        close(fd);
+    if (!ok)
+        return pl_fail_param(err, PL_EINVAL, "data-dir", "cannot make %s readable by its owner alone: %s", path, strerror(why));
+    for (size_t i = 0; i < PL_COUNT_OF(beside); i++) {
+        char *other = NULL;
+        if (asprintf(&other, "%s%s", path, beside[i]) >= 0 && chmod(other, 0600) != 0 && errno != ENOENT)
+            pl_log_warn("cannot make %s readable by its owner alone: %s", other, strerror(errno));
+        free(other);
+    }
+    return PL_OK;
+}
+
 static pl_status open_database(struct pl_store *s, struct pl_err *err)
 {
     char *path = NULL;
     if (asprintf(&path, "%s/parley.db", s->dir) < 0)
         return pl_fail(err, PL_ENOMEM, "out of memory");
+    const pl_status private = make_private(path, err);
+    if (private != PL_OK) {
+        free(path);
+        return private;
+    }
     const int rc = sqlite3_open_v2(path, &s->db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX, NULL);
     free(path);
     if (rc != SQLITE_OK)
@@ -168,7 +226,7 @@ static pl_status open_database(struct pl_store *s, struct pl_err *err)
     const int version = user_version(s);
     if (version > VERSION)
         return pl_fail_param(err, PL_EINVAL, "data-dir", "the database in %s was written by a newer parleyd (version %d)", s->dir, version);
-    return version == 0 ? create_tables(s, err) : version < 0 ? sql_fail(s, err) : PL_OK;
+    return version == 0 ? begin_database(s, err) : version < 0 ? sql_fail(s, err) : version < VERSION ? upgrade(s, err) : PL_OK;
 }
 
 pl_status pl_store_open(struct pl_store **out, const char *dir, struct pl_err *err)
@@ -543,10 +601,16 @@ bool pl_store_has_event(struct pl_store *s, const char *job, const char *message
 
 void pl_store_new_id(char out[PL_ID_MAX], const char *prefix)
 {
-    unsigned char random[12];
+    unsigned char random[N_DIGITS / 2];
     while (getrandom(random, sizeof random, 0) != (ssize_t)sizeof random)
         ;
     int at = snprintf(out, PL_ID_MAX, "%s", prefix);
     for (size_t i = 0; i < sizeof random; i++)
         at += snprintf(out + at, (size_t)(PL_ID_MAX - at), "%02x", random[i]);
+}
+
+bool pl_store_is_id(const char *name, const char *prefix)
+{
+    const size_t n = strlen(prefix);
+    return strncmp(name, prefix, n) == 0 && strlen(name + n) == N_DIGITS && strspn(name + n, "0123456789abcdef") == N_DIGITS;
 }

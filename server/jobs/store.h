@@ -22,7 +22,7 @@ enum { PL_ID_MAX = 40 };
 #define PL_FILE_COLUMNS(TEXT, INT)                                                                                     \
     TEXT(id) TEXT(filename) TEXT(purpose) TEXT(sha256) TEXT(status) INT(bytes) INT(created_at) INT(expires_at)
 #define PL_JOB_COLUMNS(TEXT, INT)                                                                                      \
-    TEXT(id) TEXT(status) TEXT(model) TEXT(base_adapter) TEXT(name) TEXT(suffix) TEXT(training_file) TEXT(validation_file) TEXT(method)        \
+    TEXT(id) TEXT(status) TEXT(model) TEXT(base_adapter) TEXT(base_id) TEXT(name) TEXT(suffix) TEXT(training_file) TEXT(validation_file) TEXT(method)        \
     TEXT(metadata) TEXT(integrations) TEXT(error) TEXT(result_file) TEXT(outcome) INT(created_at) INT(started_at) INT(finished_at)             \
     INT(estimated_finish) INT(seed) INT(trained_tokens) INT(step) INT(total_steps) INT(validated) INT(alive) INT(deleted) INT(crashes)         \
     INT(crash_step) INT(at) INT(inode)
@@ -36,9 +36,9 @@ struct pl_file_row {
     int64_t seq;
     PL_FILE_COLUMNS(PL_STORE_TEXT, PL_STORE_INT)
 };
-/* name: what the result will be called. method, metadata, integrations, error, outcome: JSON. outcome: the worker's last word. validated: the
- * method is resolved. alive: a worker may be running. crashes: since crash_step was passed. at, inode: how far progress.jsonl was read.
- * Times and trained_tokens 0 = none yet. */
+/* base_id: of the daemon's model as the job was made (pl_train_base_id). name: what the result will be called. method, metadata, integrations,
+ * error, outcome: JSON. outcome: the worker's last word. validated: the method is resolved. alive: a worker may be running. crashes: since
+ * crash_step was passed. at, inode: how far progress.jsonl was read. Times and trained_tokens 0 = none yet. */
 struct pl_job_row {
     int64_t seq;
     PL_JOB_COLUMNS(PL_STORE_TEXT, PL_STORE_INT)
@@ -56,7 +56,8 @@ struct pl_checkpoint_row {
 /* The tables, in the order of the columns above. */
 typedef enum { PL_TABLE_FILES, PL_TABLE_JOBS, PL_TABLE_EVENTS, PL_TABLE_CHECKPOINTS } pl_table;
 
-/* dir: made with mode 0700 if it is not there. PL_EINVAL (param "data-dir") when it cannot be used, or another daemon uses it. */
+/* dir: made with mode 0700 if it is not there. PL_EINVAL (param "data-dir") when it cannot be used, another daemon uses it, or it has files
+ * or jobs but no database that knows them. */
 pl_status pl_store_open(struct pl_store **out, const char *dir, struct pl_err *err) PL_MUST_CHECK;
 void pl_store_close(struct pl_store *s);
 const char *pl_store_dir(const struct pl_store *s);
@@ -98,6 +99,8 @@ bool pl_store_has_event(struct pl_store *s, const char *job, const char *message
 
 /* prefix followed by 24 random hexadecimal digits. */
 void pl_store_new_id(char out[PL_ID_MAX], const char *prefix);
+/* Whether name is of that form. */
+bool pl_store_is_id(const char *name, const char *prefix);
 /* Replaces a row's text. */
 void pl_row_set(char **field, const char *value);
 

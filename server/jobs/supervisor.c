@@ -52,6 +52,7 @@ struct pl_supervisor {
     pthread_mutex_t lock;
     pthread_cond_t wake;
     bool poked;
+    bool joined;
     atomic_bool stopping;
     atomic_uint stop_seconds;
     atomic_ullong restarts;
@@ -97,12 +98,6 @@ static uint64_t memory_limit(const struct pl_config *c)
     return kib << 10;
 }
 
-static bool ends_with(const char *s, const char *tail)
-{
-    const size_t n = strlen(s), k = strlen(tail);
-    return n >= k && strcmp(s + n - k, tail) == 0;
-}
-
 static pl_status write_job(struct pl_jobs *j, const struct pl_job_row *row, const char *folder, struct pl_err *err)
 {
     struct pl_train_job job = {.id = row->id, .name = row->name, .created_at = row->created_at};
@@ -115,8 +110,9 @@ static pl_status write_job(struct pl_jobs *j, const struct pl_job_row *row, cons
         return st;
     if (asprintf(&training, "%s/training.jsonl", folder) < 0 || asprintf(&validation, "%s/validation.jsonl", folder) < 0)
         return pl_fail(err, PL_ENOMEM, "out of memory");
-    const bool tuned_whole = row->base_adapter != NULL && ends_with(row->base_adapter, ".gguf");
+    const bool tuned_whole = pl_jobs_has_own_base(row);
     job.base = tuned_whole ? row->base_adapter : (char *)(uintptr_t)j->server->model_path;
+    job.base_id = tuned_whole ? NULL : row->base_id;
     job.base_adapter = tuned_whole ? NULL : row->base_adapter;
     job.chat_template = c->chat_template[0] != '\0' ? (char *)(uintptr_t)c->chat_template : NULL;
     job.training_file = training;
@@ -126,6 +122,42 @@ static pl_status write_job(struct pl_jobs *j, const struct pl_job_row *row, cons
     free(training);
     free(validation);
     return st;
+}
+
+static bool is_done(const json_t *outcome)
+{
+    const char *type = json_string_value(json_object_get(outcome, "type"));
+    return type != NULL && strcmp(type, "done") == 0;
+}
+
+/* Begins a transaction that ends something, with the row as it is now. PL_ESTOPPED: its status is not the one that was seen, because a client
+ * has cancelled or paused the job meanwhile; that stands, and the next look finds the worker gone. */
+static pl_status begin_end(struct pl_supervisor *s, struct pl_job_row *row, struct pl_err *err)
+{
+    struct pl_store *store = s->j->store;
+    struct pl_job_row now;
+    pl_status st = pl_store_begin(store, err);
+    if (st != PL_OK)
+        return st;
+    st = pl_store_get(store, PL_TABLE_JOBS, "id", row->id, &now, err);
+    if (st == PL_OK && strcmp(now.status, row->status) != 0)
+        st = pl_fail(err, PL_ESTOPPED, "%s is %s now", row->id, now.status);
+    if (st != PL_OK) {
+        pl_store_rollback(store);
+        pl_row_fini(PL_TABLE_JOBS, &now);
+        return st;
+    }
+    pl_row_fini(PL_TABLE_JOBS, row);
+    *row = now;
+    return PL_OK;
+}
+
+static void end_failed(const char *id, pl_status st, const struct pl_err *err)
+{
+    if (st == PL_ESTOPPED)
+        pl_log_info("%s", err->msg);
+    else
+        complain(id, err);
 }
 
 /* Marks the row before the process exists, so that it is looked for after a crash of the daemon. */
@@ -144,7 +176,10 @@ static pl_status mark_running(struct pl_supervisor *s, struct pl_job_row *row, s
         const bool first = row->started_at == 0;
         row->alive = 1;
         pl_row_set(&row->status, "running");
-        pl_row_set(&row->outcome, NULL);
+        json_t *outcome = row->outcome != NULL ? json_loads(row->outcome, 0, NULL) : NULL;
+        if (!is_done(outcome)) /* a job that was paused as it ended is done at once: its worker says so once only */
+            pl_row_set(&row->outcome, NULL);
+        json_decref(outcome);
         if (first)
             row->started_at = time(NULL);
         st = pl_store_update(store, PL_TABLE_JOBS, row, err);
@@ -193,10 +228,13 @@ out:
 
 static void set_error(struct pl_job_row *row, const char *code, const char *param, const char *message)
 {
-    json_t *e = json_pack("{s:s,s:s,s:s?}", "code", code, "message", message, "param", param);
+    char *readable = pl_xstrdup(message);
+    pl_jobs_make_utf8(readable);
+    json_t *e = json_pack("{s:s,s:s,s:s?}", "code", code, "message", readable, "param", param != NULL && param[0] != '\0' ? param : NULL);
     char *text = e != NULL ? json_dumps(e, 0) : NULL;
-    pl_row_set(&row->error, text != NULL ? text : "{\"code\":\"failed\",\"message\":\"the worker's message is not UTF-8\",\"param\":null}");
+    pl_row_set(&row->error, text);
     free(text);
+    free(readable);
     json_decref(e);
 }
 
@@ -212,7 +250,7 @@ static pl_status end_job(struct pl_supervisor *s, struct pl_job_row *row, const 
 static void fail_job(struct pl_supervisor *s, struct pl_job_row *row, const char *code, const char *param, const char *message)
 {
     struct pl_err err = {0};
-    pl_status st = pl_store_begin(s->j->store, &err);
+    pl_status st = begin_end(s, row, &err);
     if (st == PL_OK) {
         set_error(row, code, param, message);
         st = end_job(s, row, "failed", &err);
@@ -221,7 +259,7 @@ static void fail_job(struct pl_supervisor *s, struct pl_job_row *row, const char
         st = pl_store_end(s->j->store, st, &err);
     }
     if (st != PL_OK)
-        complain(row->id, &err);
+        end_failed(row->id, st, &err);
     else
         pl_log_warn("%s failed: %s: %s", row->id, code, message);
 }
@@ -270,7 +308,7 @@ static pl_status serve(struct pl_supervisor *s, const struct pl_job_row *row, st
     char *folder = pl_jobs_folder(s->j, row->id);
     char *path = NULL;
     pl_status st = PL_OK;
-    if (asprintf(&path, "%s/result", folder) >= 0 && pl_jobs_load(s->j, row->name, path, &why) != PL_OK) {
+    if (asprintf(&path, "%s/result", folder) >= 0 && pl_jobs_load(s->j, row, row->name, path, &why) != PL_OK) {
         pl_log_warn("%s: %s is not served: %s", row->id, row->name, why.msg);
         st = pl_jobs_event(s->j, row->id, "warn", "message", NULL, -1, err, "The model is not served by this daemon: %s", why.msg);
     }
@@ -284,7 +322,7 @@ static void succeed(struct pl_supervisor *s, struct pl_job_row *row)
     struct pl_err err = {0};
     pl_status st = serve(s, row, &err);
     if (st == PL_OK)
-        st = pl_store_begin(s->j->store, &err);
+        st = begin_end(s, row, &err);
     if (st == PL_OK) {
         st = adopt_results(s, row, &err);
         if (st == PL_OK)
@@ -296,7 +334,8 @@ static void succeed(struct pl_supervisor *s, struct pl_job_row *row)
         st = pl_store_end(s->j->store, st, &err);
     }
     if (st != PL_OK) { /* the row still says alive: tried again at the next look */
-        complain(row->id, &err);
+        end_failed(row->id, st, &err);
+        pl_jobs_unload(s->j, row->name);
         if (row->result_file != NULL)
             pl_files_discard(s->j->store, row->result_file);
         return;
@@ -322,6 +361,7 @@ static void last_words(const char *folder, char *out, size_t n)
     text[got > 0 ? got : 0] = '\0';
     const char *line = strrchr(text, '\n');
     snprintf(out, n, "%.200s", line != NULL ? line + 1 : text);
+    pl_jobs_make_utf8(out);
 }
 
 static void describe_end(int status, const char *folder, char *out, size_t n)
@@ -334,29 +374,35 @@ static void describe_end(int status, const char *folder, char *out, size_t n)
         snprintf(out, n, "the worker exited with status %d%s%s", WEXITSTATUS(status), words[0] != '\0' ? "; its last words: " : "", words);
 }
 
-static void queue_again(struct pl_supervisor *s, struct pl_job_row *row, const char *level, const char *message)
+/* crashes: how many there are now, at the row's step; 0 = it was not one. */
+static void queue_again(struct pl_supervisor *s, struct pl_job_row *row, int64_t crashes, const char *message)
 {
     struct pl_err err = {0};
-    pl_status st = pl_store_begin(s->j->store, &err);
+    const int64_t step = row->step;
+    const bool crash = crashes > 0;
+    pl_status st = begin_end(s, row, &err);
     if (st == PL_OK) {
+        if (crash) {
+            row->crashes = crashes;
+            row->crash_step = step;
+        }
         pl_row_set(&row->status, "queued");
         row->alive = 0;
         st = pl_store_update(s->j->store, PL_TABLE_JOBS, row, &err);
         if (st == PL_OK)
-            st = pl_jobs_event(s->j, row->id, level, "message", NULL, -1, &err, "%s", message);
+            st = pl_jobs_event(s->j, row->id, crash ? "warn" : "info", "message", NULL, -1, &err, "%s", message);
         st = pl_store_end(s->j->store, st, &err);
     }
     if (st != PL_OK)
-        complain(row->id, &err);
+        end_failed(row->id, st, &err);
 }
 
 static void crashed(struct pl_supervisor *s, struct pl_job_row *row, int status, const char *folder)
 {
     char what[400], message[500];
     describe_end(status, folder, what, sizeof what);
-    row->crashes = row->step > row->crash_step ? 1 : row->crashes + 1;
-    row->crash_step = row->step;
-    if (row->crashes >= MAX_CRASHES) {
+    const int64_t crashes = row->step > row->crash_step ? 1 : row->crashes + 1;
+    if (crashes >= MAX_CRASHES) {
         snprintf(message, sizeof message, "%s, %d times without progress", what, MAX_CRASHES);
         fail_job(s, row, "worker_crashed", NULL, message);
         return;
@@ -364,7 +410,7 @@ static void crashed(struct pl_supervisor *s, struct pl_job_row *row, int status,
     atomic_fetch_add(&s->restarts, 1);
     pl_log_warn("%s: %s; starting it again", row->id, what);
     snprintf(message, sizeof message, "%s; it starts again from its last checkpoint", what);
-    queue_again(s, row, "warn", message);
+    queue_again(s, row, crashes, message);
 }
 
 static void failed_by_worker(struct pl_supervisor *s, struct pl_job_row *row, const json_t *outcome)
@@ -381,16 +427,21 @@ static void settle(struct pl_supervisor *s, struct pl_job_row *row, int status, 
     const char *type = json_string_value(json_object_get(outcome, "type"));
     struct pl_err err = {0};
     if (strcmp(row->status, "running") != 0) { /* paused, cancelled, or queued again meanwhile */
-        row->alive = 0;
-        if (pl_store_update(s->j->store, PL_TABLE_JOBS, row, &err) != PL_OK)
-            complain(row->id, &err);
-        pl_log_info("%s: worker gone, %s", row->id, row->status);
-    } else if (type != NULL && strcmp(type, "done") == 0) {
+        pl_status st = begin_end(s, row, &err);
+        if (st == PL_OK) {
+            row->alive = 0;
+            st = pl_store_end(s->j->store, pl_store_update(s->j->store, PL_TABLE_JOBS, row, &err), &err);
+        }
+        if (st != PL_OK)
+            end_failed(row->id, st, &err);
+        else
+            pl_log_info("%s: worker gone, %s", row->id, row->status);
+    } else if (is_done(outcome)) {
         succeed(s, row);
     } else if (type != NULL) {
         failed_by_worker(s, row, outcome);
     } else if (status == -1 || (WIFEXITED(status) && WEXITSTATUS(status) == EXIT_INTERRUPTED)) {
-        queue_again(s, row, "info", "The job was interrupted; it goes on from its last checkpoint");
+        queue_again(s, row, 0, "The job was interrupted; it goes on from its last checkpoint");
     } else {
         crashed(s, row, status, folder);
     }
@@ -461,7 +512,7 @@ static void tend(struct pl_supervisor *s, const struct pl_job_row *seen)
     } else if (!ended) {
         steer(s, w, seen->status);
     } else if (pl_store_get(s->j->store, PL_TABLE_JOBS, "id", seen->id, &row, &err) == PL_OK) {
-        const int status = w != NULL ? w->w.status : -1;
+        const int status = w != NULL && !w->w.killed ? w->w.status : -1; /* killed by us: it was too slow to stop, and did not crash */
         forget_worker(s, seen->id);
         settle(s, &row, status, folder);
         pl_row_fini(PL_TABLE_JOBS, &row);
@@ -509,8 +560,12 @@ static void launch_waiting(struct pl_supervisor *s, size_t running)
         struct pl_job_row *row = (struct pl_job_row *)rows + i;
         if (row->alive)
             continue; /* an earlier worker has not gone yet */
-        launch(s, row);
-        running++;
+        if (pl_jobs_is_ours(s->j, row)) {
+            launch(s, row);
+            running++;
+        } else if (pl_jobs_park(s->j, row->id, &err) != PL_OK) {
+            complain(row->id, &err);
+        }
     }
     pl_rows_free(PL_TABLE_JOBS, rows, n);
 }
@@ -541,6 +596,7 @@ static void *supervise(void *arg)
         } else {
             launch_waiting(s, running);
             if (pl_now_ns() - s->expired_ns > EXPIRE_EVERY_NS) {
+                pl_jobs_validate_waiting(s->j);
                 pl_files_expire(s->j->store, time(NULL));
                 s->expired_ns = pl_now_ns();
             }
@@ -577,12 +633,19 @@ void pl_supervisor_poke(struct pl_supervisor *s)
 
 void pl_supervisor_stop(struct pl_supervisor *s, unsigned seconds)
 {
-    if (s == NULL)
+    if (s == NULL || s->joined)
         return;
     atomic_store(&s->stop_seconds, seconds);
     atomic_store(&s->stopping, true);
     pl_supervisor_poke(s);
     pthread_join(s->thread, NULL);
+    s->joined = true;
+}
+
+void pl_supervisor_free(struct pl_supervisor *s)
+{
+    if (s == NULL)
+        return;
     while (s->workers != NULL)
         forget_worker(s, s->workers->id);
     pthread_cond_destroy(&s->wake);

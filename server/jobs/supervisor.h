@@ -14,8 +14,9 @@
 pl_status pl_supervisor_start(struct pl_supervisor **out, struct pl_jobs *j, const cpu_set_t *cpus, struct pl_err *err) PL_MUST_CHECK;
 /* Look again now. */
 void pl_supervisor_poke(struct pl_supervisor *s);
-/* Workers get SIGTERM, and SIGKILL after seconds. */
+/* Workers get SIGTERM, and SIGKILL after seconds. What others still call (poke, restarts) stays valid until free. On main. */
 void pl_supervisor_stop(struct pl_supervisor *s, unsigned seconds);
+void pl_supervisor_free(struct pl_supervisor *s);
 uint64_t pl_supervisor_restarts(const struct pl_supervisor *s);
 
 #endif

@@ -282,14 +282,55 @@ def test_a_really_full_disk(tmp_path, tiny, start):
 def test_files_survive_a_kill(tmp_path, tiny, start):
     d = start("--data-dir", tmp_path / "data", model=tiny)
     f = upload(client_of(d))
-    (tmp_path / "data/uploads/upload-left").write_text("half")
-    (tmp_path / "data/files/file-unknown").write_text("no row")
+    (tmp_path / "data/uploads" / ("upload-" + "0" * 24)).write_text("half")
+    (tmp_path / "data/files" / ("file-" + "a" * 24)).write_text("no row")
     d.process.kill()
     d.process.wait()
     d2 = start("--data-dir", tmp_path / "data", model=tiny)
     assert client_of(d2).files.content(f.id).read() == GOOD.encode()
     until(lambda: os.listdir(tmp_path / "data/files") == [f.id] and not os.listdir(tmp_path / "data/uploads"))
     d.process.returncode = 0  # it was killed on purpose
+
+
+def test_the_database_is_private(tmp_path, tiny, start):
+    data = tmp_path / "data"
+    data.mkdir(mode=0o755)
+    for left in None, "parley.db", "parley.db-wal":
+        if left:  # of a daemon that did not look after it
+            (data / left).touch()
+            (data / left).chmod(0o644)
+        d = start("--data-dir", data, model=tiny)
+        upload(client_of(d))
+        assert {p.name: p.stat().st_mode & 0o777 for p in data.glob("parley.db*")} == dict.fromkeys(["parley.db", "parley.db-wal", "parley.db-shm"], 0o600)
+        d.stop()
+
+
+def test_what_is_not_ours_stays(tmp_path, tiny, start):
+    """A data directory that had folders of these names before, and names that only look like ours."""
+    theirs = [tmp_path / "data" / name for name in ("files/notes.txt", "files/file-of-mine", "uploads/photo.jpg", "jobs/ftjob-mine/model.gguf",
+                                                    "jobs/work/a.txt", "files/file-" + "A" * 24)]
+    for path in theirs:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+    for _ in range(2):
+        d = start("--data-dir", tmp_path / "data", model=tiny)
+        assert d.get("/v1/files")[0] == 200
+        d.stop()
+    assert all(path.read_text() == "mine" for path in theirs)
+
+
+@pytest.mark.parametrize("left", ["files/file-" + "0" * 24, "jobs/ftjob-" + "0" * 24 + "/model.gguf"])
+def test_a_lost_database(tmp_path, tiny, start, left):
+    """Files and models without their database are not swept, not at the second start either."""
+    path = tmp_path / "data" / left
+    path.parent.mkdir(parents=True)
+    path.write_text("precious")
+    for _ in range(2):
+        d = start("--data-dir", tmp_path / "data", model=tiny)
+        status, _, body = d.get("/v1/files")
+        assert status == 503 and "put the database back" in json.loads(body)["error"]["message"]
+        d.stop()
+    assert path.read_text() == "precious"
 
 
 def test_scope_is_the_administrators(start, tiny):

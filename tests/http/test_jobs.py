@@ -2,19 +2,21 @@
 paging, what is refused, and what survives which kill.
 SPDX-License-Identifier: Apache-2.0
 """
+import contextlib
 import io
 import json
 import os
 import random
 import re
 import signal
+import sqlite3
 import time
 from pathlib import Path
 
 import openai
 import pytest
 
-from conftest import ROOT, SLOW, Daemon, until
+from conftest import ROOT, SLOW, Daemon, make_model, until
 from test_files import CHAT, GOOD, client_of, upload
 
 WORKER = ROOT / "tests/tools/fake_worker.py"
@@ -188,6 +190,31 @@ def test_pause_resume_cancel(place):
         assert e.value.body["code"] == "invalid_job_state"
 
 
+def test_paused_as_it_ends(place):
+    """The pause was promised and stands; the worker that is done by then says so once only."""
+    c = place.run()
+    place.script(steps=3, seconds=0.3, ignore_term=True)
+    job = place.job()
+    until(lambda: any(e.type == "metrics" for e in place.events(job.id)))
+    assert c.fine_tuning.jobs.pause(job.id).status == "paused"
+    until(lambda: (place.data / "jobs" / job.id / "results.csv").exists())
+    until(lambda: "worker gone, paused" in place.daemon.log)
+    assert c.fine_tuning.jobs.retrieve(job.id).status == "paused"
+    place.script(exit=0)
+    assert c.fine_tuning.jobs.resume(job.id).status == "queued"
+    assert len(place.wait(job.id, "succeeded").result_files) == 1
+
+
+def test_a_check_that_nobody_makes(place):
+    """As when the queue of checks was full: the supervisor finds the job."""
+    place.run("--train-jobs", 0)
+    job = place.job().id
+    place.wait(job, "queued")
+    with contextlib.closing(sqlite3.connect(place.data / "parley.db", timeout=10)) as db, db:
+        db.execute("UPDATE jobs SET status='validating_files', validated=0 WHERE id=?", [job])
+    place.wait(job, "queued")
+
+
 def test_states_before_it_runs(place):
     c = place.run("--train-jobs", 0)
     a, b = place.job().id, place.job().id
@@ -198,9 +225,10 @@ def test_states_before_it_runs(place):
     assert c.fine_tuning.jobs.cancel(b).status == "cancelled"
 
 
-def test_a_failure_in_the_worker(place):
+@pytest.mark.parametrize("param", [None, ""])
+def test_a_failure_in_the_worker(place, param):
     place.run()
-    place.script(steps=4, seconds=0, checkpoint_every=2, fail_at=3, fail={"code": "disk_full", "param": None, "message": "the checkpoint of step 2 cannot be written: no space"})
+    place.script(steps=4, seconds=0, checkpoint_every=2, fail_at=3, fail={"code": "disk_full", "param": param, "message": "the checkpoint of step 2 cannot be written: no space"})
     job = place.wait(place.job().id, "failed")
     assert job.error.code == "disk_full" and job.error.param is None and "no space" in job.error.message and job.fine_tuned_model is None
     assert place.events(job.id)[-1].level == "error" and "no space" in place.events(job.id)[-1].message
@@ -256,6 +284,18 @@ def test_what_a_worker_may_not_say(place):
     assert [p.step_number for p in place.client.fine_tuning.jobs.checkpoints.list(job.id)] == [2]
 
 
+def test_words_in_any_language(place):
+    """An event's message is cut between two characters, and one that was cut before still comes through."""
+    place.run()
+    place.script(steps=1, seconds=0, say=[json.dumps({"type": "message", "level": "info", "message": "x" * i + "\u20ac" * 600}) for i in range(3)])
+    job = place.wait(place.job().id, "succeeded")
+    long = [m for m in messages(place.events(job.id)) if "\u20ac" in m]
+    assert long == ["x" * i + "\u20ac" * ((1023 - i) // 3) for i in range(3)]
+    place.script(exit=7, last="\u20ac" * 100)
+    job = place.wait(place.job().id, "failed")
+    assert "\u20ac" * 66 in job.error.message and "\u20ac" * 66 in place.events(job.id)[-1].message
+
+
 def test_stopping_the_daemon_interrupts(place):
     place.run()
     place.script(steps=6, seconds=0.02, checkpoint_every=2, hang_at=4)
@@ -270,6 +310,20 @@ def test_stopping_the_daemon_interrupts(place):
     events = place.events(job.id)
     assert [e.data["step"] for e in events if e.type == "metrics"] == [1, 2, 3, 4, 5, 6]
     assert "The job was interrupted; it goes on from its last checkpoint" in messages(events) and "training from step 4" in messages(events)
+
+
+def test_a_worker_that_does_not_stop_in_time(place):
+    """The daemon ends it, which is no crash of the worker."""
+    c = place.run("--drain-timeout", 1)
+    place.script(steps=1000, seconds=0.05, checkpoint_every=2, ignore_term=True)
+    job = place.job()
+    until(lambda: any(e.type == "metrics" for e in place.events(job.id)))
+    place.daemon.stop()
+    place.script(steps=1, seconds=0)
+    c = place.run("--train-jobs", 0)
+    assert c.fine_tuning.jobs.retrieve(job.id).status == "queued"
+    assert messages(place.events(job.id))[-1] == "The job was interrupted; it goes on from its last checkpoint"
+    assert place.daemon.metrics()["parley_job_restarts_total"] == 0
 
 
 def test_a_killed_daemon_takes_its_worker_over(place):
@@ -322,8 +376,9 @@ def test_finished_while_nobody_looked(place):
 def test_half_a_job_is_swept(place):
     place.run("--train-jobs", 0)
     kept = place.job().id
-    (place.data / "jobs/ftjob-unfinished").mkdir()
-    (place.data / "jobs/ftjob-unfinished/training.jsonl").write_text("x")
+    unfinished = place.data / "jobs" / ("ftjob-" + "0" * 24)
+    unfinished.mkdir()
+    (unfinished / "training.jsonl").write_text("x")
     place.kill()
     place.run("--train-jobs", 0)
     assert os.listdir(place.data / "jobs") == [kept]
@@ -415,6 +470,63 @@ def test_a_tuned_model_as_base(place):
     with pytest.raises(openai.BadRequestError) as e:
         c.fine_tuning.jobs.create(model=first.fine_tuned_model, training_file=upload(c).id)
     assert e.value.body["code"] == "model_not_available"
+
+
+def test_a_database_of_version_1(place):
+    place.run()
+    place.script(steps=2, seconds=0, checkpoint_every=2)
+    job = place.wait(place.job().id, "succeeded")
+    place.daemon.stop()
+    with contextlib.closing(sqlite3.connect(place.data / "parley.db")) as db:
+        db.executescript("ALTER TABLE jobs DROP COLUMN base_id; PRAGMA user_version=1")
+    for _ in range(2):
+        c = place.run()
+        assert [j.id for j in c.fine_tuning.jobs.list()] == [job.id]
+        assert "made for another" not in place.daemon.log and "another model" not in place.daemon.log
+        place.daemon.stop()
+
+
+def test_another_model_than_before(place):
+    """A job and its model belong to the base they were made for."""
+    c = place.run()
+    place.script(steps=2, seconds=0, checkpoint_every=2)
+    made = place.wait(place.job().id, "succeeded")
+    place.daemon.stop()
+    c = place.run("--train-jobs", 0)
+    waiting = place.job().id
+    place.wait(waiting, "queued")
+    place.daemon.stop()
+    mine, place.model = place.model, make_model(place.data, "tiny.gguf", "--seed", "77")
+    c = place.run()
+    place.wait(waiting, "paused")
+    assert "made for another model" in messages(place.events(waiting))[-1] and place.events(waiting)[-1].level == "warn"
+    assert f"{made.fine_tuned_model} is not served: it is an adapter of another model" in place.daemon.log
+    with pytest.raises(openai.APIStatusError) as e:
+        c.chat.completions.create(model=made.fine_tuned_model, messages=[{"role": "user", "content": "a"}], max_tokens=1)
+    assert "another model" in str(e.value)
+    place.daemon.stop()
+    place.model = mine
+    c = place.run()
+    c.fine_tuning.jobs.resume(waiting)
+    place.wait(waiting, "succeeded")
+
+
+def test_a_whole_tuned_model_as_base(place):
+    """An adapter of a whole tuned model is not one of the model that the daemon has: it is never served on that."""
+    c = place.run()
+    place.script(steps=4, seconds=0, checkpoint_every=2, whole=True)
+    first = place.wait(place.job().id, "succeeded")
+    place.script(steps=4, seconds=0, checkpoint_every=2)
+    second = place.wait(c.fine_tuning.jobs.create(model=first.fine_tuned_model, training_file=upload(c).id).id, "succeeded")
+    job = place.seen(second.id)["job"]
+    assert job["base"] == str(place.data / "jobs" / second.id / "base/model.gguf") and job["base_adapter"] is None
+    text = "it is an adapter of the whole model " + job["base"]
+    assert any(e.level == "warn" and text in e.message for e in place.events(second.id))
+    checkpoint = c.fine_tuning.jobs.checkpoints.list(second.id).data[0].fine_tuned_model_checkpoint
+    for name in second.fine_tuned_model, checkpoint:
+        with pytest.raises(openai.APIStatusError) as e:
+            c.chat.completions.create(model=name, messages=[{"role": "user", "content": "a"}], max_tokens=1)
+        assert text in str(e.value)
 
 
 def test_dry_run(place):

@@ -291,6 +291,7 @@ def test_results_csv(tmp_path, base):
 
 @pytest.mark.parametrize("edit, code, says", [
     (lambda j: j.update(base="/nowhere.gguf"), None, "nowhere.gguf"),
+    (lambda j: j.update(base_id="0" * 64), None, "is not the model that this job was made for"),
     (lambda j: j.update(training_file="/nowhere.jsonl"), "invalid_training_file", "nowhere.jsonl"),
     (lambda j: j["spec"]["supervised"]["hyperparameters"].update(learning_rate=9.5), "not_finite", "lower the learning rate"),
     (lambda j: j["spec"]["supervised"]["hyperparameters"].update(batch_size=0), None, "batch_size"),
