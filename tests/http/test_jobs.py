@@ -16,11 +16,17 @@ from pathlib import Path
 import openai
 import pytest
 
-from conftest import ROOT, SLOW, Daemon, make_model, until
+from conftest import ROOT, SLOW, Daemon, make_model
+from conftest import until as soon
 from test_files import CHAT, GOOD, client_of, upload
 
 WORKER = ROOT / "tests/tools/fake_worker.py"
+PATIENCE = 60  # seconds; workers stand back behind whatever else keeps the machine busy
 LIVE = ("validating_files", "queued", "running")
+
+
+def until(what, seconds=PATIENCE, step=0.02):
+    return soon(what, seconds, step)
 
 
 class Place:
@@ -32,7 +38,7 @@ class Place:
         self.daemon = None
 
     def run(self, *args):
-        self.daemon = self.start("--data-dir", self.data, "--train-worker", WORKER, *args, model=self.model)
+        self.daemon = self.start("--data-dir", self.data, "--train-worker", WORKER, "--train-nice", 1, *args, model=self.model)
         self.client = client_of(self.daemon)
         return self.client
 
@@ -53,7 +59,7 @@ class Place:
         f = upload(self.client, text)
         return self.client.fine_tuning.jobs.create(model=self.daemon.model_id, training_file=f.id, **more)
 
-    def wait(self, job, *states, seconds=20):
+    def wait(self, job, *states, seconds=PATIENCE):
         def there():
             now = self.client.fine_tuning.jobs.retrieve(job)
             assert now.status in (*states, *LIVE), (now.status, now.error)
@@ -121,7 +127,7 @@ def test_the_whole_story(place):
     assert csv[0] == "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy" and len(csv) == 7
     assert c.files.retrieve(result).purpose == "fine-tune-results" and c.files.retrieve(result).filename == "step_metrics.csv"
     told = place.seen(made.id)
-    assert told["nice"] == 19 and told["argv"][1:] == ["train", "--job", str(place.data / "jobs" / made.id)]
+    assert told["nice"] == 1 and told["argv"][1:] == ["train", "--job", str(place.data / "jobs" / made.id)]
     assert told["job"]["name"] == job.fine_tuned_model and told["job"]["seed"] == 7 and "auto" not in json.dumps(told["job"]["spec"])
     assert Path(told["job"]["training_file"]).read_text() == GOOD and told["job"]["base"].endswith("tiny.gguf") and told["job"]["base_adapter"] is None
 
@@ -425,7 +431,7 @@ def test_random_kills(place):
         if who != "worker":
             place.run("--train-jobs", 2)
     for i in jobs:
-        place.wait(i, "succeeded", seconds=40)
+        place.wait(i, "succeeded")
         events = place.events(i)
         assert [e.data["step"] for e in events if e.type == "metrics"] == list(range(1, 31))
         assert messages(events).count("The job has successfully completed") == 1
