@@ -486,12 +486,14 @@ static void change(struct pl_http_req *req, struct pl_http_resp *resp, pl_job_wi
     struct pl_err err = {0};
     if (!find_job(req, resp, &row))
         return;
-    const pl_status st = pl_jobs_change(req->server->jobs, row.id, wish, &err);
     pl_row_fini(PL_TABLE_JOBS, &row);
-    if (st == PL_OK)
-        pl_api_jobs_get(req, resp);
-    else
+    const pl_status st = pl_jobs_change(req->server->jobs, req->path_arg, wish, &row, &err);
+    if (st != PL_OK) {
         pl_apierr_answer_as(req, resp, st == PL_EINVAL ? 400 : 500, st == PL_EINVAL ? "invalid_job_state" : NULL, &err);
+        return;
+    }
+    pl_listing_write(&resp->body, job_json(&row));
+    pl_row_fini(PL_TABLE_JOBS, &row);
 }
 
 void pl_api_jobs_cancel(struct pl_http_req *req, struct pl_http_resp *resp)

@@ -370,7 +370,7 @@ static bool is_one_of(const char *status, const char *words)
     return false;
 }
 
-pl_status pl_jobs_change(struct pl_jobs *j, const char *id, pl_job_wish wish, struct pl_err *err)
+pl_status pl_jobs_change(struct pl_jobs *j, const char *id, pl_job_wish wish, struct pl_job_row *row, struct pl_err *err)
 {
     static const struct {
         const char *from, *to, *verb, *level, *event;
@@ -379,32 +379,32 @@ pl_status pl_jobs_change(struct pl_jobs *j, const char *id, pl_job_wish wish, st
         [PL_JOB_PAUSE] = {"validating_files|queued|running", "paused", "paused", "info", "The job was paused"},
         [PL_JOB_RESUME] = {"paused", "queued", "resumed", "info", "The job was resumed"},
     };
-    struct pl_job_row row;
     bool again = false;
     pl_status st = pl_store_begin(j->store, err);
     if (st != PL_OK)
         return st;
-    st = pl_store_get(j->store, PL_TABLE_JOBS, "id", id, &row, err);
-    if (st == PL_OK && !is_one_of(row.status, changes[wish].from))
-        st = pl_fail(err, PL_EINVAL, "Job %s is %s and cannot be %s", id, row.status, changes[wish].verb);
+    st = pl_store_get(j->store, PL_TABLE_JOBS, "id", id, row, err);
+    if (st == PL_OK && !is_one_of(row->status, changes[wish].from))
+        st = pl_fail(err, PL_EINVAL, "Job %s is %s and cannot be %s", id, row->status, changes[wish].verb);
     if (st == PL_OK) {
-        again = wish == PL_JOB_RESUME && !row.validated;
-        pl_row_set(&row.status, again ? "validating_files" : changes[wish].to);
-        row.estimated_finish = 0;
+        again = wish == PL_JOB_RESUME && !row->validated;
+        pl_row_set(&row->status, again ? "validating_files" : changes[wish].to);
+        row->estimated_finish = 0;
         if (wish == PL_JOB_CANCEL)
-            row.finished_at = time(NULL);
+            row->finished_at = time(NULL);
         if (wish == PL_JOB_RESUME)
-            row.crashes = 0;
-        st = pl_store_update(j->store, PL_TABLE_JOBS, &row, err);
+            row->crashes = 0;
+        st = pl_store_update(j->store, PL_TABLE_JOBS, row, err);
     }
     if (st == PL_OK)
         st = pl_jobs_event(j, id, changes[wish].level, "message", NULL, -1, err, "%s", changes[wish].event);
     st = pl_store_end(j->store, st, err);
     if (st == PL_OK && again)
-        pl_jobs_validate_later(j, &row);
+        pl_jobs_validate_later(j, row);
     if (st == PL_OK)
         pl_log_info("%s %s", id, changes[wish].verb);
-    pl_row_fini(PL_TABLE_JOBS, &row);
+    else
+        pl_row_fini(PL_TABLE_JOBS, row);
     pl_jobs_poke(j);
     return st;
 }

@@ -63,9 +63,10 @@ json_t *pl_jobs_lines(const struct pl_data_report *r);
  * seed, suffix, metadata, integrations and base_adapter are the caller's. */
 pl_status pl_jobs_create(struct pl_jobs *j, struct pl_job_row *row, struct pl_err *err) PL_MUST_CHECK;
 
-/* Changes of state that clients ask for. PL_ENOENT; PL_EINVAL when the job's state does not allow it. */
+/* Changes of state that clients ask for. PL_ENOENT; PL_EINVAL when the job's state does not allow it. On PL_OK *row is the job as
+ * the change left it, whatever the supervisor does next, and the caller's. */
 typedef enum { PL_JOB_CANCEL, PL_JOB_PAUSE, PL_JOB_RESUME } pl_job_wish;
-pl_status pl_jobs_change(struct pl_jobs *j, const char *id, pl_job_wish wish, struct pl_err *err) PL_MUST_CHECK;
+pl_status pl_jobs_change(struct pl_jobs *j, const char *id, pl_job_wish wish, struct pl_job_row *row, struct pl_err *err) PL_MUST_CHECK;
 /* Adds an event. level: info, warn, error; data: JSON or NULL, type "message" or "metrics"; at as in the row. Inside or outside a transaction. */
 pl_status pl_jobs_event(struct pl_jobs *j, const char *job, const char *level, const char *type, const char *data, int64_t at, struct pl_err *err,
                         const char *fmt, ...) __attribute__((format(printf, 8, 9))) PL_MUST_CHECK;
