@@ -492,11 +492,6 @@ size_t pl_net_work_bytes(const struct pl_net *n, uint32_t max_tokens, uint32_t m
     return floats * sizeof(float);
 }
 
-size_t pl_net_state_bytes(const struct pl_net *n)
-{
-    return 4 * n->n_trained * sizeof(float);
-}
-
 pl_status pl_net_reserve(struct pl_net *n, uint32_t max_tokens, uint32_t max_rows, struct pl_err *err)
 {
     if (n->work != NULL && max_tokens <= n->max_tokens && max_rows <= n->max_rows)

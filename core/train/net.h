@@ -108,9 +108,8 @@ pl_status pl_net_adapter(const struct pl_net *n, struct pl_adapter *out, struct 
 
 /* Makes room for micro-batches of so many tokens and rows. */
 pl_status pl_net_reserve(struct pl_net *n, uint32_t max_tokens, uint32_t max_rows, struct pl_err *err) PL_MUST_CHECK;
-/* What reserve takes, and what the trained values, gradients and moments take. */
+/* What reserve takes. */
 size_t pl_net_work_bytes(const struct pl_net *n, uint32_t max_tokens, uint32_t max_rows);
-size_t pl_net_state_bytes(const struct pl_net *n);
 
 pl_status pl_net_forward(struct pl_net *n, const struct pl_micro *b) PL_MUST_CHECK;
 /* logp[R], best[R] of the rows of the last forward. With weight, the gradient of Σ -weight * logp is made ready. */

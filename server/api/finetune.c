@@ -354,7 +354,7 @@ static void run_dry(void *arg, struct pl_http_resp *resp)
         st = preview(d, training, &plan, &err);
     if (st == PL_OK) {
         pl_listing_write(&resp->body, json_pack("{s:s,s:b,s:o,s:o,s:O}", "object", "fine_tuning.validation", "valid", 1, "method",
-                                                pl_train_spec_json(&plan.spec), "estimate", pl_jobs_estimate(d->j, &plan), "preview", d->preview));
+                                                pl_train_spec_json(&plan.spec), "estimate", pl_jobs_estimate(&plan), "preview", d->preview));
     } else {
         const struct pl_data_report *r = strcmp(err.param, "validation_file") == 0 ? &plan.validation : &plan.training;
         json_t *list = pl_jobs_lines(r);
@@ -404,6 +404,17 @@ void pl_api_jobs_validate(struct pl_http_req *req, struct pl_http_resp *resp)
 
 /* ---- the rest ------------------------------------------------------------------------------------------------------ */
 
+/* Answers for a job that is not there, is in another state, or could not be read. */
+static void refuse(struct pl_http_req *req, struct pl_http_resp *resp, pl_status st, struct pl_err *err)
+{
+    if (st == PL_ENOENT) {
+        (void)pl_fail_param(err, PL_ENOENT, "fine_tuning_job_id", "Could not find fine tune: %.100s", req->path_arg);
+        pl_apierr_answer_as(req, resp, 404, "fine_tune_not_found", err);
+    } else {
+        pl_apierr_answer_as(req, resp, st == PL_EINVAL ? 400 : 500, st == PL_EINVAL ? "invalid_job_state" : NULL, err);
+    }
+}
+
 /* False = answered. */
 static bool find_job(struct pl_http_req *req, struct pl_http_resp *resp, struct pl_job_row *row)
 {
@@ -411,12 +422,9 @@ static bool find_job(struct pl_http_req *req, struct pl_http_resp *resp, struct 
     if (!pl_listing_have_jobs(req, resp))
         return false;
     const pl_status st = pl_store_get(req->server->jobs->store, PL_TABLE_JOBS, "id", req->path_arg, row, &err);
-    if (st == PL_OK)
-        return true;
-    if (st == PL_ENOENT)
-        (void)pl_fail_param(&err, PL_ENOENT, "fine_tuning_job_id", "Could not find fine tune: %.100s", req->path_arg);
-    pl_apierr_answer_as(req, resp, st == PL_ENOENT ? 404 : 500, st == PL_ENOENT ? "fine_tune_not_found" : NULL, &err);
-    return false;
+    if (st != PL_OK)
+        refuse(req, resp, st, &err);
+    return st == PL_OK;
 }
 
 void pl_api_jobs_get(struct pl_http_req *req, struct pl_http_resp *resp)
@@ -484,12 +492,11 @@ static void change(struct pl_http_req *req, struct pl_http_resp *resp, pl_job_wi
 {
     struct pl_job_row row;
     struct pl_err err = {0};
-    if (!find_job(req, resp, &row))
+    if (!pl_listing_have_jobs(req, resp))
         return;
-    pl_row_fini(PL_TABLE_JOBS, &row);
     const pl_status st = pl_jobs_change(req->server->jobs, req->path_arg, wish, &row, &err);
     if (st != PL_OK) {
-        pl_apierr_answer_as(req, resp, st == PL_EINVAL ? 400 : 500, st == PL_EINVAL ? "invalid_job_state" : NULL, &err);
+        refuse(req, resp, st, &err);
         return;
     }
     pl_listing_write(&resp->body, job_json(&row));

@@ -172,11 +172,10 @@ pl_status pl_jobs_plan(struct pl_jobs *j, const struct pl_train_spec *method, co
     return pl_train_plan(plan, method, training, validation, &base, threads, err);
 }
 
-json_t *pl_jobs_estimate(struct pl_jobs *j, const struct pl_train_plan *p)
+json_t *pl_jobs_estimate(const struct pl_train_plan *p)
 {
     /* What a processor of today does in products of this kind; a running job's estimated_finish is measured. */
     const double flops_per_thread = p->spec.precision == PL_PRECISION_BF16 ? 200e9 : 60e9;
-    (void)j;
     return json_pack("{s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "examples", (json_int_t)p->training.n_examples, "validation_examples",
                      (json_int_t)p->validation.n_examples, "tokens", (json_int_t)p->training.n_tokens, "loss_tokens", (json_int_t)p->training.n_loss_tokens,
                      "cut_examples", (json_int_t)p->training.n_cut, "total_steps", (json_int_t)p->total_steps, "trained_tokens",
@@ -271,7 +270,7 @@ static pl_status record(struct pl_jobs *j, const char *id, pl_status checked, co
     st = pl_store_get(j->store, PL_TABLE_JOBS, "id", id, &row, err);
     const bool waiting = st == PL_OK && (strcmp(row.status, "validating_files") == 0 || strcmp(row.status, "paused") == 0);
     if (st == PL_OK && waiting && checked == PL_OK) {
-        json_t *method = pl_train_spec_json(&plan->spec), *estimate = pl_jobs_estimate(j, plan);
+        json_t *method = pl_train_spec_json(&plan->spec), *estimate = pl_jobs_estimate(plan);
         char *text = json_dumps(method, JSON_COMPACT), *data = json_dumps(estimate, JSON_COMPACT);
         row.validated = 1;
         row.total_steps = plan->total_steps;

@@ -53,7 +53,7 @@ void pl_jobs_validate_waiting(struct pl_jobs *j);
 pl_status pl_jobs_plan(struct pl_jobs *j, const struct pl_train_spec *method, const char *training, const char *validation, struct pl_train_plan *plan,
                        struct pl_err *err) PL_MUST_CHECK;
 /* What a plan says, as JSON: examples, tokens, steps, memory. A new reference. */
-json_t *pl_jobs_estimate(struct pl_jobs *j, const struct pl_train_plan *plan);
+json_t *pl_jobs_estimate(const struct pl_train_plan *plan);
 /* The error code OpenAI has for what a plan complains about: "invalid_training_file", "invalid_n_examples", … */
 const char *pl_jobs_code(pl_status st, const struct pl_err *err);
 /* Bad lines as JSON: [{"line":3,"message":2,"reason":"…"}]. A new reference. */

@@ -132,11 +132,6 @@ void pl_tasks_stop(struct pl_tasks *t)
     free(t);
 }
 
-bool pl_tasks_stopping(const struct pl_tasks *t)
-{
-    return atomic_load(&t->stopping);
-}
-
 static struct entry *new_entry(const struct pl_task *task, struct pl_http_conn *conn)
 {
     struct entry *e = pl_xcalloc(1, sizeof *e);

@@ -22,9 +22,8 @@ struct pl_task {
 };
 
 pl_status pl_tasks_start(struct pl_tasks **out, struct pl_err *err) PL_MUST_CHECK;
-/* Ends the running task (which should ask pl_tasks_stopping) and drops the others; their requests are answered 503. */
+/* Waits for the running task and drops the others; their requests are answered 503. */
 void pl_tasks_stop(struct pl_tasks *t);
-bool pl_tasks_stopping(const struct pl_tasks *t);
 /* The answer of the task becomes that of the request, which waits. The task is taken in any case. */
 void pl_tasks_answer(struct pl_tasks *t, const struct pl_task *task, struct pl_http_req *req, struct pl_http_resp *resp);
 /* A task that nobody waits for. Dropped at once on failure. */
