@@ -23,8 +23,9 @@ LIBS := $(shell pkg-config --libs $(PKGS)) -lm -pthread
 # is part of the result, so the compiler may not contract or reorder; training may contract, its results are one processor's.
 # Vectors wider than the set's registers stay inside their file: notes on how they would be passed (psabi) say nothing.
 ISA_avx2 := -mavx2 -mfma -mf16c -ffp-contract=off
+ISA_avxvnni := $(ISA_avx2) -mavxvnni
 ISA_avx512 := -march=x86-64-v4 -mavx512vnni -ffp-contract=off
-ISA = $(if $(filter core/device/% core/sample/%,$<),-O3 -Wno-psabi) $(if $(findstring _avx2.c,$<),$(ISA_avx2)) $(if $(findstring _avx512.c,$<),$(ISA_avx512)) $(if $(findstring cpu/train,$<),-ffp-contract=fast)
+ISA = $(if $(filter core/device/% core/sample/%,$<),-O3 -Wno-psabi) $(if $(findstring _avx2.c,$<),$(ISA_avx2)) $(if $(findstring _avxvnni.c,$<),$(ISA_avxvnni)) $(if $(findstring _avx512.c,$<),$(ISA_avx512)) $(if $(findstring cpu/train,$<),-ffp-contract=fast)
 
 sources = $(foreach d,$(1),$(wildcard $(d)/*.c))
 objects = $(patsubst %.c,$(B)/%.o,$(1))

@@ -147,8 +147,9 @@ static int by_time(const void *a, const void *b)
 
 static void print_row(const struct ops *o, const struct row *r, uint32_t passes, uint64_t step_ns, const char *comma)
 {
-    bool avx512 = strstr(o->m.dev->ops->name, "avx512") != NULL;
-    double int8 = avx512 ? o->peak.int8_avx512 : o->peak.int8_avx2, fma = avx512 ? o->peak.fma_avx512 : o->peak.fma_avx2;
+    const char *isa = o->m.dev->ops->name;
+    bool avx512 = strstr(isa, "avx512") != NULL, vnni = strstr(isa, "avxvnni") != NULL;
+    double int8 = avx512 ? o->peak.int8_avx512 : vnni ? o->peak.int8_avxvnni : o->peak.int8_avx2, fma = avx512 ? o->peak.fma_avx512 : o->peak.fma_avx2;
     double peak = r->quantized ? int8 : fma, gops = r->operations / (double)r->ns, gbs = r->bytes / (double)r->ns;
     char shape[64];
     int n = snprintf(shape, sizeof shape, "%u x %u", r->first.rows, r->first.cols);
@@ -203,13 +204,13 @@ static bool report(struct ops *o)
     if (o->json) {
         printf("{");
         cli_print_text("model", pl_model_spec(o->m.model)->name);
-        printf(", \"device\": \"%s\", \"threads\": %u, \"peaks\": {\"int8_avx512\": %.1f, \"int8_avx2\": %.1f, \"fma_avx512\": %.1f, "
+        printf(", \"device\": \"%s\", \"threads\": %u, \"peaks\": {\"int8_avx512\": %.1f, \"int8_avxvnni\": %.1f, \"int8_avx2\": %.1f, \"fma_avx512\": %.1f, "
                "\"fma_avx2\": %.1f, \"read_gbs\": %.2f}, ", o->m.dev->ops->name, pl_pool_size(o->m.pool),
-               p->int8_avx512, p->int8_avx2, p->fma_avx512, p->fma_avx2, p->read_gbs);
+               p->int8_avx512, p->int8_avxvnni, p->int8_avx2, p->fma_avx512, p->fma_avx2, p->read_gbs);
     } else {
-        printf("%s, %s, %u threads; at most: int8 %.0f GOP/s (AVX2 %.0f), float32 %.0f GFLOP/s (AVX2 %.0f), reading %.1f GB/s\n",
-               pl_model_spec(o->m.model)->name, o->m.dev->ops->name, pl_pool_size(o->m.pool), p->int8_avx512, p->int8_avx2, p->fma_avx512,
-               p->fma_avx2, p->read_gbs);
+        printf("%s, %s, %u threads; at most: int8 %.0f GOP/s (AVX-VNNI %.0f, AVX2 %.0f), float32 %.0f GFLOP/s (AVX2 %.0f), reading %.1f GB/s\n",
+               pl_model_spec(o->m.model)->name, o->m.dev->ops->name, pl_pool_size(o->m.pool), p->int8_avx512, p->int8_avxvnni, p->int8_avx2,
+               p->fma_avx512, p->fma_avx2, p->read_gbs);
     }
     struct overhead e;
     bool ok = overhead_measure(&e, &o->m);

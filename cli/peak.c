@@ -45,6 +45,7 @@ struct team {
 #define ZERO_512(n) "vpxord %%zmm" n ", %%zmm" n ", %%zmm" n "\n\t"
 #define ZERO_256(n) "vpxor %%ymm" n ", %%ymm" n ", %%ymm" n "\n\t"
 #define DOT_512(n) "vpdpbusd %%zmm17, %%zmm16, %%zmm" n "\n\t"
+#define DOT_AVXVNNI(n) "%{vex%} vpdpbusd %%ymm15, %%ymm14, %%ymm" n "\n\t"
 #define FMA_512(n) "vfmadd231ps %%zmm17, %%zmm16, %%zmm" n "\n\t"
 #define FMA_256(n) "vfmadd231ps %%ymm15, %%ymm14, %%ymm" n "\n\t"
 #define DOT_256(n) "vpmaddubsw %%ymm15, %%ymm14, %%ymm12\n\tvpmaddwd %%ymm13, %%ymm12, %%ymm12\n\tvpaddd %%ymm12, %%ymm" n ", %%ymm" n "\n\t"
@@ -63,6 +64,14 @@ __attribute__((target("avx512f"))) static void fma_avx512(const struct worker *w
     __asm__ volatile(EACH_16(ZERO_512) ZERO_512("16") ZERO_512("17")::: SUMS_16, "xmm16", "xmm17");
     for (long turn = 0; turn < LOOP_TURNS; turn++)
         __asm__ volatile(EACH_16(FMA_512)::: SUMS_16, "xmm16", "xmm17");
+}
+
+__attribute__((target("avxvnni"))) static void int8_avxvnni(const struct worker *w)
+{
+    (void)w;
+    __asm__ volatile(EACH_16(ZERO_256)::: SUMS_16);
+    for (long turn = 0; turn < LOOP_TURNS; turn++)
+        __asm__ volatile(EACH_12(DOT_AVXVNNI)::: SUMS_16);
 }
 
 /* A dot product of four bytes is three instructions here. */
@@ -197,6 +206,7 @@ bool peak_measure(struct peak *p, unsigned n_threads)
     bool avx512 = __builtin_cpu_supports("avx512f"), vnni = avx512 && __builtin_cpu_supports("avx512vnni");
     bool avx2 = __builtin_cpu_supports("avx2"), fma = avx2 && __builtin_cpu_supports("fma");
     p->int8_avx512 = vnni ? giga(16 * 128 * turns, run(t, int8_avx512)) : 0;
+    p->int8_avxvnni = __builtin_cpu_supports("avxvnni") ? giga(12 * 64 * turns, run(t, int8_avxvnni)) : 0;
     p->int8_avx2 = avx2 ? giga(12 * 64 * turns, run(t, int8_avx2)) : 0;
     p->fma_avx512 = avx512 ? giga(16 * 32 * turns, run(t, fma_avx512)) : 0;
     p->fma_avx2 = fma ? giga(12 * 16 * turns, run(t, fma_avx2)) : 0;

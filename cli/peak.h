@@ -10,6 +10,7 @@
 /* Medians of some short runs, all threads together; 0 where the processor has no such instruction. */
 struct peak {
     double int8_avx512; /* GOP/s of VPDPBUSD on 512 bits (AVX-512 VNNI) */
+    double int8_avxvnni; /* GOP/s of VPDPBUSD on 256 bits (AVX-VNNI) */
     double int8_avx2;   /* GOP/s of VPMADDUBSW + VPMADDWD + VPADDD on 256 bits */
     double fma_avx512, fma_avx2; /* GFLOP/s in float32 */
     double read_gbs;    /* GB/s of memory in 2 MiB pages, far more than the caches hold */

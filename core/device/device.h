@@ -202,7 +202,7 @@ static inline pl_view pl_view_rows(pl_view v, uint32_t from, uint32_t n)
     return v;
 }
 
-/* The CPU device (core/device/cpu). isa: NULL = the best this processor has; "ref", "avx2" and "avx512" force one
+/* The CPU device (core/device/cpu). isa: NULL = the best this processor has; "ref", "avx2", "avxvnni" and "avx512" force one
  * (PL_ENOTSUP when the processor lacks it). pool: borrowed, outlives the device. */
 struct pl_pool;
 pl_status pl_cpu_open(struct pl_device **out, struct pl_pool *pool, const char *isa, struct pl_err *err) PL_MUST_CHECK;

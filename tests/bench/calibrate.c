@@ -13,7 +13,7 @@ int main(int argc, char **argv)
         fputs("calibrate: no AVX2, or no memory or threads\n", stderr);
         return 1;
     }
-    printf("{\"int8_avx512\": %.1f, \"int8_avx2\": %.1f, \"fma_avx512\": %.1f, \"fma_avx2\": %.1f, \"read_gbs\": %.2f}\n", p.int8_avx512,
-           p.int8_avx2, p.fma_avx512, p.fma_avx2, p.read_gbs);
+    printf("{\"int8_avx512\": %.1f, \"int8_avxvnni\": %.1f, \"int8_avx2\": %.1f, \"fma_avx512\": %.1f, \"fma_avx2\": %.1f, \"read_gbs\": %.2f}\n",
+           p.int8_avx512, p.int8_avxvnni, p.int8_avx2, p.fma_avx512, p.fma_avx2, p.read_gbs);
     return 0;
 }

@@ -11,9 +11,10 @@ LENGTHS, LAST_GEN = (512, 2048, 4096), 32  # and the model's whole context less 
 
 
 def subjects(args):
-    """All that is compared: parley with its best and with AVX2 kernels, each peer with the same file and with Q4_0."""
+    """All that is compared: parley with its best kernels and with those of lesser processors, each peer with the same file and with Q4_0."""
     best = quantize(args.llamacpp, args.model, "Q4_0")
-    out = [Parley("parley", args.parley, args.model, args.threads), Parley("parley avx2", args.parley, args.model, args.threads, "avx2")]
+    out = [Parley("parley", args.parley, args.model, args.threads)]
+    out += [Parley(f"parley {isa}", args.parley, args.model, args.threads, isa) for isa in ("avxvnni", "avx2")]
     for name, folder in {"llama.cpp": args.llamacpp, **args.peer}.items():
         out += [Peer(name, folder, args.model, args.threads), Peer(f"{name} Q4_0", folder, best, args.threads, repack=True)]
     return out

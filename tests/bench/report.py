@@ -8,7 +8,7 @@ import statistics
 
 MOVED = 0.10     # int8 products further than this from their median: the round is left out
 SWITCHED = 0.20  # reading before and after a round further apart than this: the bandwidth was another
-PROCESSOR = ("int8_avx512", "int8_avx2")  # the first that this machine has
+PROCESSOR = ("int8_avx512", "int8_avxvnni", "int8_avx2")  # the first that this machine has
 READING = re.compile(r"decode 1|streams [12]|context \d+")  # figures that follow the bandwidth
 MARK = "<!-- figures -->"
 SAME_FILE, BEST = "llama.cpp", "llama.cpp Q4_0"
@@ -122,15 +122,15 @@ def shares(s, tests):
     rows = []
     for t in tests:
         kind, n = t.rsplit(" ", 1)
-        for subject, peak in (("parley", "int8_avx512"), ("parley avx2", "int8_avx2")):
+        for subject, peak in (("parley", "int8_avx512"), ("parley avxvnni", "int8_avxvnni"), ("parley avx2", "int8_avx2")):
             v = s.median("engine", None, subject, t)
-            if v is None or not s.machine[peak]:
+            if v is None or not s.machine.get(peak):
                 continue
             used = facts["params"] - (facts["head_params"] if kind == "prefill" else 0)
             steps = v / (int(n) if kind in ("streams", "prefill") else 1)
             rows.append([t, subject, f"{2e-9 * used * v / s.machine[peak]:.0%}", f"{1e-9 * facts['weight_bytes'] * steps / s.machine['read_gbs']:.0%}"])
-    lines = [f"Shares of the machine: int8 products {number(s.machine['int8_avx512'])} GOP/s (AVX-512 VNNI), {number(s.machine['int8_avx2'])} (AVX2); "
-             f"reading {number(s.machine['read_gbs'])} GB/s. Prefill counts no head: only the last row has one.", ""]
+    lines = [f"Shares of the machine: int8 products {number(s.machine['int8_avx512'])} GOP/s (AVX-512 VNNI), "
+             f"{number(s.machine.get('int8_avxvnni'))} (AVX-VNNI), {number(s.machine['int8_avx2'])} (AVX2); reading {number(s.machine['read_gbs'])} GB/s. Prefill counts no head: only the last row has one.", ""]
     return lines + table(["work", "kernels", "of the int8 peak", "of the read bandwidth"], rows)
 
 

@@ -129,7 +129,7 @@ def bench(model, *args):
 
 def test_bench_ops(models):
     out = bench(models("tiny-q4", "--type", "q4_0", "--layers", 3), "--ops")
-    assert set(out["peaks"]) == {"int8_avx512", "int8_avx2", "fma_avx512", "fma_avx2", "read_gbs"} and out["peaks"]["read_gbs"] > 0
+    assert set(out["peaks"]) == {"int8_avx512", "int8_avxvnni", "int8_avx2", "fma_avx512", "fma_avx2", "read_gbs"} and out["peaks"]["read_gbs"] > 0
     assert [(b["sequences"], b["tokens"]) for b in out["batches"]] == [(1, 1), (16, 1), (1, 512)]
     for b in out["batches"]:
         assert sum(o["us"] for o in b["ops"]) + b["rest_us"] == pytest.approx(b["us"], rel=0.01)

@@ -243,7 +243,7 @@ static void check_shape(const struct tally *t, struct pl_device *dev, struct pl_
 
 void ops_lora(unsigned *passed, unsigned *failed, unsigned *skipped)
 {
-    static const char *const isas[] = {"ref", "avx2", "avx512"};
+    static const char *const isas[] = {"ref", "avx2", "avxvnni", "avx512"};
     const struct tally t = {passed, failed};
     struct pl_pool *three = NULL, *alone = NULL;
     struct pl_err err;

@@ -503,7 +503,7 @@ int main(int argc, char **argv)
         fputs("usage: ops [perf]\n", stderr);
         return 2;
     }
-    static const char *const isas[] = {"avx2", "avx512"};
+    static const char *const isas[] = {"avx2", "avxvnni", "avx512"};
     struct machine ref = {0};
     a = calloc(MAX_FLOATS, sizeof *a);
     b = calloc(MAX_FLOATS, sizeof *b);

@@ -89,7 +89,7 @@ out:
 
 int ops_perf(void)
 {
-    static const char *const isas[] = {"avx512", "avx2"};
+    static const char *const isas[] = {"avx512", "avxvnni", "avx2"};
     struct pl_pool *pool;
     int bad = 0;
     if (pl_pool_new(&pool, 0, NULL) != PL_OK)

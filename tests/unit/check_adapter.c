@@ -23,7 +23,7 @@ Suite *suite_adapter(void);
 
 #define FIXTURES "tests/oracle/fixtures/adapter/"
 
-static const char *const isas[] = {"ref", "avx2", "avx512"};
+static const char *const isas[] = {"ref", "avx2", "avxvnni", "avx512"};
 
 /* ---- models ---- */
 

@@ -14,7 +14,7 @@ Suite *suite_attn(void);
 
 enum { LENGTH = 570, OTHERS = 15, BATCH_TOKENS = 340, MAX_VOCAB = 4096 };
 
-static const char *const isas[] = {"ref", "avx2", "avx512"};
+static const char *const isas[] = {"ref", "avx2", "avxvnni", "avx512"};
 static const struct {
     const char *name;
     pl_dtype type;

@@ -19,7 +19,7 @@ Suite *suite_model(void);
 
 #define FIXTURES "tests/oracle/fixtures/logits/"
 
-static const char *const isas[] = {"ref", "avx2", "avx512"};
+static const char *const isas[] = {"ref", "avx2", "avxvnni", "avx512"};
 
 /* ---- models in memory ---- */
 

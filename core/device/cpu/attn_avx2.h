@@ -43,24 +43,35 @@ typedef struct {
     __m256i a, b;
 } vi;
 
-enum { KEY_OFFSET = 0 };
-
 static inline vi vi_set(int32_t x) { return (vi){_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 static inline vi vi_values(const uint8_t *p)
 {
     return (vi){_mm256_loadu_si256((const void *)p), _mm256_loadu_si256((const void *)(p + 32))};
-}
-static inline vi vi_keys(const uint8_t *p)
-{
-    const __m256i offset = _mm256_set1_epi8((char)PL_CPU_KEY_OFFSET);
-    const vi x = vi_values(p);
-    return (vi){_mm256_xor_si256(x.a, offset), _mm256_xor_si256(x.b, offset)};
 }
 static inline __m256i four8(const void *p)
 {
     int32_t four;
     memcpy(&four, p, sizeof four);
     return _mm256_set1_epi32(four);
+}
+#ifdef __AVXVNNI__
+enum { KEY_OFFSET = PL_CPU_KEY_OFFSET };
+
+static inline vi vi_keys(const uint8_t *p) { return vi_values(p); }
+static inline __m256i dot8(__m256i sum, __m256i a, __m256i b) { return _mm256_dpbusd_avx_epi32(sum, a, b); }
+static inline vi vi_dot_keys(vi sum, vi keys, const int8_t *query)
+{
+    const __m256i q = four8(query);
+    return (vi){dot8(sum.a, keys.a, q), dot8(sum.b, keys.b, q)};
+}
+#else
+enum { KEY_OFFSET = 0 };
+
+static inline vi vi_keys(const uint8_t *p)
+{
+    const __m256i offset = _mm256_set1_epi8((char)PL_CPU_KEY_OFFSET);
+    const vi x = vi_values(p);
+    return (vi){_mm256_xor_si256(x.a, offset), _mm256_xor_si256(x.b, offset)};
 }
 /* Keys, values and both parts of queries and weights reach 127 at most: a pair's sum fits into int16. */
 static inline __m256i dot8(__m256i sum, __m256i a, __m256i b)
@@ -73,6 +84,7 @@ static inline vi vi_dot_keys(vi sum, vi keys, const int8_t *query)
     return (vi){dot8(sum.a, _mm256_abs_epi8(keys.a), _mm256_sign_epi8(q, keys.a)),
                 dot8(sum.b, _mm256_abs_epi8(keys.b), _mm256_sign_epi8(q, keys.b))};
 }
+#endif
 static inline vi vi_dot_values(vi sum, vi values, const uint8_t *weights)
 {
     const __m256i w = four8(weights);

@@ -278,6 +278,11 @@ static bool has_avx2(void)
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 }
 
+static bool has_avxvnni(void)
+{
+    return has_avx2() && __builtin_cpu_supports("avxvnni");
+}
+
 static bool has_ref(void)
 {
     return true;
@@ -291,6 +296,7 @@ static const struct {
     struct pl_device_ops ops;
 } isas[] = {
     {"avx512", has_avx512, &pl_cpu_kernels_avx512, CPU_OPS("avx512")},
+    {"avxvnni", has_avxvnni, &pl_cpu_kernels_avxvnni, CPU_OPS("avxvnni")},
     {"avx2", has_avx2, &pl_cpu_kernels_avx2, CPU_OPS("avx2")},
     {"ref", has_ref, &pl_cpu_kernels_ref, CPU_OPS("ref")},
 };
@@ -314,5 +320,5 @@ pl_status pl_cpu_open(struct pl_device **out, struct pl_pool *pool, const char *
         *out = &cpu->base;
         return PL_OK;
     }
-    return pl_fail(err, PL_EINVAL, "no instruction set named \"%s\" (avx512, avx2 and ref are)", isa);
+    return pl_fail(err, PL_EINVAL, "no instruction set named \"%s\" (avx512, avxvnni, avx2 and ref are)", isa);
 }

@@ -163,7 +163,7 @@ struct pl_cpu_kernels {
     void (*rotate)(float *x, uint32_t n, uint32_t bits);
 };
 
-extern const struct pl_cpu_kernels pl_cpu_kernels_ref, pl_cpu_kernels_avx2, pl_cpu_kernels_avx512;
+extern const struct pl_cpu_kernels pl_cpu_kernels_ref, pl_cpu_kernels_avx2, pl_cpu_kernels_avxvnni, pl_cpu_kernels_avx512;
 
 struct pl_cpu {
     struct pl_device base;

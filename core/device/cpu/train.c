@@ -20,7 +20,7 @@ static const struct pl_train_kernels *kernels_of(const struct pl_cpu *cpu)
 {
     if (cpu->k == &pl_cpu_kernels_ref)
         return &pl_train_kernels_ref;
-    if (cpu->k == &pl_cpu_kernels_avx2)
+    if (cpu->k == &pl_cpu_kernels_avx2 || cpu->k == &pl_cpu_kernels_avxvnni)
         return &pl_train_kernels_avx2;
     return __builtin_cpu_supports("avx512bf16") ? &pl_train_kernels_avx512bf16 : &pl_train_kernels_avx512;
 }

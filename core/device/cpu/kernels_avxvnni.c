@@ -1,0 +1,111 @@
+/* kernels_avxvnni: the kernels for AVX2 with the 256-bit VPDPBUSD of AVX-VNNI: desktop processors without AVX-512 have it.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "core/device/cpu/lanes_avx2.h"
+
+enum { TOKENS = 4 }; /* of a tile: with the two halves of a group, 8 integer sums in registers */
+
+/* dot[h][i] += four weights of each of the 8 rows of half h times inputs q[i * stride] and the three after them */
+static inline __attribute__((always_inline)) void step_dots(__m256i w0, __m256i w1, const int8_t *q, size_t stride, uint32_t n_t,
+                                                            __m256i dot[2][TOKENS])
+{
+#pragma GCC unroll 4
+    for (uint32_t i = 0; i < n_t; i++) {
+        int32_t four;
+        memcpy(&four, q + i * stride, 4);
+        dot[0][i] = _mm256_dpbusd_avx_epi32(dot[0][i], w0, _mm256_set1_epi32(four));
+        dot[1][i] = _mm256_dpbusd_avx_epi32(dot[1][i], w1, _mm256_set1_epi32(four));
+    }
+}
+
+static inline __attribute__((always_inline)) vf load_scale(const uint8_t *p, bool half)
+{
+    return half ? vf_load_f16((const uint16_t *)p) : vf_load((const float *)p);
+}
+
+/* As in AVX-512, with the two halves of one group of 16 rows where two groups are there. */
+static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part *p, const uint8_t *w, const struct pl_cpu_act *x,
+                                                       uint32_t t0, uint32_t bits, uint32_t sub, bool has_min, bool half,
+                                                       uint32_t n_t, float *out, size_t stride, bool add)
+{
+    const uint32_t loads = sub * bits / 32, K = p->cols, n_subs = K / sub;
+    const uint32_t scale_bytes = half ? 32 : 64, quant_bytes = sub * PL_CPU_GROUP * bits / 8;
+    const uint32_t one = quant_bytes + scale_bytes * (has_min ? 2 : 1); /* a group's sub-block, behind which the other's lies */
+    const float *sums = (sub == 16 ? x->sum16 : x->sum32) + (size_t)t0 * n_subs, *d = x->d + (size_t)t0 * (K / 32);
+    const int8_t *q = x->q + (size_t)t0 * K;
+    const __m256i low = _mm256_set1_epi8(15);
+    const vf minus_offset = vf_set(-p->offset);
+    vf acc[TOKENS];
+#pragma GCC unroll 4
+    for (uint32_t i = 0; i < n_t; i++)
+        acc[i] = vf_set(0.f);
+    for (uint32_t b = 0; b < n_subs; b++, w += 2 * one) {
+        __m256i dot[2][TOKENS];
+#pragma GCC unroll 4
+        for (uint32_t i = 0; i < n_t; i++)
+            dot[0][i] = dot[1][i] = _mm256_setzero_si256();
+#pragma GCC unroll 8
+        for (uint32_t k = 0; k < loads; k++) {
+            const __m256i v0 = _mm256_loadu_si256((const void *)(w + 64 * k)), v1 = _mm256_loadu_si256((const void *)(w + 64 * k + 32));
+            const int8_t *in = q + b * sub + 4 * k;
+            if (bits == 4) {
+                step_dots(_mm256_and_si256(v0, low), _mm256_and_si256(v1, low), in, K, n_t, dot);
+                step_dots(_mm256_and_si256(_mm256_srli_epi16(v0, 4), low), _mm256_and_si256(_mm256_srli_epi16(v1, 4), low), in + sub / 2, K,
+                          n_t, dot);
+            } else {
+                step_dots(v0, v1, in, K, n_t, dot);
+            }
+        }
+#pragma GCC unroll 10
+        for (uint32_t ahead = 0; ahead < one; ahead += 64)
+            _mm_prefetch((const char *)w + p->unit_bytes + ahead, _MM_HINT_T0); /* the same group of the next unit */
+        const vf scale = load_scale(w + quant_bytes, half);
+        const vf min = has_min ? load_scale(w + quant_bytes + scale_bytes, half) : vf_mul(scale, minus_offset);
+#pragma GCC unroll 4
+        for (uint32_t i = 0; i < n_t; i++) {
+            const vf sum = vf_of(_mm256_cvtepi32_ps(dot[0][i]), _mm256_cvtepi32_ps(dot[1][i]));
+            acc[i] = vf_fma(sum, vf_mul(scale, vf_set(d[i * (K / 32) + b * sub / 32])), acc[i]);
+            acc[i] = vf_fma(min, vf_set(sums[i * n_subs + b]), acc[i]);
+        }
+    }
+#pragma GCC unroll 4
+    for (uint32_t i = 0; i < n_t; i++, out += stride)
+        vf_store(out, add ? vf_add(vf_load(out), acc[i]) : acc[i]);
+}
+
+/* The tiles of one layout, of about equal numbers of tokens. */
+#define LAYOUT(bits, sub, has_min, half)                                                                               \
+    static void rows_##bits##_##sub##_##has_min##_##half(const struct pl_cpu_part *p, const uint8_t *w,                \
+                                                         const struct pl_cpu_act *x, uint32_t t0, uint32_t n_t,        \
+                                                         float *out, size_t stride, bool add)                          \
+    {                                                                                                                  \
+        for (uint32_t left = (n_t + TOKENS - 1) / TOKENS, n; left > 0; left--, n_t -= n, t0 += n, out += n * stride) { \
+            switch (n = (n_t + left - 1) / left) {                                                                     \
+            case 1: tile(p, w, x, t0, bits, sub, has_min, half, 1, out, stride, add); break;                           \
+            case 2: tile(p, w, x, t0, bits, sub, has_min, half, 2, out, stride, add); break;                           \
+            case 3: tile(p, w, x, t0, bits, sub, has_min, half, 3, out, stride, add); break;                           \
+            default: tile(p, w, x, t0, bits, sub, has_min, half, TOKENS, out, stride, add);                            \
+            }                                                                                                          \
+        }                                                                                                              \
+    }
+#include "core/device/cpu/layouts.h"
+#undef LAYOUT
+
+static void rows_block(const struct pl_cpu_part *p, uint32_t unit, uint32_t n_groups, const struct pl_cpu_act *x, uint32_t t0,
+                       uint32_t n_t, float *out, size_t stride, bool add)
+{
+    const uint8_t *w = p->packed + unit * p->unit_bytes;
+    for (uint32_t g = 0; g < n_groups; g++, w += p->unit_bytes / (2 * (p->cols / p->sub)), out += PL_CPU_GROUP) {
+#define LAYOUT(bits_, sub_, has_min_, half_)                                                                           \
+        if (p->bits == bits_ && p->sub == sub_ && p->has_min == has_min_ && p->half_scales == half_)                   \
+            rows_##bits_##_##sub_##_##has_min_##_##half_(p, w, x, t0, n_t, out, stride, add);
+#include "core/device/cpu/layouts.h"
+#undef LAYOUT
+    }
+}
+
+const struct pl_cpu_kernels pl_cpu_kernels_avxvnni = {
+    .name = "avxvnni", .packed = true, .quant_row = vec_quant_row, .rows_block = rows_block, .rows_float = vec_rows_float,
+    .norm = vec_norm, .rope = vec_rope, .glu = vec_glu, .act = vec_act, .narrow = vec_narrow, .attn = vec_attn,
+    .lora_down = vec_lora_down, .lora_up = vec_lora_up,
+    .rotate = vec_rotate,
+};
