@@ -23,6 +23,10 @@ void pl_pool_free(struct pl_pool *p);
 unsigned pl_pool_size(const struct pl_pool *p);
 unsigned pl_pool_cpus(void); /* what n_threads 0 means here */
 
+/* Memory that a region to come will read, its items in this order: a thread that waits for a region fetches the beginning of its
+ * share into its cache. Two stretches at most; a NULL or freed one does no harm. */
+void pl_pool_ahead(struct pl_pool *p, const void *first, size_t first_bytes, const void *second, size_t second_bytes);
+
 /* fn(arg, i) for each item i in [0, n), each worker a range of them and what others are late with; returns when all are done. What one item
  * writes must not depend on which worker runs it. Few items (or one worker) run on the caller alone. */
 void pl_pool_run(struct pl_pool *p, void (*fn)(void *arg, size_t item, unsigned worker), void *arg, size_t n);

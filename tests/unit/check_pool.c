@@ -5,6 +5,7 @@
 
 #include <check.h>
 #include <sched.h>
+#include <sys/mman.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -161,6 +162,28 @@ START_TEST(one_processor_for_all)
 }
 END_TEST
 
+/* What is fetched while waiting changes no result, and memory that is gone or never was does no harm. */
+START_TEST(memory_ahead)
+{
+    struct tally *t = calloc(1, sizeof *t);
+    struct pl_pool *p = pool_of(t->n_workers = 3);
+    char *gone = mmap(NULL, 1 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    ck_assert(gone != MAP_FAILED && munmap(gone, 1 << 20) == 0);
+    const struct {
+        const void *from;
+        size_t bytes;
+    } ahead[] = {{gone, 1 << 20}, {NULL, 1 << 20}, {t, sizeof *t}, {t, 1}, {(const void *)UINTPTR_MAX, SIZE_MAX}};
+    for (int i = 0; i < 2000; i++) {
+        pl_pool_ahead(p, ahead[i % 5].from, ahead[i % 5].bytes, ahead[i % 3].from, ahead[i % 3].bytes);
+        pl_pool_run(p, count_item, t, 4);
+    }
+    for (int i = 0; i < 4; i++)
+        ck_assert_uint_eq(t->plain[i], 2000);
+    pl_pool_free(p);
+    free(t);
+}
+END_TEST
+
 START_TEST(sizes)
 {
     cpu_set_t set;
@@ -189,6 +212,7 @@ Suite *suite_pool(void)
     tcase_add_test(tc, items_run_side_by_side);
     tcase_add_test(tc, idle_pool_sleeps);
     tcase_add_test(tc, one_processor_for_all);
+    tcase_add_test(tc, memory_ahead);
     tcase_add_test(tc, sizes);
     suite_add_tcase(s, tc);
     return s;

@@ -54,9 +54,16 @@ struct pl_cpu_chunk {
     uint32_t n_parts;
 };
 
+/* Where a product reads, its items in this order: one stretch for each part that an item takes a unit of. */
+struct pl_cpu_stretch {
+    const uint8_t *from;
+    size_t bytes;
+};
+
 struct pl_weight {
     uint32_t rows, cols, n_parts;
     struct pl_cpu_part *parts;
+    struct pl_cpu_stretch next[2]; /* of the product that came after this weight's last time */
 };
 
 /* What one key/value head has in a page, in this order; `step` is what a dot product takes at once: 1 (F32, F16), 2 (BF16),
@@ -169,6 +176,7 @@ struct pl_cpu {
     struct pl_device base;
     struct pl_pool *pool; /* borrowed */
     const struct pl_cpu_kernels *k;
+    struct pl_weight *last;       /* of the last product, NULL = none or freed */
     const struct pl_batch *batch; /* of the step that runs, else NULL */
     struct pl_cpu_act act;
     struct pl_cpu_chunk *chunk; /* where the next packed part goes; NULL = a new one */

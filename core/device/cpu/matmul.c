@@ -7,7 +7,7 @@
 
 /* Items are small, so that a worker that was delayed does not leave the others waiting at the end, but not so small
  * that handing them out counts: MIN_WORK is inputs × (tokens + UNPACK) of a unit, about a microsecond. */
-enum { ITEMS_PER_WORKER = 16, PANEL_TOKENS = 128, SCRATCH_TOKENS = 48, QUANT_TOKENS = 8, MIN_WORK = 16384, UNPACK = 8 };
+enum { ITEMS_PER_WORKER = 16, PANEL_TOKENS = 128, SCRATCH_TOKENS = 48, QUANT_TOKENS = 8, MIN_WORK = 16384, UNPACK = 8, AHEAD_TOKENS = 16 };
 
 struct product {
     struct pl_cpu *cpu;
@@ -209,8 +209,31 @@ static void run_blocks(struct product *j)
     pl_pool_run(j->cpu->pool, block_item, j, j->unit_items * (size_t)panels);
 }
 
+static struct pl_cpu_stretch stretch(const struct pl_cpu_part *first, const struct pl_cpu_part *last)
+{
+    const uint8_t *end = last->packed + pl_cpu_units(last) * last->unit_bytes;
+    return first->packed != NULL && first->chunk == last->chunk ? (struct pl_cpu_stretch){first->packed, (size_t)(end - first->packed)}
+                                                                : (struct pl_cpu_stretch){0};
+}
+
+/* Passes go over the weights in the same order, so the team can fetch the beginning of the next product's while it waits for
+ * what lies between. With many tokens reading weights is no matter. */
+static void look_ahead(const struct product *j)
+{
+    struct pl_cpu *cpu = j->cpu;
+    const struct pl_cpu_part *first = j->w->parts, *last = first + j->w->n_parts - 1;
+    if (cpu->last != NULL) {
+        cpu->last->next[0] = j->gated ? stretch(first, first) : stretch(first, last);
+        cpu->last->next[1] = j->gated ? stretch(last, last) : (struct pl_cpu_stretch){0};
+    }
+    cpu->last = (struct pl_weight *)j->w;
+    if (j->x.rows <= AHEAD_TOKENS)
+        pl_pool_ahead(cpu->pool, j->w->next[0].from, j->w->next[0].bytes, j->w->next[1].from, j->w->next[1].bytes);
+}
+
 static pl_status run(struct product *j)
 {
+    look_ahead(j);
     bool quantized = false;
     for (uint32_t i = 0; i < j->w->n_parts; i++)
         quantized |= j->w->parts[i].bits != 0;

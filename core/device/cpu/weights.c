@@ -170,6 +170,8 @@ void pl_cpu_weight_free(struct pl_device *dev, struct pl_weight *w)
         return;
     for (uint32_t i = 0; i < w->n_parts; i++)
         leave_chunk(pl_cpu_of(dev), w->parts[i].chunk);
+    if (pl_cpu_of(dev)->last == w)
+        pl_cpu_of(dev)->last = NULL;
     free(w->parts);
     free(w);
 }
