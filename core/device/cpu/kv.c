@@ -73,7 +73,8 @@ void pl_cpu_kv_free(struct pl_device *dev, struct pl_kvdev *kv)
 
 /* ---- writing ------------------------------------------------------------------------------------------------------- */
 
-enum { KV_TOKENS = 16 }; /* of a work item */
+/* A batch of decodes is one token an item, or a few; of a prompt's, neighbours stay with one worker: they share cache lines. */
+enum { ITEMS_PER_WORKER = 4, MOST_TOKENS = 16 };
 
 struct kv_job {
     const struct pl_cpu_kernels *kernels;
@@ -81,6 +82,7 @@ struct kv_job {
     uint32_t layer;
     pl_view k, v;
     const struct pl_batch *b;
+    uint32_t per_item; /* tokens */
 };
 
 /* Spreads a row over a page: groups of `group` neighbours stay together and lie `stride` elements apart, from element `first` on. */
@@ -140,19 +142,37 @@ static void write_token(const struct kv_job *j, uint32_t t)
     }
 }
 
+/* A key is one element in each of many lines, which come from memory when the sequence decodes: asked for all at once. */
+static void fetch_keys(const struct kv_job *j, uint32_t t)
+{
+    const uint32_t page = j->b->slot[t] / PL_CPU_PAGE, at = j->b->slot[t] % PL_CPU_PAGE;
+    const struct pl_cpu_kv_layout *l = &j->kv->layout;
+    const uint32_t group = l->step * l->element;
+    for (uint32_t h = 0; h < j->kv->shape.n_kv_heads; h++) {
+        const uint8_t *keys = pl_cpu_head_page(j->kv, j->layer, page, h) + (size_t)at * group;
+        for (uint32_t d = 0; d < l->head_dim; d += l->step)
+            __builtin_prefetch(keys + (size_t)d / l->step * PL_CPU_PAGE * group, 1);
+    }
+}
+
 static void kv_item(void *arg, size_t item, unsigned worker)
 {
     (void)worker;
     const struct kv_job *j = arg;
-    uint32_t from = (uint32_t)item * KV_TOKENS;
-    for (uint32_t t = from; t < from + KV_TOKENS && t < j->b->n_tokens; t++)
+    const uint32_t from = (uint32_t)item * j->per_item, left = j->b->n_tokens - from, n = left < j->per_item ? left : j->per_item;
+    for (uint32_t t = from; t < from + n; t++)
+        if (t == from || j->b->slot[t] != j->b->slot[t - 1] + 1)
+            fetch_keys(j, t);
+    for (uint32_t t = from; t < from + n; t++)
         write_token(j, t);
 }
 
 pl_status pl_cpu_kv_write(struct pl_device *dev, struct pl_kvdev *kv, uint32_t layer, pl_view k, pl_view v,
                           const struct pl_batch *b)
 {
-    struct kv_job j = {pl_cpu_of(dev)->k, kv, layer, k, v, b};
-    pl_pool_run(pl_cpu_of(dev)->pool, kv_item, &j, (b->n_tokens + KV_TOKENS - 1) / KV_TOKENS);
+    struct pl_pool *pool = pl_cpu_of(dev)->pool;
+    const uint32_t share = b->n_tokens / (ITEMS_PER_WORKER * pl_pool_size(pool));
+    struct kv_job j = {pl_cpu_of(dev)->k, kv, layer, k, v, b, share < 1 ? 1 : share < MOST_TOKENS ? share : MOST_TOKENS};
+    pl_pool_run(pool, kv_item, &j, (b->n_tokens + j.per_item - 1) / j.per_item);
     return PL_OK;
 }

@@ -176,21 +176,44 @@ void pl_cpu_weight_free(struct pl_device *dev, struct pl_weight *w)
     free(w);
 }
 
+/* ---- embeddings ---------------------------------------------------------------------------------------------------- */
+
+enum { EMBED_ROWS = 2 }; /* of a work item */
+
+struct embed_job {
+    const struct pl_weight *w;
+    pl_view out;
+    const uint32_t *idx;
+    float *work; /* [workers][cols] where rows are added, else NULL */
+};
+
+static void embed_row(const struct embed_job *j, uint32_t t, float *work)
+{
+    uint32_t row = j->idx[t], i = 0;
+    while (i + 1 < j->w->n_parts && row >= j->w->parts[i].rows)
+        row -= j->w->parts[i++].rows;
+    const struct pl_cpu_part *p = &j->w->parts[i];
+    float *to = pl_cpu_row(j->out, t), *values = work != NULL ? work : to;
+    pl_dequant_row(p->dtype, p->src + row * pl_dtype_row_bytes(p->dtype, p->cols), values, p->cols);
+    for (uint32_t c = 0; work != NULL && c < p->cols; c++)
+        to[c] += values[c];
+}
+
+static void embed_item(void *arg, size_t item, unsigned worker)
+{
+    const struct embed_job *j = arg;
+    const uint32_t from = (uint32_t)item * EMBED_ROWS;
+    for (uint32_t t = from; t < from + EMBED_ROWS && t < j->out.rows; t++)
+        embed_row(j, t, j->work != NULL ? j->work + (size_t)worker * j->w->cols : NULL);
+}
+
 pl_status pl_cpu_embed(struct pl_device *dev, pl_view out, const struct pl_weight *w, const uint32_t *idx, bool add)
 {
     struct pl_cpu *cpu = pl_cpu_of(dev);
-    if (pl_cpu_grow(&cpu->attn_work, &cpu->attn_cap, w->cols) != PL_OK)
+    if (add && pl_cpu_grow(&cpu->attn_work, &cpu->attn_cap, (size_t)w->cols * pl_pool_size(cpu->pool)) != PL_OK)
         return PL_ENOMEM;
+    struct embed_job j = {w, out, idx, add ? cpu->attn_work : NULL};
     out.buf->n_quantized = 0;
-    for (uint32_t t = 0; t < out.rows; t++) {
-        uint32_t row = idx[t], i = 0;
-        while (i + 1 < w->n_parts && row >= w->parts[i].rows)
-            row -= w->parts[i++].rows;
-        const struct pl_cpu_part *p = &w->parts[i];
-        float *to = pl_cpu_row(out, t), *values = add ? cpu->attn_work : to;
-        pl_dequant_row(p->dtype, p->src + row * pl_dtype_row_bytes(p->dtype, p->cols), values, p->cols);
-        for (uint32_t c = 0; add && c < p->cols; c++)
-            to[c] += values[c];
-    }
+    pl_pool_run(cpu->pool, embed_item, &j, (out.rows + EMBED_ROWS - 1) / EMBED_ROWS);
     return PL_OK;
 }
