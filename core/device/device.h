@@ -141,6 +141,8 @@ struct pl_device_ops {
     size_t (*kv_bytes)(struct pl_device *dev, const struct pl_kv_shape *shape); /* what kv_new would take */
     pl_status (*kv_new)(struct pl_device *dev, const struct pl_kv_shape *shape, struct pl_kvdev **out);
     void (*kv_free)(struct pl_device *dev, struct pl_kvdev *kv);
+    /* Copies what page `from` holds of each layer to page `to`, between steps. NULL = the device cannot. */
+    pl_status (*kv_copy)(struct pl_device *dev, struct pl_kvdev *kv, uint32_t from, uint32_t to);
 
     pl_status (*step_begin)(struct pl_device *dev, const struct pl_batch *b);
     pl_status (*step_end)(struct pl_device *dev);

@@ -1,7 +1,8 @@
 /* kv: hands out fixed-size cache pages to sequences, and finds pages that already hold a prompt's beginning.
  *
- * Each page is in one of three states: free (in the list `free`), held (refs > 0), cached (refs 0, named, in the LRU list).
- * Named pages are in a hash table by their 128-bit chain hash, whether held or cached.
+ * Each page is in one of three states: free (in the list `free`), held (refs > 0), cached (refs 0, n_known > 0, in the LRU list).
+ * Held or cached, named pages are in a hash table by their 128-bit chain hash, and pages with known tokens, full or not, in one
+ * by the hash of what is before them.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "core/kv/kv.h"
 
@@ -11,15 +12,20 @@
 
 #include "core/base/mem.h"
 
-enum { NONE = -1 };
+enum {
+    NONE = -1,
+    MOST_SIBLINGS = 64 /* pages after the same beginning that are looked at, the newest first */
+};
 
 struct page {
     uint64_t chain[2]; /* hash of all tokens up to this page's end; valid when named */
-    uint64_t before[2]; /* hash of all tokens before this page */
+    uint64_t before[2]; /* hash of all tokens before this page; valid when tokens are known */
     uint32_t refs;
+    uint32_t n_known;      /* tokens that others may take from it */
     bool named;
     int32_t prev, next;    /* LRU list while cached (next = more recently used); next also links the free list */
-    int32_t bucket_next;   /* hash bucket */
+    int32_t bucket_next;   /* hash bucket of named pages */
+    int32_t sibling_prev, sibling_next; /* hash bucket of pages with known tokens */
     int32_t tokens[PL_KV_PAGE];
 };
 
@@ -27,8 +33,9 @@ struct pl_kv {
     uint32_t n, n_free, n_cached;
     struct page *pages;
     int32_t free_head, lru_old, lru_new;
-    int32_t *buckets;
-    uint32_t mask;
+    int32_t *buckets;  /* named pages by `chain` */
+    int32_t *siblings; /* pages with known tokens by `before` */
+    uint32_t mask;     /* of both */
     uint64_t salt;
 };
 
@@ -70,6 +77,15 @@ static int32_t find_named(const struct pl_kv *kv, const uint64_t before[2], cons
     return NONE;
 }
 
+static void set_name(struct pl_kv *kv, int32_t page, const uint64_t chain[2])
+{
+    struct page *p = &kv->pages[page];
+    memcpy(p->chain, chain, sizeof p->chain);
+    p->named = true;
+    p->bucket_next = *bucket(kv, chain);
+    *bucket(kv, chain) = page;
+}
+
 static void forget_name(struct pl_kv *kv, int32_t page)
 {
     int32_t *at = bucket(kv, kv->pages[page].chain);
@@ -77,6 +93,64 @@ static void forget_name(struct pl_kv *kv, int32_t page)
         at = &kv->pages[*at].bucket_next;
     *at = kv->pages[page].bucket_next;
     kv->pages[page].named = false;
+}
+
+/* ---- known tokens -------------------------------------------------------------------------------------------------- */
+
+static int32_t *siblings(const struct pl_kv *kv, const uint64_t before[2])
+{
+    return &kv->siblings[before[0] & kv->mask];
+}
+
+/* The first n of the tokens of a page after `before` have been computed. */
+static void know(struct pl_kv *kv, int32_t page, const uint64_t before[2], const int32_t *tokens, uint32_t n)
+{
+    struct page *p = &kv->pages[page];
+    if (p->n_known == 0) {
+        int32_t *head = siblings(kv, before);
+        memcpy(p->before, before, sizeof p->before);
+        p->sibling_prev = NONE;
+        p->sibling_next = *head;
+        if (*head != NONE)
+            kv->pages[*head].sibling_prev = page;
+        *head = page;
+    }
+    memcpy(p->tokens + p->n_known, tokens + p->n_known, (n - p->n_known) * sizeof *tokens);
+    p->n_known = n;
+}
+
+static void forget(struct pl_kv *kv, int32_t page)
+{
+    struct page *p = &kv->pages[page];
+    if (p->named)
+        forget_name(kv, page);
+    if (p->n_known == 0)
+        return;
+    *(p->sibling_prev != NONE ? &kv->pages[p->sibling_prev].sibling_next : siblings(kv, p->before)) = p->sibling_next;
+    if (p->sibling_next != NONE)
+        kv->pages[p->sibling_next].sibling_prev = p->sibling_prev;
+    p->n_known = 0;
+}
+
+/* The page after `before` that begins with most of tokens[0..n); *found = how many. */
+static int32_t find_beginning(const struct pl_kv *kv, const uint64_t before[2], const int32_t *tokens, uint32_t n, uint32_t *found)
+{
+    int32_t best = NONE;
+    uint32_t looked = 0;
+    *found = 0;
+    for (int32_t i = *siblings(kv, before); i != NONE && looked < MOST_SIBLINGS && *found < n; i = kv->pages[i].sibling_next, looked++) {
+        const struct page *p = &kv->pages[i];
+        uint32_t same = 0;
+        if (memcmp(p->before, before, sizeof p->before) != 0)
+            continue;
+        while (same < n && same < p->n_known && p->tokens[same] == tokens[same])
+            same++;
+        if (same > *found) {
+            best = i;
+            *found = same;
+        }
+    }
+    return best;
 }
 
 /* ---- lists --------------------------------------------------------------------------------------------------------- */
@@ -115,10 +189,16 @@ static int32_t take_page(struct pl_kv *kv)
     } else {
         i = kv->lru_old;
         lru_remove(kv, i);
-        forget_name(kv, i);
+        forget(kv, i);
     }
     kv->pages[i].refs = 1;
     return i;
+}
+
+static void hold_page(struct pl_kv *kv, int32_t i)
+{
+    if (kv->pages[i].refs++ == 0)
+        lru_remove(kv, i);
 }
 
 static void drop_page(struct pl_kv *kv, int32_t i)
@@ -126,7 +206,7 @@ static void drop_page(struct pl_kv *kv, int32_t i)
     PL_ASSERT(kv->pages[i].refs > 0);
     if (--kv->pages[i].refs > 0)
         return;
-    if (kv->pages[i].named)
+    if (kv->pages[i].n_known > 0)
         lru_append(kv, i);
     else
         free_push(kv, i);
@@ -152,7 +232,8 @@ pl_status pl_kv_new(struct pl_kv **out, uint32_t n_pages, uint64_t salt, struct 
     while (n_buckets < n_pages)
         n_buckets *= 2;
     if (kv == NULL || (kv->pages = calloc(n_pages, sizeof *kv->pages)) == NULL ||
-        (kv->buckets = malloc(n_buckets * sizeof *kv->buckets)) == NULL) {
+        (kv->buckets = malloc(n_buckets * sizeof *kv->buckets)) == NULL ||
+        (kv->siblings = malloc(n_buckets * sizeof *kv->siblings)) == NULL) {
         pl_kv_free(kv);
         return pl_fail(err, PL_ENOMEM, "no memory for the book-keeping of %u cache pages", n_pages);
     }
@@ -161,7 +242,7 @@ pl_status pl_kv_new(struct pl_kv **out, uint32_t n_pages, uint64_t salt, struct 
     kv->salt = salt;
     kv->free_head = kv->lru_old = kv->lru_new = NONE;
     for (uint32_t i = 0; i < n_buckets; i++)
-        kv->buckets[i] = NONE;
+        kv->buckets[i] = kv->siblings[i] = NONE;
     for (uint32_t i = n_pages; i-- > 0;)
         free_push(kv, (int32_t)i);
     *out = kv;
@@ -174,28 +255,50 @@ void pl_kv_free(struct pl_kv *kv)
         return;
     free(kv->pages);
     free(kv->buckets);
+    free(kv->siblings);
     free(kv);
 }
 
-uint32_t pl_kv_match(struct pl_kv *kv, struct pl_kv_table *t, uint64_t family, const int32_t *tokens, uint32_t n)
+/* Gives the table a page of its own for the beginning of a cached page, if that has any of tokens[0..n). */
+static void match_beginning(struct pl_kv *kv, struct pl_kv_table *t, const int32_t *tokens, uint32_t n, struct pl_kv_copy *copy)
+{
+    uint32_t found;
+    const int32_t from = find_beginning(kv, t->chain, tokens, n, &found);
+    if (from == NONE)
+        return;
+    hold_page(kv, from); /* else it might be the one that is taken */
+    if (pl_kv_available(kv) > 0) {
+        const uint32_t to = (uint32_t)take_page(kv);
+        table_push(t, to);
+        *copy = (struct pl_kv_copy){(uint32_t)from, to, found};
+    }
+    drop_page(kv, from);
+}
+
+uint32_t pl_kv_match(struct pl_kv *kv, struct pl_kv_table *t, uint64_t family, const int32_t *tokens, uint32_t n, struct pl_kv_copy *copy)
 {
     PL_ASSERT(t->n_pages == 0);
+    uint32_t done = 0;
     t->n_named = 0;
     t->chain[0] = family;
     t->chain[1] = 0;
-    for (uint32_t done = 0; done + PL_KV_PAGE < n; done += PL_KV_PAGE) {
+    for (; done + PL_KV_PAGE < n; done += PL_KV_PAGE) {
         uint64_t chain[2];
         chain_hash(kv, t->chain, tokens + done, chain);
         int32_t i = find_named(kv, t->chain, chain, tokens + done);
         if (i == NONE)
             break;
-        if (kv->pages[i].refs++ == 0)
-            lru_remove(kv, i);
+        hold_page(kv, i);
         table_push(t, (uint32_t)i);
         memcpy(t->chain, chain, sizeof chain);
         t->n_named++;
     }
-    return t->n_pages * PL_KV_PAGE;
+    if (copy == NULL)
+        return done;
+    copy->n = 0;
+    if (done + 1 < n)
+        match_beginning(kv, t, tokens + done, n - done - 1, copy);
+    return done + copy->n;
 }
 
 pl_status pl_kv_reserve(struct pl_kv *kv, struct pl_kv_table *t, uint32_t n_tokens)
@@ -212,20 +315,18 @@ pl_status pl_kv_reserve(struct pl_kv *kv, struct pl_kv_table *t, uint32_t n_toke
 
 void pl_kv_commit(struct pl_kv *kv, struct pl_kv_table *t, const int32_t *tokens, uint32_t n_done)
 {
-    for (; (t->n_named + 1) * PL_KV_PAGE <= n_done; t->n_named++) {
-        struct page *p = &kv->pages[t->pages[t->n_named]];
-        const int32_t *own = tokens + t->n_named * PL_KV_PAGE;
+    for (uint32_t at; (at = t->n_named * PL_KV_PAGE) < n_done; t->n_named++) {
+        const int32_t page = (int32_t)t->pages[t->n_named];
+        know(kv, page, t->chain, tokens + at, n_done - at < PL_KV_PAGE ? n_done - at : PL_KV_PAGE);
+        if (n_done - at < PL_KV_PAGE)
+            return;
         uint64_t chain[2];
-        chain_hash(kv, t->chain, own, chain);
-        /* another sequence may have computed the same page meanwhile: one of the two stays nameless */
-        if (!p->named && find_named(kv, t->chain, chain, own) == NONE) {
-            memcpy(p->before, t->chain, sizeof chain);
-            memcpy(p->chain, chain, sizeof chain);
-            memcpy(p->tokens, own, sizeof p->tokens);
-            p->named = true;
-            p->bucket_next = *bucket(kv, chain);
-            *bucket(kv, chain) = (int32_t)t->pages[t->n_named];
-        }
+        chain_hash(kv, t->chain, tokens + at, chain);
+        /* another sequence may have computed the same page meanwhile: one of the two is not found any more */
+        if (find_named(kv, t->chain, chain, tokens + at) == NONE)
+            set_name(kv, page, chain);
+        else
+            forget(kv, page);
         memcpy(t->chain, chain, sizeof chain);
     }
 }
@@ -261,18 +362,25 @@ uint32_t pl_kv_available(const struct pl_kv *kv)
 
 void pl_kv_check(const struct pl_kv *kv)
 {
-    uint32_t n_free = 0, n_cached = 0, n_held = 0, n_named = 0, n_hashed = 0;
+    uint32_t n_free = 0, n_cached = 0, n_held = 0, n_named = 0, n_hashed = 0, n_known = 0, n_siblings = 0;
     for (int32_t i = kv->free_head; i != NONE; i = kv->pages[i].next, n_free++)
-        PL_ASSERT(kv->pages[i].refs == 0 && !kv->pages[i].named && n_free < kv->n);
+        PL_ASSERT(kv->pages[i].refs == 0 && kv->pages[i].n_known == 0 && n_free < kv->n);
     for (int32_t i = kv->lru_old, prev = NONE; i != NONE; prev = i, i = kv->pages[i].next, n_cached++)
-        PL_ASSERT(kv->pages[i].refs == 0 && kv->pages[i].named && kv->pages[i].prev == prev && n_cached < kv->n);
+        PL_ASSERT(kv->pages[i].refs == 0 && kv->pages[i].n_known > 0 && kv->pages[i].prev == prev && n_cached < kv->n);
     for (uint32_t i = 0; i < kv->n; i++) {
-        n_held += kv->pages[i].refs > 0;
-        n_named += kv->pages[i].named;
+        const struct page *p = &kv->pages[i];
+        n_held += p->refs > 0;
+        n_named += p->named;
+        n_known += p->n_known > 0;
+        PL_ASSERT(p->n_known <= PL_KV_PAGE && p->named == (p->n_known == PL_KV_PAGE));
     }
-    for (uint32_t b = 0; b <= kv->mask; b++)
+    for (uint32_t b = 0; b <= kv->mask; b++) {
         for (int32_t i = kv->buckets[b]; i != NONE; i = kv->pages[i].bucket_next, n_hashed++)
             PL_ASSERT(kv->pages[i].named && (kv->pages[i].chain[0] & kv->mask) == b && n_hashed < kv->n);
+        for (int32_t i = kv->siblings[b], prev = NONE; i != NONE; prev = i, i = kv->pages[i].sibling_next, n_siblings++)
+            PL_ASSERT(kv->pages[i].n_known > 0 && (kv->pages[i].before[0] & kv->mask) == b && kv->pages[i].sibling_prev == prev &&
+                      n_siblings < kv->n);
+    }
     PL_ASSERT(n_free == kv->n_free && n_cached == kv->n_cached && n_free + n_cached + n_held == kv->n);
-    PL_ASSERT(n_named == n_hashed);
+    PL_ASSERT(n_named == n_hashed && n_known == n_siblings);
 }

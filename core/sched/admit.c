@@ -23,7 +23,11 @@ static bool fits_now(const struct pl_engine *e, uint32_t n_tokens)
 static void start_running(struct pl_engine *e, struct pl_seq *s)
 {
     bool match = !(s->job->req->prompt_logprobs && s->prompt_logprobs != NULL);
-    s->n_done = pl_kv_match(e->kv, &s->table, pl_served_id(s->job->req->adapter), s->tokens, match ? s->n_tokens : 0);
+    struct pl_kv_copy copy = {0};
+    s->n_done = pl_kv_match(e->kv, &s->table, pl_served_id(s->job->req->adapter), s->tokens, match ? s->n_tokens : 0,
+                            e->runner.kv_copy != NULL ? &copy : NULL);
+    if (copy.n > 0 && e->runner.kv_copy(e->runner.self, copy.from, copy.to) != PL_OK)
+        s->n_done -= copy.n; /* they are computed, by a device that will say so if it is lost */
     s->state = PL_SEQ_RUNNING;
     uint32_t at = e->n_running++;
     for (; at > 0 && e->running[at - 1]->stamp > s->stamp; at--)

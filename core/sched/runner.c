@@ -20,6 +20,12 @@ static pl_status forward(void *self, const struct pl_batch *b, const float **log
     return pl_model_forward(r->model, r->kv, b, logits);
 }
 
+static pl_status kv_copy(void *self, uint32_t from, uint32_t to)
+{
+    struct model_runner *r = self;
+    return r->dev->ops->kv_copy(r->dev, r->kv, from, to);
+}
+
 static pl_status adapter_add(void *self, uint32_t slot, struct pl_lora_set *a, struct pl_err *err)
 {
     struct model_runner *r = self;
@@ -94,6 +100,7 @@ pl_status pl_engine_new(struct pl_engine **out, const struct pl_engine_opts *opt
     }
     struct pl_runner runner = {.self = r,
                                .forward = forward,
+                               .kv_copy = dev->ops->kv_copy != NULL ? kv_copy : NULL,
                                .adapter_add = adapter_add,
                                .adapter_remove = adapter_remove,
                                .attach = attach,

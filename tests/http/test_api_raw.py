@@ -76,7 +76,7 @@ def test_usage_events(api):
     assert all(e["service_tier"] == "default" for e in events)
     u = last["usage"]
     assert u["total_tokens"] == u["prompt_tokens"] + u["completion_tokens"]
-    assert u["prompt_tokens_details"]["cached_tokens"] % 16 == 0 and u["completion_tokens_details"]["reasoning_tokens"] == 0
+    assert 0 <= u["prompt_tokens_details"]["cached_tokens"] < u["prompt_tokens"] and u["completion_tokens_details"]["reasoning_tokens"] == 0
     without = [json.loads(e) for e in stream(api, CHAT, chat(stream_options={"include_usage": False}))]
     assert all(len(e["choices"]) == 1 and "usage" not in e for e in without)
 

@@ -459,6 +459,55 @@ static void nan_in_attn(struct machine *m, const char *isa, pl_dtype t)
     free(q), free(k), free(v);
 }
 
+/* A page's copy, gone on with from the middle, gives what the page itself gives; other pages and layers stay as they are. */
+static void copied_page(struct machine *m, const char *isa, pl_dtype t)
+{
+    enum { T = 50, H = 6, G = 2, D = 32, L = 2, FROM = 40 };
+    const struct pl_device_ops *ops = m->dev->ops;
+    const struct row r = {ATTN, t, T, H, GD(G, D), false, 0, NULL};
+    uint32_t pos[T], slot[T], q_start[] = {0, T}, page_start[] = {0, 2}, pages[] = {2, 0}, ctx[] = {T};
+    struct pl_batch all = {.n_tokens = T, .n_seqs = 1, .pos = pos, .slot = slot, .q_start = q_start, .ctx = ctx, .page_start = page_start, .pages = pages};
+    struct pl_batch rest = {.n_tokens = T - FROM, .slot = slot + FROM};
+    struct pl_kv_shape shape = {L, G, D, PL_KV_PAGE, 4, t};
+    struct pl_kvdev *kv;
+    must(ops->kv_new(m->dev, &shape, &kv));
+    seed = 6;
+    float *q = fill((size_t)T * H * D), *k = fill((size_t)L * T * G * D), *v = fill((size_t)L * T * G * D);
+    pl_view vq = new_view(m, T, H * D, H * D, q), vo = new_view(m, T, H * D, H * D, NULL);
+    for (int copied = 0; copied < 2; copied++) {
+        const uint32_t from = copied ? FROM : 0;
+        if (copied)
+            must(ops->kv_copy(m->dev, kv, 0, 3)), pages[1] = 3;
+        for (uint32_t i = 0; i < T; i++)
+            pos[i] = i, slot[i] = pages[i / PL_KV_PAGE] * PL_KV_PAGE + i % PL_KV_PAGE;
+        for (uint32_t layer = 0; layer < L; layer++) {
+            const size_t at = ((size_t)layer * T + from) * G * D;
+            pl_view vk = new_view(m, T - from, G * D, G * D, k + at), vv = new_view(m, T - from, G * D, G * D, v + at);
+            must(ops->kv_write(m->dev, kv, layer, vk, vv, copied ? &rest : &all));
+            free_view(m, vk), free_view(m, vv);
+        }
+        for (uint32_t layer = 0; layer < L; layer++) {
+            must(ops->attn(m->dev, vo, vq, kv, layer, 0.2f, &all));
+            read_view(m, vo, (copied ? b : a) + (size_t)layer * T * H * D);
+        }
+    }
+    check(memcmp(a, b, (size_t)L * T * H * D * sizeof *a) == 0, isa, &r, "a copied page differs", 0);
+    pages[1] = 0;
+    must(ops->attn(m->dev, vo, vq, kv, 1, 0.2f, &all));
+    read_view(m, vo, b);
+    check(memcmp(a + (size_t)T * H * D, b, (size_t)T * H * D * sizeof *a) == 0, isa, &r, "a page changed when it was copied", 0);
+    free_view(m, vq), free_view(m, vo);
+    ops->kv_free(m->dev, kv);
+    free(q), free(k), free(v);
+}
+
+static void copies(struct machine *m, const char *isa)
+{
+    for (size_t d = 0; d < 3; d++) /* the float types come first */
+        copied_page(m, isa, dtypes[d]);
+    copied_page(m, isa, PL_Q8_0);
+}
+
 static void nans(struct machine *m, const char *isa)
 {
     for (size_t d = 0; d < PL_COUNT_OF(dtypes); d++)
@@ -512,6 +561,7 @@ int main(int argc, char **argv)
     for (size_t d = 0; d < PL_COUNT_OF(dtypes); d++)
         reference(&ref, dtypes[d]);
     nans(&ref, "ref");
+    copies(&ref, "ref");
     for (size_t i = 0; i < PL_COUNT_OF(isas); i++) {
         struct machine m = {0}, one = {0};
         if (!machine_open(&m, isas[i], 3) || !machine_open(&one, isas[i], 1)) {
@@ -532,6 +582,7 @@ int main(int argc, char **argv)
                 rows_alone(&m, isas[i], dtypes[d], counts[c]);
             }
         nans(&m, isas[i]);
+        copies(&m, isas[i]);
         machine_close(&m), machine_close(&one);
     }
     machine_close(&ref);

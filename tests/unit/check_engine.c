@@ -98,6 +98,13 @@ static pl_status forward(void *self, const struct pl_batch *b, const float **log
     return PL_OK;
 }
 
+static pl_status kv_copy(void *self, uint32_t from, uint32_t to)
+{
+    struct script *s = self;
+    memcpy(s->cache + (size_t)to * PL_KV_PAGE, s->cache + (size_t)from * PL_KV_PAGE, PL_KV_PAGE * sizeof *s->cache);
+    return atomic_load(&s->fail) ? PL_EDEVICE : PL_OK;
+}
+
 struct world {
     struct script script;
     struct pl_gguf *gguf;
@@ -122,7 +129,7 @@ static void open_world(struct world *w, uint32_t n_pages, uint32_t max_sequences
     w->script.logits = calloc((size_t)MAX_STEP * w->script.n_vocab, sizeof(float));
     const struct pl_engine_opts opts = {.max_sequences = max_sequences,
                                         .batch_tokens = MAX_STEP, .max_context = 1024, .n_pages = n_pages, .queue_limit = queue};
-    const struct pl_runner runner = {.self = &w->script, .forward = forward, .n_vocab = w->script.n_vocab};
+    const struct pl_runner runner = {.self = &w->script, .forward = forward, .kv_copy = kv_copy, .n_vocab = w->script.n_vocab};
     ck_assert_msg(pl_engine_new_with(&w->engine, &opts, &runner, w->tok, &err) == PL_OK, "%s", err.msg);
 }
 
@@ -154,7 +161,7 @@ static pl_status submit(struct world *w, int first, uint32_t n_prompt, uint32_t 
 }
 
 struct answer {
-    uint32_t n_done, n_tokens[8], n_cached;
+    uint32_t n_done, n_tokens[8], cached[8];
     int32_t tokens[8][MAX_OUT];
     pl_finish finish;
     pl_status error;
@@ -171,7 +178,7 @@ static void collect(struct pl_reply *reply, uint32_t n, struct answer *a)
             if (ev.kind == PL_EV_TOKEN)
                 a->tokens[ev.choice][a->n_tokens[ev.choice]++] = ev.sampled.token;
             if (ev.kind == PL_EV_DONE)
-                a->n_done++, a->finish = ev.finish, a->n_cached = ev.n_cached;
+                a->n_done++, a->finish = ev.finish, a->cached[ev.choice] = ev.n_cached;
             if (ev.kind == PL_EV_ERROR)
                 a->error = ev.error.code;
         }
@@ -267,6 +274,32 @@ START_TEST(steady)
     }
     ck_assert_uint_ge(atomic_load(&w.script.steps), 250);
     ck_assert((atomic_load(&allocations) > 0) == (_i == 1));
+    close_world(&w);
+}
+END_TEST
+
+/* A prompt that ends inside a page, or leaves another one there, is computed from there on. */
+START_TEST(beginnings)
+{
+    static const struct {
+        int first;
+        uint32_t n, cached;
+    } prompts[] = {{1, 50, 0}, {1, 40, 39}, {1, 50, 49}, {1, 90, 50}, {1, 96, 90}, {1, 96, 95}, {2, 96, 0}, {2, 10, 9}};
+    struct world w;
+    struct pl_err err;
+    struct answer a;
+    open_world(&w, 64, 4, 16);
+    start(&w);
+    for (size_t i = 0; i < PL_COUNT_OF(prompts); i++) {
+        struct pl_reply *r = new_reply(2);
+        ck_assert_int_eq(submit(&w, prompts[i].first, prompts[i].n, 2, 20, r, &err), PL_OK);
+        collect(r, 2, &a);
+        expect(&w, &a, 0, prompts[i].first, prompts[i].n, 20);
+        expect(&w, &a, 1, prompts[i].first, prompts[i].n, 20);
+        ck_assert_uint_eq(a.cached[0], prompts[i].cached);
+        ck_assert_uint_eq(a.cached[1], prompts[i].n - 1);
+        pl_reply_unref(r);
+    }
     close_world(&w);
 }
 END_TEST
@@ -468,6 +501,7 @@ Suite *suite_engine(void)
     tcase_set_timeout(t, 120);
     tcase_add_loop_test(t, together, 0, 3);
     tcase_add_loop_test(t, steady, 0, 2);
+    tcase_add_test(t, beginnings);
     tcase_add_test(t, refusals);
     tcase_add_test(t, slow_and_gone);
     tcase_add_test(t, parked);

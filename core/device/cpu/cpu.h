@@ -241,6 +241,7 @@ pl_status pl_cpu_matmul_glu(struct pl_device *dev, pl_act_kind kind, pl_view out
 size_t pl_cpu_kv_bytes(struct pl_device *dev, const struct pl_kv_shape *shape);
 pl_status pl_cpu_kv_new(struct pl_device *dev, const struct pl_kv_shape *shape, struct pl_kvdev **out);
 void pl_cpu_kv_free(struct pl_device *dev, struct pl_kvdev *kv);
+pl_status pl_cpu_kv_copy(struct pl_device *dev, struct pl_kvdev *kv, uint32_t from, uint32_t to);
 pl_status pl_cpu_kv_write(struct pl_device *dev, struct pl_kvdev *kv, uint32_t layer, pl_view k, pl_view v,
                           const struct pl_batch *b);
 void pl_cpu_attn_free(struct pl_cpu *cpu);

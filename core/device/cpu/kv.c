@@ -71,6 +71,14 @@ void pl_cpu_kv_free(struct pl_device *dev, struct pl_kvdev *kv)
     free(kv);
 }
 
+pl_status pl_cpu_kv_copy(struct pl_device *dev, struct pl_kvdev *kv, uint32_t from, uint32_t to)
+{
+    (void)dev;
+    for (uint32_t layer = 0; layer < kv->shape.n_layers && from != to; layer++)
+        memcpy(pl_cpu_head_page(kv, layer, to, 0), pl_cpu_head_page(kv, layer, from, 0), kv->page_bytes);
+    return PL_OK;
+}
+
 /* ---- writing ------------------------------------------------------------------------------------------------------- */
 
 /* A batch of decodes is one token an item, or a few; of a prompt's, neighbours stay with one worker: they share cache lines. */
