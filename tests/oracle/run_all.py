@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes the heavy fixtures anew, with torch, transformers and peft, and says whether they are what is committed (make oracle).
+"""Makes the heavy fixtures anew, with the packages of requirements.txt, and says whether they are what is committed (make oracle).
 The committed files are left as they are. Environment: PARLEY_TEST_MODEL, the default model's file."""
 import json
 import os
@@ -47,7 +47,7 @@ def main():
             shutil.copytree(kept, FIXTURES)
     for name, ok in results.items():
         print(name, "is the same" if ok else "DIFFERS")
-    for what in (["make_dtype.py"], ["make_tokenizer.py", "--model", str(MODEL)]):
+    for what in (["make_dtype.py"], ["make_metric.py"], ["make_tokenizer.py", "--model", str(MODEL)]):
         results[what[0]] = subprocess.run([sys.executable, str(HERE / what[0]), "--check", *what[1:]]).returncode == 0
     train = [sys.executable, str(HERE / "make_train.py"), "--bin", str(BIN), "--check"]
     results["make_train.py"] = subprocess.run(train).returncode == 0
