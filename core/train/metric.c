@@ -4,6 +4,7 @@
 
 #include <math.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -205,4 +206,22 @@ double pl_metric_bleu(const struct pl_metric *m)
 double pl_metric_rouge(const struct pl_metric *m, pl_rouge_kind kind)
 {
     return m->n > 0 ? m->rouge[kind].f1 / m->n : 0;
+}
+
+static struct pl_metric_name named(const char *name, pl_words_kind words)
+{
+    struct pl_metric_name n;
+    snprintf(n.s, sizeof n.s, "%s%s%s", name, words == PL_WORDS_13A ? "" : "_", words == PL_WORDS_13A ? "" : pl_words_name(words));
+    return n;
+}
+
+struct pl_metric_name pl_metric_bleu_name(pl_words_kind words)
+{
+    return named("bleu", words);
+}
+
+struct pl_metric_name pl_metric_rouge_name(pl_words_kind words, pl_rouge_kind kind)
+{
+    static const char *const names[PL_ROUGE_COUNT] = {"rouge1", "rouge2", "rougeL"};
+    return named(names[kind], words);
 }

@@ -39,6 +39,12 @@ pl_status pl_metric_add(struct pl_metric *m, const char *answer, size_t n_answer
 double pl_metric_bleu(const struct pl_metric *m);                      /* 0 to 100 */
 double pl_metric_rouge(const struct pl_metric *m, pl_rouge_kind kind); /* mean F1, 0 to 1 */
 const char *pl_words_name(pl_words_kind kind);                         /* "13a" */
+/* How a figure of these words is called: "bleu" and "bleu_zh", "rougeL" and "rougeL_char". */
+struct pl_metric_name {
+    char s[16];
+};
+struct pl_metric_name pl_metric_bleu_name(pl_words_kind words);
+struct pl_metric_name pl_metric_rouge_name(pl_words_kind words, pl_rouge_kind kind);
 
 /* What metric.c counts: a text's words. */
 struct pl_word {
