@@ -53,6 +53,8 @@ def main():
     results["make_train.py"] = subprocess.run(train).returncode == 0
     adapters = [sys.executable, str(HERE / "make_adapter.py"), "real", "--bin", str(BIN), "--model", str(MODEL)]
     results["make_adapter.py"] = subprocess.run(adapters).returncode == 0
+    training = [sys.executable, str(HERE / "check_training.py"), "--bin", str(BIN), "--model", str(MODEL)]
+    results["check_training.py"] = subprocess.run(training).returncode == 0
     failed = sum(not ok for ok in results.values())
     print(f"oracle: {len(results) - failed} passed, {failed} failed")
     sys.exit(failed != 0)
