@@ -45,6 +45,8 @@ $(B)/%.o: %.c $(B)/.flags
 	@echo "cc $<"
 	@$(CC) $(CPPFLAGS) $(CFLAGS) $(ISA) $(PKG_CFLAGS) -MMD -MP -c $< -o $@
 
+$(B)/core/train/general.o: data/general.txt
+
 $(B)/libparley.a: $(core_obj)
 	@rm -f $@
 	ar rcs $@ $^

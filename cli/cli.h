@@ -38,6 +38,7 @@ void cli_print_text(const char *key, const char *value);
 
 int cli_bench(int argc, char **argv);
 int cli_chat(int argc, char **argv);
+int cli_eval(int argc, char **argv);
 int cli_export(int argc, char **argv);
 int cli_tokenize(int argc, char **argv);
 int cli_train(int argc, char **argv);

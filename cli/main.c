@@ -20,6 +20,11 @@ static const char help[] =
     "    parley export --model FILE --adapter PATH --out FILE [--type auto|f32|f16|bf16|q8_0|base]\n"
     "        a GGUF file of the model with the adapter merged into its weights; other tensors are copied as they are; auto: f32\n"
     "        where the model has f32, else f16\n"
+    "    parley eval --model FILE [--adapter PATH] [--data FILE.jsonl] [--train-on assistant|last_assistant|all] [--max-length N]\n"
+    "                [--answers N] [--max-tokens 128] [--words 13a|zh|char] [--show FILE] [--general FILE] [--chat-template FILE]\n"
+    "                [--precision auto|f32|bf16] [--threads N] [--json]\n"
+    "        loss, perplexity and token accuracy on training or validation data; the loss on a general text; with --answers, the\n"
+    "        first N examples answered greedily and compared with their references by BLEU and ROUGE (--show: what was said)\n"
     "    parley tokenize --model FILE [--special] [TEXT]\n"
     "        token ids of TEXT, or of standard input\n"
     "    parley train --job FOLDER\n"
@@ -47,7 +52,7 @@ int main(int argc, char **argv)
     static const struct {
         const char *name;
         int (*run)(int argc, char **argv);
-    } verbs[] = {{"chat", cli_chat},     {"bench", cli_bench},        {"tokenize", cli_tokenize}, {"export", cli_export},
+    } verbs[] = {{"chat", cli_chat},     {"bench", cli_bench},        {"tokenize", cli_tokenize}, {"export", cli_export}, {"eval", cli_eval},
                  {"train", cli_train}, {"version", print_version},
                  {"help", print_help}, {"--version", print_version}, {"--help", print_help}};
     pl_log_setup(PL_LOG_WARN, false, 2);

@@ -264,6 +264,27 @@ pl_status pl_dataset_read(struct pl_dataset **out, const char *path, const struc
     return PL_OK;
 }
 
+pl_status pl_dataset_from_text(struct pl_dataset **out, const char *text, size_t n, const struct pl_data_opts *o, struct pl_err *err)
+{
+    struct keeper k = {.d = pl_xcalloc(1, sizeof *k.d)};
+    struct pl_data_report r = {.form = PL_DATA_TEXT};
+    struct pl_data_encoder e = {.o = o, .report = &r, .line = 1, .visit = keep, .arg = &k, .err = err};
+    const struct pl_data_line l = {.form = PL_DATA_TEXT, .completion = {text, n}};
+    struct pl_data_fault fault;
+    pl_status st = pl_data_encode(&e, &l, &fault);
+    if (st == PL_EFORMAT)
+        st = pl_fail(err, PL_EFORMAT, "%s", fault.reason);
+    else if (st == PL_OK && k.failed)
+        st = pl_fail(err, PL_ENOMEM, "no memory for a text of %zu bytes", n);
+    k.d->n_tokens = r.n_tokens;
+    k.d->n_loss_tokens = r.n_loss_tokens;
+    if (st == PL_OK)
+        *out = k.d;
+    else
+        pl_dataset_free(k.d);
+    return st;
+}
+
 void pl_dataset_free(struct pl_dataset *d)
 {
     if (d == NULL)

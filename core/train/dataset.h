@@ -81,6 +81,8 @@ pl_status pl_data_scan(const char *path, const struct pl_data_opts *o, pl_data_v
 /* The same, keeping the examples. */
 pl_status pl_dataset_read(struct pl_dataset **out, const char *path, const struct pl_data_opts *o, struct pl_data_report *r,
                           struct pl_err *err) PL_MUST_CHECK;
+/* A text alone, cut into pieces of max_length. PL_EFORMAT when it has no second token. */
+pl_status pl_dataset_from_text(struct pl_dataset **out, const char *text, size_t n, const struct pl_data_opts *o, struct pl_err *err) PL_MUST_CHECK;
 void pl_dataset_free(struct pl_dataset *d);
 /* "Line 3, message 2: 'role' is missing" and so on for the first bad lines, as far as there is room. */
 void pl_data_describe(const struct pl_data_report *r, char *out, size_t n);

@@ -30,6 +30,7 @@ static const struct {
     {"base_id", AT(base_id), false},
     {"base_adapter", AT(base_adapter), false},
     {"chat_template", AT(chat_template), false},
+    {"general_text", AT(general_text), false},
     {"training_file", AT(training_file), true},
     {"validation_file", AT(validation_file), false},
 };

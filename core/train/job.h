@@ -14,6 +14,7 @@ struct pl_train_job {
     char *base_id;         /* pl_train_base_id of it, NULL = not checked */
     char *base_adapter;    /* PEFT folder on top of it, NULL = none */
     char *chat_template;   /* file used instead of the model's own template, NULL = none */
+    char *general_text;    /* file used instead of the program's own (general.h), NULL = none */
     char *training_file, *validation_file; /* paths; validation NULL = none */
     int64_t created_at;
     struct pl_train_spec spec; /* resolved when the daemon wrote it; by hand "auto" is allowed: see pl_train_spec_resolve */

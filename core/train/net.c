@@ -215,24 +215,44 @@ static struct pl_net_mat lora_mat(struct builder *b, const char *name, const cha
     return (struct pl_net_mat){.w = {.rows = rows, .cols = cols, .values = view(b->n->w, at, rows, cols)}, .d = view(b->n->g, at, rows, cols)};
 }
 
+static const struct pl_lora_pair *pair_of(const struct pl_adapter *a, uint32_t layer, pl_target target)
+{
+    for (size_t i = 0; i < a->n_pairs; i++)
+        if (a->pairs[i].layer == layer && a->pairs[i].target == target)
+            return &a->pairs[i];
+    return NULL;
+}
+
+/* Values of the adapter that inference goes with; else those that training begins with. */
+static pl_status fill_lora(struct builder *b, const struct pl_net_lora *l, const struct pl_lora_pair *pair, const char *name)
+{
+    const struct pl_device_ops *ops = b->n->dev->ops;
+    if (pair == NULL)
+        return init_a(b, name, l->a.w.values.offset, l->a.w.rows, l->a.w.cols);
+    const pl_status rc = ops->put(b->n->dev, b->n->w, l->a.w.values.offset, pair->a, (size_t)pair->rank * l->place.cols);
+    return rc != PL_OK ? rc : ops->put(b->n->dev, b->n->w, l->b.w.values.offset, pair->b, (size_t)pair->rank * l->place.rows);
+}
+
 static pl_status build_lora(struct builder *b, struct pl_net_layer *l, int layer)
 {
     struct pl_net *n = b->n;
     memset(l->n_lora, 0, sizeof l->n_lora);
     for (int target = 0; target < PL_TARGET_COUNT; target++) {
         struct pl_target_place p;
-        if (!(n->o.targets & 1u << target))
+        const struct pl_lora_pair *pair = n->o.adapter != NULL ? pair_of(n->o.adapter, (uint32_t)layer, (pl_target)target) : NULL;
+        if (n->o.inference ? pair == NULL : !(n->o.targets & 1u << target))
             continue;
         if (!pl_target_find(&n->spec, (pl_target)target, &p))
             return pl_fail_param(b->err, PL_EINVAL, "targets", "the %s architecture lacks one of the targets", n->spec.arch);
+        const uint32_t rank = pair != NULL ? pair->rank : n->o.rank;
         struct pl_net_lora **list = &l->lora[p.product];
         if (*list == NULL)
             *list = pl_xcalloc(PL_TARGET_COUNT, sizeof **list);
         struct pl_net_lora *lora = &(*list)[l->n_lora[p.product]++];
-        *lora = (struct pl_net_lora){.target = (pl_target)target, .place = p};
-        lora->a = lora_mat(b, p.gguf, ".lora_a", layer, n->o.rank, p.cols);
-        lora->b = lora_mat(b, p.gguf, ".lora_b", layer, p.rows, n->o.rank);
-        const pl_status rc = b->filling ? init_a(b, n->params[b->n_params - 2].name, lora->a.w.values.offset, n->o.rank, p.cols) : PL_OK;
+        *lora = (struct pl_net_lora){.target = (pl_target)target, .place = p, .scale = pair != NULL ? pair->scale : n->lora_scale};
+        lora->a = lora_mat(b, p.gguf, ".lora_a", layer, rank, p.cols);
+        lora->b = lora_mat(b, p.gguf, ".lora_b", layer, p.rows, rank);
+        const pl_status rc = b->filling ? fill_lora(b, lora, pair, n->params[b->n_params - 2].name) : PL_OK;
         if (rc != PL_OK)
             return rc;
     }
@@ -271,7 +291,7 @@ static pl_status build_all(struct builder *b)
     const size_t n_rows = table_fill(rows, true, &n->spec, n->arch_bit);
     for (uint32_t i = 0; rc == PL_OK && i < n->spec.n_layers; i++) {
         rc = build_rows(b, rows, n_rows, (int)i, &n->layers[i]);
-        if (rc == PL_OK && !n->o.full && !n->o.inference)
+        if (rc == PL_OK && !n->o.full && (!n->o.inference || n->o.adapter != NULL))
             rc = build_lora(b, &n->layers[i], (int)i);
     }
     return rc != PL_OK ? rc : build_rope(b);
@@ -286,7 +306,7 @@ static pl_status make_buffers(struct pl_net *n, const struct builder *counted)
     n->n_params = counted->n_params;
     n->params = pl_xcalloc(n->n_params + 1, sizeof *n->params);
     pl_status rc = ops->buf_new(n->dev, counted->frozen, &n->frozen);
-    for (size_t i = 0; rc == PL_OK && i < PL_COUNT_OF(trained); i++)
+    for (size_t i = 0; rc == PL_OK && i < (n->o.inference ? 1 : PL_COUNT_OF(trained)); i++)
         rc = ops->buf_new(n->dev, n->n_trained, trained[i]);
     return rc;
 }
@@ -316,6 +336,7 @@ pl_status pl_net_new(struct pl_net **out, const struct pl_gguf *g, struct pl_dev
     b = (struct builder){.n = n, .g = g, .err = err, .filling = true};
     if ((rc = build_all(&b)) != PL_OK)
         goto out;
+    n->o.adapter = NULL;
     *out = n;
     n = NULL;
 out:
@@ -358,14 +379,6 @@ void pl_net_free(struct pl_net *n)
 }
 
 /* ---- adapters ------------------------------------------------------------------------------------------------------ */
-
-static const struct pl_lora_pair *pair_of(const struct pl_adapter *a, uint32_t layer, pl_target target)
-{
-    for (size_t i = 0; i < a->n_pairs; i++)
-        if (a->pairs[i].layer == layer && a->pairs[i].target == target)
-            return &a->pairs[i];
-    return NULL;
-}
 
 pl_status pl_net_set_adapter(struct pl_net *n, const struct pl_adapter *a, struct pl_err *err)
 {
@@ -424,7 +437,8 @@ static uint32_t lora_width(const struct pl_net *n)
     uint32_t most = 0;
     for (uint32_t i = 0; i < n->spec.n_layers; i++)
         for (int p = 0; p < PL_PRODUCT_COUNT; p++)
-            most = n->layers[i].n_lora[p] > 0 ? n->o.rank : most;
+            for (uint32_t k = 0; k < n->layers[i].n_lora[p]; k++)
+                most = n->layers[i].lora[p][k].a.w.rows > most ? n->layers[i].lora[p][k].a.w.rows : most;
     return most;
 }
 

@@ -26,6 +26,7 @@ struct pl_net_lora {
     pl_target target;
     struct pl_target_place place;
     struct pl_net_mat a, b; /* [rank, cols], [rows, rank] */
+    float scale;
 };
 
 struct pl_net_top {
@@ -55,7 +56,8 @@ struct pl_net_options {
     bool rslora;
     unsigned targets; /* bits 1 << PL_TARGET_x */
     bool recompute;
-    bool inference; /* train nothing: losses only */
+    bool inference; /* train nothing: losses only, */
+    const struct pl_adapter *adapter; /* with this adapter, whatever its ranks; borrowed by pl_net_new; NULL = none */
     uint64_t seed;  /* of the adapters' first values */
 };
 

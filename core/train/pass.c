@@ -69,10 +69,10 @@ static pl_status product(struct pl_net *n, const struct product *p, pl_view y, p
     STEP(linear, y, x, &p->w->w, p->bias->w, 1, false);
     for (uint32_t i = 0; i < p->n_lora; i++) {
         const struct pl_net_lora *l = &p->lora[i];
-        const pl_view u = top(n->u, x.rows);
+        const pl_view u = first_cols(top(n->u, x.rows), l->a.w.rows);
         pl_view in;
         TRY(lora_input(n, p, i, x, &in));
-        STEP(linear, u, in, &l->a.w, pl_view_none(), n->lora_scale, false);
+        STEP(linear, u, in, &l->a.w, pl_view_none(), l->scale, false);
         STEP(linear, pl_view_cols(y, l->place.first, l->place.rows), u, &l->b.w, pl_view_none(), 1, true);
     }
     return PL_OK;
@@ -89,9 +89,9 @@ static pl_status product_d(struct pl_net *n, const struct product *p, pl_view dx
         const pl_view u = top(n->u, x.rows), du = top(n->du, x.rows), part = pl_view_cols(dy, l->place.first, l->place.rows);
         pl_view in;
         TRY(lora_input(n, p, i, x, &in));
-        STEP(linear, u, in, &l->a.w, pl_view_none(), n->lora_scale, false);
+        STEP(linear, u, in, &l->a.w, pl_view_none(), l->scale, false);
         STEP(linear_dw, l->b.d, pl_view_none(), part, u);
-        STEP(linear_dx, du, part, &l->b.w, n->lora_scale, false);
+        STEP(linear_dx, du, part, &l->b.w, l->scale, false);
         STEP(linear_dw, l->a.d, pl_view_none(), du, in);
         if (dx.buf == NULL)
             continue;

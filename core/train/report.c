@@ -36,6 +36,7 @@ static const struct {
     {"valid_mean_token_accuracy", "eval/mean_token_accuracy", AT(valid_accuracy)},
     {"full_valid_loss", "eval/full_loss", AT(full_valid_loss)},
     {"full_valid_mean_token_accuracy", "eval/full_mean_token_accuracy", AT(full_valid_accuracy)},
+    {"full_valid_perplexity", "eval/full_perplexity", AT(full_valid_perplexity)},
     {"reward_accuracy", "rewards/accuracies", AT(reward_accuracy)},
     {"reward_margin", "rewards/margins", AT(reward_margin)},
     {"reward_chosen", "rewards/chosen", AT(reward_chosen)},
@@ -173,15 +174,6 @@ pl_status pl_report_checkpoint(struct pl_report *r, const struct pl_train_metric
     return rc;
 }
 
-pl_status pl_report_done(struct pl_report *r, const struct pl_train_metrics *m, struct pl_err *err)
-{
-    struct pl_buf b = line("done");
-    pl_buf_addf(&b, ",\"path\":\"result\",\"step\":%u,\"trained_tokens\":%llu,\"metrics\":{", m->step, (unsigned long long)m->trained_tokens);
-    add_metrics(&b, m);
-    pl_buf_adds(&b, "}}");
-    return put_line(r->fd, &b, true, err);
-}
-
 void pl_report_failed(const char *folder, const char *code, const struct pl_err *why)
 {
     const int fd = open(in(folder, "progress.jsonl").s, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0640);
@@ -232,6 +224,150 @@ static void each_line(const char *folder, bool (*each)(void *arg, const char *te
         fclose(f);
 }
 
+/* ---- figures of before and after ----------------------------------------------------------------------------------- */
+
+enum { N_FIGURES = 6 + PL_ROUGE_COUNT };
+
+struct figure {
+    char name[32], tag[40];
+    double value;
+};
+
+static size_t figures_of(const struct pl_scores *s, double before, struct figure list[N_FIGURES])
+{
+    struct figure all[N_FIGURES] = {{"valid_loss", "", s->valid_loss},
+                                    {"valid_mean_token_accuracy", "", s->valid_accuracy},
+                                    {"perplexity", "", s->perplexity},
+                                    {"general_loss", "", s->general_loss},
+                                    {"forgetting", "", s->general_loss - before}};
+    size_t n = 5, kept = 0;
+    if (s->n_answers > 0) {
+        all[n].value = s->bleu;
+        strcpy(all[n++].name, pl_metric_bleu_name(s->words).s);
+    }
+    for (int k = 0; k < PL_ROUGE_COUNT && s->n_answers > 0; k++) {
+        all[n].value = s->rouge[k];
+        strcpy(all[n++].name, pl_metric_rouge_name(s->words, (pl_rouge_kind)k).s);
+    }
+    for (size_t i = 0; i < n; i++)
+        if (isfinite(all[i].value))
+            list[kept++] = all[i];
+    return kept;
+}
+
+static pl_status put_figures(FILE *f, double time, uint32_t step, struct figure *list, size_t n)
+{
+    struct pl_tf_scalar scalars[N_FIGURES];
+    for (size_t i = 0; i < n; i++) {
+        snprintf(list[i].tag, sizeof list[i].tag, "evaluation/%s", list[i].name);
+        scalars[i] = (struct pl_tf_scalar){list[i].tag, list[i].value};
+    }
+    return pl_tf_scalars(f, time, step, scalars, n);
+}
+
+struct scores {
+    json_t *before, *after;
+};
+
+static bool note_scores(void *arg, const char *text, const json_t *o)
+{
+    (void)text;
+    struct scores *s = arg;
+    if (strcmp(type_of(o), "evaluation") != 0)
+        return true;
+    json_t **place = json_integer_value(json_object_get(o, "step")) == 0 ? &s->before : &s->after;
+    json_decref(*place);
+    *place = json_deep_copy(o);
+    json_object_del(*place, "type");
+    json_object_del(*place, "time");
+    return true;
+}
+
+static void scores_free(struct scores *s)
+{
+    json_decref(s->before);
+    json_decref(s->after);
+}
+
+bool pl_report_has_scores(const char *folder)
+{
+    struct scores s = {0};
+    each_line(folder, note_scores, &s);
+    const bool has = s.before != NULL;
+    scores_free(&s);
+    return has;
+}
+
+pl_status pl_report_scores(struct pl_report *r, uint32_t step, const struct pl_scores *s, struct pl_err *err)
+{
+    struct figure list[N_FIGURES];
+    struct scores said = {0};
+    struct pl_buf b = line("evaluation");
+    const double time = now();
+    if (step > 0)
+        each_line(r->folder, note_scores, &said);
+    const json_t *before = json_object_get(said.before, "general_loss");
+    const size_t n = figures_of(s, before != NULL ? json_number_value(before) : NAN, list);
+    scores_free(&said);
+    pl_buf_addf(&b, ",\"time\":%.3f,\"step\":%u", time, step);
+    if (s->n_answers > 0)
+        pl_buf_addf(&b, ",\"answers\":%u", s->n_answers);
+    if (r->bar)
+        fprintf(stderr, "%s:", step == 0 ? "Before training" : "\nAfter training");
+    for (size_t i = 0; i < n; i++) {
+        pl_buf_addf(&b, ",\"%s\":%.9g", list[i].name, list[i].value);
+        if (r->bar)
+            fprintf(stderr, "%s %s %.4g", i > 0 ? "," : "", list[i].name, list[i].value);
+    }
+    if (r->bar)
+        fputc('\n', stderr);
+    pl_buf_addc(&b, '}');
+    const pl_status rc = put_line(r->fd, &b, false, err);
+    if (rc != PL_OK)
+        return rc;
+    return put_figures(r->events, time, step, list, n) == PL_OK ? PL_OK : pl_fail(err, PL_EIO, "cannot write the tensorboard file: %s", strerror(errno));
+}
+
+/* The line's own figures. */
+static pl_status put_again(FILE *f, const json_t *o)
+{
+    struct figure list[N_FIGURES] = {0};
+    size_t n = 0;
+    const char *key;
+    json_t *v;
+    json_object_foreach((json_t *)(uintptr_t)o, key, v)
+        if (json_is_number(v) && strcmp(key, "time") != 0 && strcmp(key, "step") != 0 && strcmp(key, "answers") != 0 && n < N_FIGURES) {
+            snprintf(list[n].name, sizeof list[n].name, "%s", key);
+            list[n++].value = json_number_value(v);
+        }
+    return put_figures(f, json_number_value(json_object_get(o, "time")), (uint32_t)json_integer_value(json_object_get(o, "step")), list, n);
+}
+
+static void add_scores(struct pl_buf *b, const char *name, const json_t *scores)
+{
+    char *text = scores != NULL ? json_dumps(scores, JSON_COMPACT | JSON_REAL_PRECISION(9)) : NULL;
+    pl_buf_addf(b, "\"%s\":%s", name, text != NULL ? text : "null");
+    free(text);
+}
+
+pl_status pl_report_done(struct pl_report *r, const struct pl_train_metrics *m, struct pl_err *err)
+{
+    struct pl_buf b = line("done");
+    struct scores s = {0};
+    each_line(r->folder, note_scores, &s);
+    pl_buf_addf(&b, ",\"path\":\"result\",\"step\":%u,\"trained_tokens\":%llu,\"metrics\":{", m->step, (unsigned long long)m->trained_tokens);
+    add_metrics(&b, m);
+    pl_buf_adds(&b, "},\"evaluation\":{");
+    add_scores(&b, "before", s.before);
+    pl_buf_addc(&b, ',');
+    add_scores(&b, "after", s.after);
+    pl_buf_adds(&b, "}}");
+    scores_free(&s);
+    return put_line(r->fd, &b, true, err);
+}
+
+/* ---- going on ------------------------------------------------------------------------------------------------------ */
+
 struct kept {
     uint32_t step;
     struct pl_buf lines;
@@ -248,7 +384,15 @@ static bool keep_line(void *arg, const char *text, const json_t *o)
     if (strcmp(type, "done") == 0 || strcmp(type, "failed") == 0)
         return true;
     const uint32_t step = (uint32_t)json_integer_value(json_object_get(o, "step"));
-    if (step > k->step || k->step == 0)
+    if (strcmp(type, "evaluation") == 0) { /* that of the end will be made again */
+        k->ok &= step > 0 || put_again(k->events, o) == PL_OK;
+        if (step == 0)
+            pl_buf_adds(&k->lines, text);
+        return true;
+    }
+    if (k->step == 0)
+        return true;
+    if (step > k->step)
         return false;
     if (strcmp(type, "metrics") == 0) {
         const struct pl_train_metrics m = metrics_of(o);

@@ -7,6 +7,7 @@
 
 #include <stdio.h>
 
+#include "core/train/evaluate.h"
 #include "core/train/train.h"
 
 struct pl_report {
@@ -26,6 +27,11 @@ pl_status pl_report_message(struct pl_report *r, const char *level, struct pl_er
 /* Before a checkpoint is written: what was said so far reaches the disk. */
 pl_status pl_report_flush(struct pl_report *r, struct pl_err *err) PL_MUST_CHECK;
 pl_status pl_report_checkpoint(struct pl_report *r, const struct pl_train_metrics *m, struct pl_err *err) PL_MUST_CHECK;
+/* Figures of the model at a step: 0 = before the job (said once, kept by restarts), else after it. */
+pl_status pl_report_scores(struct pl_report *r, uint32_t step, const struct pl_scores *s, struct pl_err *err) PL_MUST_CHECK;
+/* Whether the folder's progress.jsonl has those of before the job. */
+bool pl_report_has_scores(const char *folder);
+/* With the scores of before and after. */
 pl_status pl_report_done(struct pl_report *r, const struct pl_train_metrics *m, struct pl_err *err) PL_MUST_CHECK;
 /* Appends to the folder's progress.jsonl whether or not a report is open. */
 void pl_report_failed(const char *folder, const char *code, const struct pl_err *why);

@@ -16,6 +16,7 @@
 #include "core/base/pool.h"
 #include "core/model/model.h"
 #include "core/train/checkpoint.h"
+#include "core/train/evaluate.h"
 #include "core/train/job.h"
 #include "core/train/optim.h"
 #include "core/train/plan.h"
@@ -46,6 +47,8 @@ struct run {
     struct pl_ckpt_state state;
     struct pl_report report;
     struct pl_train_metrics last; /* of the newest step */
+    struct pl_scores before;
+    bool wants_before; /* nobody has measured the model as it was */
     uint32_t epoch_steps, total_steps, saved_step, started_at;
     uint64_t started_ns;
 };
@@ -221,6 +224,27 @@ static pl_status open_state(struct run *r)
     return rc == PL_OK ? rc : pl_fail(r->err, rc, "the reference pass: %s", pl_status_text(rc));
 }
 
+/* The validation file's questions, answered by the base with an adapter or none. */
+static pl_status answer(struct run *r, const struct pl_gguf *gguf, const char *adapter, struct pl_scores *scores)
+{
+    const struct pl_train_spec *s = &r->job.spec;
+    const struct pl_answers_opts o = {.gguf = gguf, .tok = r->tok, .adapter = adapter, .n_threads = s->threads, .max_tokens = s->answer_tokens,
+                                      .stop = r->options->stop};
+    const struct pl_data_opts last = {.tok = r->tok, .chat = r->chat, .method = s->method, .train_on = PL_TRAIN_ON_LAST, .max_length = s->max_length,
+                                      .min_examples = 1};
+    struct pl_data_report report = {0};
+    struct pl_dataset *d = NULL;
+    scores->words = (pl_words_kind)s->words;
+    if (s->n_answers == 0 || r->job.validation_file == NULL)
+        return PL_OK;
+    pl_status rc = pl_dataset_read(&d, r->job.validation_file, &last, &report, r->err);
+    if (rc == PL_OK)
+        rc = pl_evaluate_answers(scores, &o, d, s->n_answers, NULL, r->err);
+    pl_data_report_fini(&report);
+    pl_dataset_free(d);
+    return rc;
+}
+
 static pl_status open_all(struct run *r)
 {
     pl_status rc = pl_train_base_id(r->job.base, r->base_id, r->err);
@@ -238,11 +262,26 @@ static pl_status open_all(struct run *r)
         rc = read_data(r, r->job.training_file, "training_file", PL_DATA_MIN_EXAMPLES, &r->training);
     if (rc == PL_OK && r->job.validation_file != NULL)
         rc = read_data(r, r->job.validation_file, "validation_file", 1, &r->validation);
+    r->before = pl_scores_none();
+    r->wants_before = !pl_report_has_scores(r->folder);
+    if (rc == PL_OK && r->wants_before) /* now, while there are no gradients in memory */
+        rc = answer(r, r->gguf, r->job.base_adapter, &r->before);
     if (rc == PL_OK)
         rc = open_net(r);
     if (rc == PL_OK)
         rc = open_batches(r);
     return rc != PL_OK ? rc : open_state(r);
+}
+
+static void close_net(struct run *r)
+{
+    pl_net_free(r->net);
+    if (r->dev != NULL)
+        r->dev->ops->close(r->dev);
+    pl_pool_free(r->pool);
+    r->net = NULL;
+    r->dev = NULL;
+    r->pool = NULL;
 }
 
 static void close_all(struct run *r)
@@ -254,10 +293,7 @@ static void close_all(struct run *r)
     pl_batch_fini(&r->valid);
     pl_dataset_free(r->training);
     pl_dataset_free(r->validation);
-    pl_net_free(r->net);
-    if (r->dev != NULL)
-        r->dev->ops->close(r->dev);
-    pl_pool_free(r->pool);
+    close_net(r);
     pl_chat_free(r->chat);
     pl_tok_free(r->tok);
     pl_gguf_close(r->gguf);
@@ -304,6 +340,7 @@ static pl_status evaluate_due(struct run *r, struct pl_train_metrics *m, bool en
     }
     if (rc != PL_OK)
         return rc;
+    m->full_valid_perplexity = s->method == PL_METHOD_DPO ? NAN : exp(m->full_valid_loss);
     *better = m->valid_loss < r->state.best_loss - s->min_delta;
     r->state.n_bad = *better ? 0 : r->state.n_bad + 1;
     if (*better) {
@@ -334,6 +371,7 @@ static struct pl_train_metrics no_metrics(void)
 {
     return (struct pl_train_metrics){.train_loss = NAN, .train_accuracy = NAN, .learning_rate = NAN, .grad_norm = NAN, .tokens_per_s = NAN,
                                      .eta_s = NAN, .valid_loss = NAN, .valid_accuracy = NAN, .full_valid_loss = NAN, .full_valid_accuracy = NAN,
+                                     .full_valid_perplexity = NAN,
                                      .reward_accuracy = NAN, .reward_margin = NAN, .reward_chosen = NAN, .reward_rejected = NAN};
 }
 
@@ -405,6 +443,48 @@ static pl_status train(struct run *r)
     return PL_OK;
 }
 
+/* ---- before and after ---------------------------------------------------------------------------------------------- */
+
+/* What the net as it is tells by itself. */
+static pl_status score(struct run *r, struct pl_scores *s)
+{
+    pl_status rc = PL_OK;
+    if (r->validation != NULL)
+        rc = evaluate(r, r->valid.n_units, &s->valid_loss, &s->valid_accuracy);
+    if (rc == PL_OK && r->validation != NULL && r->job.spec.method != PL_METHOD_DPO)
+        s->perplexity = exp(s->valid_loss);
+    if (rc == PL_OK && r->job.spec.forgetting)
+        rc = pl_evaluate_general(&s->general_loss, r->net, r->tok, r->job.general_text, r->err);
+    return rc;
+}
+
+static pl_status score_before(struct run *r)
+{
+    if (!r->wants_before || r->state.step > 0)
+        return PL_OK;
+    const pl_status rc = score(r, &r->before);
+    return rc != PL_OK ? rc : pl_report_scores(&r->report, 0, &r->before, r->err);
+}
+
+/* Of what lies in the folder result. Takes the net down, so that there is room for the engine. */
+static pl_status score_after(struct run *r, const char *result)
+{
+    char path[PATH_MAX + 16];
+    struct pl_scores s = pl_scores_none();
+    struct pl_gguf *tuned = NULL;
+    pl_status rc = score(r, &s);
+    if (rc == PL_OK && r->job.spec.n_answers > 0) {
+        close_net(r);
+        snprintf(path, sizeof path, "%s/model.gguf", result);
+        if (r->job.spec.peft == PL_PEFT_FULL)
+            rc = pl_gguf_open(&tuned, path, r->err);
+        if (rc == PL_OK)
+            rc = answer(r, tuned != NULL ? tuned : r->gguf, tuned != NULL ? NULL : result, &s);
+        pl_gguf_close(tuned);
+    }
+    return rc != PL_OK ? rc : pl_report_scores(&r->report, r->last.step, &s, r->err);
+}
+
 /* ---- the end ------------------------------------------------------------------------------------------------------- */
 
 static pl_status finish(struct run *r)
@@ -431,6 +511,8 @@ static pl_status finish(struct run *r)
         rc = pl_ckpt_publish(from, to, r->folder, r->err);
     if (rc == PL_OK)
         rc = pl_report_csv(r->folder, r->err);
+    if (rc == PL_OK)
+        rc = score_after(r, to);
     return rc != PL_OK ? rc : pl_report_done(&r->report, &r->last, r->err);
 }
 
@@ -471,6 +553,8 @@ pl_train_exit pl_train_run(const char *folder, const struct pl_train_options *op
     }
     rc = open_all(&r);
     if (rc == PL_OK)
+        rc = score_before(&r);
+    if (rc == PL_OK)
         rc = train(&r);
     if (rc == PL_OK && r.state.step < r.total_steps && !r.state.stopped) {
         rc = save_checkpoint(&r);
@@ -481,7 +565,9 @@ pl_train_exit pl_train_run(const char *folder, const struct pl_train_options *op
     } else if (rc == PL_OK && (rc = finish(&r)) == PL_OK) {
         result = PL_TRAIN_DONE;
     }
-    if (rc != PL_OK)
+    if (rc == PL_ESTOPPED) /* while it answered: the next run begins with that */
+        result = PL_TRAIN_PAUSED;
+    else if (rc != PL_OK)
         pl_report_failed(folder, code_of(r.err), r.err);
     close_all(&r);
     return result;

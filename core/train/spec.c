@@ -379,6 +379,10 @@ static pl_status check_facts(const struct pl_train_spec *s, const struct pl_trai
         snprintf(path, sizeof path, "method.%s.final", method_names[s->method]);
         return pl_fail_param(err, PL_EINVAL, path, "final \"best\" needs a validation_file");
     }
+    if (s->n_answers > 0 && !f->validation) {
+        snprintf(path, sizeof path, "method.%s.evaluation.answers", method_names[s->method]);
+        return pl_fail_param(err, PL_EINVAL, path, "'answers' needs a validation_file with the examples to be answered");
+    }
     if (s->patience > 0 && !f->validation) {
         snprintf(path, sizeof path, "method.%s.early_stopping.patience", method_names[s->method]);
         return pl_fail_param(err, PL_EINVAL, path, "early stopping needs a validation_file");

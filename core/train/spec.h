@@ -14,6 +14,7 @@
 
 #include "core/base/status.h"
 #include "core/model/spec.h"
+#include "core/train/metric.h"
 
 /* In the order of the words in hyper.def and of spec.c's methods. */
 typedef enum { PL_METHOD_SUPERVISED, PL_METHOD_DPO, PL_METHOD_PRETRAIN, PL_METHOD_COUNT } pl_train_method;

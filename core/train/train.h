@@ -1,8 +1,8 @@
 /* train: runs a fine-tuning job: reads its folder, trains, writes progress, checkpoints and the result. A job can be killed
  * at any moment and run again: it goes on from its last whole checkpoint, and the bytes it ends with are the same.
  *
- * The folder: job.json (read), progress.jsonl (one JSON object a line: "metrics", "message", "checkpoint", "done",
- * "failed"), checkpoints/step-N/, result/, results.csv, tensorboard/. Files appear whole or not at all.
+ * The folder: job.json (read), progress.jsonl (one JSON object a line: "metrics", "message", "evaluation", "checkpoint",
+ * "done", "failed"), checkpoints/step-N/, result/, results.csv, tensorboard/. Files appear whole or not at all.
  * Thread: one; it makes a pool of its own.  Owns: the folder while it runs (two workers at once are refused).
  * Fails: PL_TRAIN_FAILED, with the last line of progress.jsonl saying why; the error says the same.
  * SPDX-License-Identifier: Apache-2.0 */
@@ -29,6 +29,7 @@ struct pl_train_metrics {
     double eta_s;
     double valid_loss, valid_accuracy;           /* over one batch */
     double full_valid_loss, full_valid_accuracy; /* over the whole validation set */
+    double full_valid_perplexity;                /* e to that loss, where it is of tokens */
     double reward_accuracy, reward_margin, reward_chosen, reward_rejected; /* dpo */
 };
 

@@ -52,6 +52,9 @@ static json_t *job_json(const void *data)
     json_object_set_new(o, "user_provided_suffix", r->suffix != NULL ? json_string(r->suffix) : json_null());
     json_object_set_new(o, "step", json_integer(r->step));
     json_object_set_new(o, "total_steps", number_or_null(r->total_steps));
+    json_t *outcome = done ? parsed(r->outcome) : NULL, *evaluation = json_object_get(outcome, "evaluation");
+    json_object_set(o, "evaluation", evaluation != NULL ? evaluation : json_null());
+    json_decref(outcome);
     return o;
 }
 

@@ -19,6 +19,7 @@
 #include "core/base/utf8.h"
 #include "core/model/model.h"
 #include "core/sched/adapters.h"
+#include "core/train/general.h"
 #include "core/train/job.h"
 #include "server/jobs/files.h"
 #include "server/jobs/supervisor.h"
@@ -616,6 +617,20 @@ static void sweep_jobs(struct pl_jobs *j)
     free(path);
 }
 
+/* Rather said at start than by every job. */
+static pl_status check_general_text(const char *path, struct pl_err *err)
+{
+    char *text = NULL;
+    size_t n;
+    if (path[0] == '\0')
+        return PL_OK;
+    const pl_status st = pl_general_read(&text, &n, path, err);
+    free(text);
+    if (st != PL_OK)
+        snprintf(err->param, sizeof err->param, "train-general-text");
+    return st;
+}
+
 pl_status pl_jobs_open(struct pl_jobs **out, struct pl_server *s, struct pl_err *err)
 {
     struct pl_jobs *j = pl_xcalloc(1, sizeof *j);
@@ -626,6 +641,8 @@ pl_status pl_jobs_open(struct pl_jobs **out, struct pl_server *s, struct pl_err 
                                : pl_fail_param(err, PL_EINVAL, "data-dir", "there is no place for files and jobs: name one with --data-dir");
     if (st == PL_OK)
         st = pl_train_base_id(s->model_path, j->base_id, err);
+    if (st == PL_OK)
+        st = check_general_text(s->config->train_general_text, err);
     if (st == PL_OK)
         st = pl_tasks_start(&j->tasks, err);
     free(dir);

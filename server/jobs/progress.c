@@ -11,6 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "core/base/buf.h"
 #include "core/base/json.h"
 #include "core/base/log.h"
 #include "core/base/mem.h"
@@ -68,6 +69,29 @@ static pl_status take_metrics(struct taker *t, json_t *line, int64_t at, struct 
     char *data = data_of(line);
     const pl_status st = pl_jobs_event(t->j, row->id, "info", "metrics", data, at, err, "%s", message);
     free(data);
+    return st;
+}
+
+/* Figures of the model before the job (step 0) or after it: an event with data. */
+static pl_status take_evaluation(struct taker *t, json_t *line, int64_t at, struct pl_err *err)
+{
+    const int64_t step = integer(line, "step");
+    struct pl_buf message;
+    const char *key;
+    json_t *v;
+    pl_buf_init(&message, 0);
+    pl_buf_adds(&message, step == 0 ? "Evaluation before training" : "Evaluation after training");
+    json_object_del(line, "time");
+    json_object_foreach(line, key, v)
+        if (json_is_number(v) && strcmp(key, "step") != 0 && strcmp(key, "answers") != 0)
+            pl_buf_addf(&message, "%s %.40s=%.4g", strchr(pl_buf_str(&message), '=') == NULL ? ":" : ",", key, json_number_value(v));
+    pl_status st = PL_OK;
+    if (!known(t, pl_buf_str(&message), -2)) {
+        char *data = data_of(line);
+        st = pl_jobs_event(t->j, t->row->id, "info", "message", data, at, err, "%s", pl_buf_str(&message));
+        free(data);
+    }
+    pl_buf_fini(&message);
     return st;
 }
 
@@ -156,6 +180,8 @@ static pl_status take_line(struct taker *t, const char *text, size_t n, int64_t 
         type = "";
     if (strcmp(type, "metrics") == 0)
         st = take_metrics(t, line, at, err);
+    else if (strcmp(type, "evaluation") == 0)
+        st = take_evaluation(t, line, at, err);
     else if (strcmp(type, "message") == 0)
         st = take_message(t, line, at, err);
     else if (strcmp(type, "checkpoint") == 0)

@@ -115,6 +115,7 @@ static pl_status write_job(struct pl_jobs *j, const struct pl_job_row *row, cons
     job.base_id = tuned_whole ? NULL : row->base_id;
     job.base_adapter = tuned_whole ? NULL : row->base_adapter;
     job.chat_template = c->chat_template[0] != '\0' ? (char *)(uintptr_t)c->chat_template : NULL;
+    job.general_text = c->train_general_text[0] != '\0' ? (char *)(uintptr_t)c->train_general_text : NULL;
     job.training_file = training;
     job.validation_file = row->validation_file != NULL ? validation : NULL;
     job.spec.seed = (uint32_t)row->seed;

@@ -46,7 +46,8 @@ def tuned(tmp_path_factory, tiny):
     d = Daemon(tmp_path_factory.mktemp("tuned"), "--data-dir", tmp_path_factory.mktemp("data") / "d", "--train-threads", 1, *ROOM, model=tiny).wait_ready()
     c = client_of(d)
     training, validation = upload(c, lines(24)), upload(c, lines(6))
-    made = c.fine_tuning.jobs.create(model="tiny", training_file=training.id, validation_file=validation.id, suffix="real", seed=3, method=method())
+    made = c.fine_tuning.jobs.create(model="tiny", training_file=training.id, validation_file=validation.id, suffix="real", seed=3,
+                                         method=method(evaluation={"answers": 6, "max_tokens": 24}))
     job = finished(c, made.id)
     assert job.status == "succeeded", (job, d.log)
     d.client, d.job = c, job
@@ -75,6 +76,13 @@ def test_its_loss_fell(tuned):
     valid = [s["full_valid_loss"] for s in steps if s.get("full_valid_loss") is not None]
     assert valid and valid[-1] < 0.2 * steps[0]["train_loss"]
     assert job.trained_tokens > 0 and not [e for e in events if e.level != "info"], events
+    e = job.to_dict()["evaluation"]
+    assert e["after"]["valid_loss"] == pytest.approx(valid[-1], rel=1e-6) and e["before"]["step"] == 0 and e["after"]["step"] == 96
+    assert e["before"]["valid_loss"] > e["after"]["valid_loss"] and e["before"]["bleu"] < 50
+    assert e["after"]["bleu"] == pytest.approx(100) and e["after"]["rougeL"] == 1 and e["after"]["answers"] == 6
+    said = [x for x in events if x.message.startswith("Evaluation ")]
+    assert [x.data for x in said] == [e["before"], e["after"]] and [x.type for x in said] == ["message"] * 2
+    assert "after training: valid_loss=" in said[1].message and "forgetting=" in said[1].message
     (result,) = job.result_files
     rows = c.files.content(result).read().decode().splitlines()
     assert rows[0] == "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy" and len(rows) == 97
