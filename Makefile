@@ -84,7 +84,12 @@ $(B)/load: $(addprefix $(B)/,tests/bench/load.o libparley.a)
 	$(CC) $(LDFLAGS) $^ $(LIBS) -o $@
 bench-tools: all $(B)/calibrate $(B)/load
 
-tools: $(TOOLS)
+# A library that makes system calls fail, for LD_PRELOAD.
+$(B)/faults.so: tests/tools/preload/faults.c
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) -std=gnu17 -O1 -fPIC -shared $(WARN) $< -ldl -o $@
+
+tools: $(TOOLS) $(B)/faults.so
 test-unit: $(B)/unit
 	$(B)/unit
 ops: $(B)/ops
@@ -92,6 +97,9 @@ ops: $(B)/ops
 test-http: all tools bench-tools
 	PARLEYD=$(B)/parleyd PARLEY_TOOLS=$(B) $(PYTHON) -m pytest -q tests/http
 test: test-unit ops lint test-http
+# The fine-tuning API under faults, with more kills than test-http has. PARLEY_SEED=N replays a run.
+faults: all tools
+	PARLEYD=$(B)/parleyd PARLEY_TOOLS=$(B) PARLEY_KILLS=20 $(PYTHON) -m pytest -q -s tests/http/test_faults.py
 oracle: all tools
 	$(PYTHON) tests/oracle/run_all.py
 bench: bench-tools $(B)/unit
@@ -108,7 +116,7 @@ clean:
 	rm -rf build
 
 help:
-	@echo 'all (default), test, test-unit, ops, test-http, oracle, bench, bench-tools, lint, tools, install, clean; BUILD=release|debug|asan|tsan'
+	@echo 'all (default), test, test-unit, ops, test-http, faults, oracle, bench, bench-tools, lint, tools, install, clean; BUILD=release|debug|asan|tsan'
 
 # The flags stamp: objects are rebuilt when the flags change.
 FLAGS := $(CC) $(CPPFLAGS) $(CFLAGS)
@@ -116,6 +124,6 @@ $(B)/.flags: FORCE
 	@mkdir -p $(B)
 	@echo '$(FLAGS)' | cmp -s - $@ || echo '$(FLAGS)' > $@
 
-.PHONY: all tools test test-unit ops test-http oracle bench bench-tools lint install clean help FORCE
+.PHONY: all tools test test-unit ops test-http faults oracle bench bench-tools lint install clean help FORCE
 .SECONDARY:
 -include $(shell find $(B) -name '*.d' 2>/dev/null)

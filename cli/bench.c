@@ -8,6 +8,7 @@
 #include "cli/ops.h"
 #include "core/base/clock.h"
 #include "core/base/mem.h"
+#include "core/base/order.h"
 
 enum { MAX_ITEMS = 16, MAX_REPEAT = 64 };
 
@@ -63,12 +64,6 @@ static double decode(struct bench *b, uint32_t batch, uint32_t context)
     return (double)(pl_now_ns() - start) * 1e-9;
 }
 
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 /* Median tokens per second of all repetitions, after one that is not counted. batch 0: a prompt of n tokens. */
 static double measure(struct bench *b, uint32_t batch, uint32_t n)
 {
@@ -80,7 +75,7 @@ static double measure(struct bench *b, uint32_t batch, uint32_t n)
         if (i > 0)
             speed[i - 1] = (batch == 0 ? (double)n : (double)b->gen * batch) / s;
     }
-    qsort(speed, b->repeat, sizeof speed[0], by_value);
+    qsort(speed, b->repeat, sizeof speed[0], pl_by_value);
     return speed[b->repeat / 2];
 }
 

@@ -10,6 +10,7 @@
 #include "cli/timed.h"
 #include "core/base/clock.h"
 #include "core/base/mem.h"
+#include "core/base/order.h"
 #include "core/sched/engine.h"
 
 enum { LOG_SPANS = 1 << 18, ENGINE_TOKENS = 128, ENGINE_PROMPT = 16, ARENA = 1 << 20 };
@@ -50,12 +51,6 @@ static double time_clock(void)
     return (double)(end - start) / READINGS;
 }
 
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 /* Of each pass that decodes: the time from the end of the pass before to its own end, and what of it is in operations. The clock
  * is read twice around each operation; about one reading falls into it. */
 static bool sum_up(struct overhead *out, const struct timed *t)
@@ -80,8 +75,8 @@ static bool sum_up(struct overhead *out, const struct timed *t)
     }
     if (n == 0 || t->full)
         return false;
-    qsort(period, n, sizeof period[0], by_value);
-    qsort(share, n, sizeof share[0], by_value);
+    qsort(period, n, sizeof period[0], pl_by_value);
+    qsort(share, n, sizeof share[0], pl_by_value);
     *out = (struct overhead){n, period[n / 2] * 1e-3, share[n / 2]};
     return true;
 }

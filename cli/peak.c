@@ -11,6 +11,7 @@
 #include <sys/mman.h>
 
 #include "core/base/clock.h"
+#include "core/base/order.h"
 #include "core/base/pool.h"
 
 enum { MAX_THREADS = 256, RUNS = 15, READ_BYTES = 256 << 20, HUGE_PAGE = 2 << 20 };
@@ -137,12 +138,6 @@ static void *work(void *arg)
     return NULL;
 }
 
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 /* Median seconds of one run of the loop on all threads; 0 when they cannot be started. */
 static double run(struct team *t, void (*loop)(const struct worker *w))
 {
@@ -160,7 +155,7 @@ static double run(struct team *t, void (*loop)(const struct worker *w))
     pthread_barrier_destroy(&t->barrier);
     if (t->incomplete)
         return 0;
-    qsort(t->seconds, RUNS, sizeof t->seconds[0], by_value);
+    qsort(t->seconds, RUNS, sizeof t->seconds[0], pl_by_value);
     return t->seconds[RUNS / 2];
 }
 

@@ -36,7 +36,7 @@ int cli_train(int argc, char **argv)
     const pl_train_exit result = pl_train_run(folder, &options, &err);
     if (options.progress_bar)
         fputc('\n', stderr);
-    if (result == PL_TRAIN_FAILED)
+    if (result == PL_TRAIN_FAILED || result == PL_TRAIN_NO_SPACE)
         fprintf(stderr, "parley train: %s%s%s\n", err.param, err.param[0] != '\0' ? ": " : "", err.msg);
     return result;
 }

@@ -22,6 +22,7 @@ struct pl_apierr pl_apierr_of(pl_status code)
     case PL_ENOPAGE: return (struct pl_apierr){503, "server_error", "out_of_memory", 1};
     case PL_EDEVICE: return (struct pl_apierr){503, "server_error", "device_failed", 10};
     case PL_EFORMAT: return (struct pl_apierr){500, "server_error", "invalid_output", 0};
+    case PL_ENOSPC: return (struct pl_apierr){507, "server_error", "disk_full", 0};
     case PL_EIO: break;
     }
     return (struct pl_apierr){500, "server_error", NULL, 0};
@@ -62,6 +63,7 @@ void pl_apierr_answer(struct pl_http_req *req, struct pl_http_resp *resp, const 
     req->usage->error = a.code != NULL ? a.code : a.type;
     resp->status = a.http;
     resp->retry_after = a.retry_after;
+    resp->final = a.http == 507; /* a full disk is still full a second later */
     pl_buf_clear(&resp->body);
     pl_apierr_write(&resp->body, err);
 }
@@ -71,7 +73,7 @@ void pl_apierr_answer_as(struct pl_http_req *req, struct pl_http_resp *resp, int
     const char *type = status >= 500 ? "server_error" : "invalid_request_error";
     req->usage->error = code != NULL ? code : type;
     resp->status = status;
-    resp->final = status >= 500; /* a full disk is still full a second later */
+    resp->final = status >= 500;
     pl_buf_clear(&resp->body);
     pl_apierr_write_as(&resp->body, err, type, code, NULL);
 }

@@ -29,7 +29,7 @@ struct pl_http_req {
     struct pl_http_conn *conn;
     const char *id; /* request id: the client's X-Request-Id if it is a plain token of at most 128 bytes, else "req-<32 hex>" */
     const char *method, *path;
-    const char *path_arg; /* what a route's {…} matched, URL-decoded; "" = none */
+    const char *path_arg; /* what a route's {…} matched, URL-decoded; of two, both with what stands between; "" = none */
     const char *body;     /* NUL-terminated after n_body bytes */
     size_t n_body;
     struct pl_sink *sink; /* of a route that takes its body piece by piece; body is empty then */
@@ -90,7 +90,8 @@ typedef void pl_http_handler(struct pl_http_req *req, struct pl_http_resp *resp)
  * producer->free (connections are recycled, never freed: a late wake is a spurious one for whoever has it now). */
 void pl_http_wake(struct pl_http_conn *conn);
 
-/* A route. scope: who may call it. Patterns: "/v1/models", "/v1/files/{id}/content"; {model} matches slashes too, {id} none. */
+/* A route. scope: who may call it. Patterns: "/v1/models", "/v1/files/{id}/content"; {model} matches slashes too, {id} none. A second {id} may
+ * end the pattern. */
 typedef enum { PL_SCOPE_OPEN, PL_SCOPE_USER, PL_SCOPE_ADMIN } pl_scope;
 struct pl_route {
     const char *method, *pattern;

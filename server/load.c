@@ -15,6 +15,7 @@
 #include "core/base/log.h"
 #include "core/base/mem.h"
 #include "core/base/pool.h"
+#include "core/base/readfile.h"
 #include "core/base/utf8.h"
 #include "core/base/version.h"
 #include "core/device/device.h"
@@ -145,32 +146,16 @@ out:
 
 /* the parts */
 
-static pl_status read_template(const char *path, struct pl_buf *text, struct pl_err *err)
-{
-    FILE *f = fopen(path, "re");
-    if (f == NULL)
-        return pl_fail_param(err, PL_EINVAL, "chat-template", "cannot read %s: %s", path, strerror(errno));
-    char block[4096];
-    size_t n;
-    while ((n = fread(block, 1, sizeof block, f)) > 0)
-        pl_buf_add(text, block, n);
-    const bool bad = ferror(f) != 0;
-    fclose(f);
-    if (bad || text->failed)
-        return pl_fail_param(err, PL_EINVAL, "chat-template", "%s cannot be read, or is larger than 1 MiB", path);
-    return PL_OK;
-}
-
 static pl_status open_chat(struct pl_load *l, const struct pl_config *c, struct pl_err *err)
 {
     struct pl_gguf_str own;
     if (c->chat_template[0] != '\0') {
-        struct pl_buf text;
-        pl_buf_init(&text, 1 << 20);
-        pl_status rc = read_template(c->chat_template, &text, err);
-        if (rc == PL_OK)
-            rc = pl_chat_new(&l->chat, pl_buf_str(&text), text.len, l->tok, err);
-        pl_buf_fini(&text);
+        void *text = NULL;
+        size_t n = 0;
+        struct pl_err why = {0};
+        pl_status rc = pl_readfile(&text, &n, c->chat_template, PL_CHAT_MAX_TEMPLATE, &why);
+        rc = rc == PL_OK ? pl_chat_new(&l->chat, text, n, l->tok, err) : pl_fail_param(err, PL_EINVAL, "chat-template", "%s", why.msg);
+        free(text);
         pl_log_info("chat template: %s", c->chat_template);
         return rc;
     }

@@ -13,10 +13,8 @@ pl_status pl_models_find(const struct pl_server *s, const char *name, struct pl_
     if (strcmp(name, s->model_id) == 0 || (*adapter = pl_adapters_find(s->adapters, name)) != NULL)
         return PL_OK;
     if (s->jobs != NULL && strncmp(name, "ft:", 3) == 0) { /* a tuned model or checkpoint that nobody has asked for yet */
-        const pl_status st = pl_jobs_serve(s->jobs, name, err);
-        if (st == PL_OK && (*adapter = pl_adapters_find(s->adapters, name)) != NULL)
-            return PL_OK;
-        if (st != PL_OK && st != PL_ENOENT)
+        const pl_status st = pl_jobs_serve(s->jobs, name, adapter, err);
+        if (st != PL_ENOENT)
             return st;
     }
     return pl_fail_param(err, PL_ENOENT, "model", "The model '%.200s' does not exist; this server has '%.200s', and GET /v1/models lists its adapters",

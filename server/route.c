@@ -21,6 +21,10 @@ const struct pl_route pl_routes[] = {
     {"GET", "/v1/files/{id}", PL_SCOPE_ADMIN, pl_api_files_get, false, NULL},
     {"DELETE", "/v1/files/{id}", PL_SCOPE_ADMIN, pl_api_files_delete, false, NULL},
     {"GET", "/v1/files/{id}/content", PL_SCOPE_ADMIN, pl_api_files_content, false, NULL},
+    {"POST", "/v1/uploads", PL_SCOPE_ADMIN, pl_api_uploads_create, false, NULL},
+    {"POST", "/v1/uploads/{id}/parts", PL_SCOPE_ADMIN, pl_api_uploads_part, false, pl_api_uploads_sink},
+    {"POST", "/v1/uploads/{id}/complete", PL_SCOPE_ADMIN, pl_api_uploads_complete, false, NULL},
+    {"POST", "/v1/uploads/{id}/cancel", PL_SCOPE_ADMIN, pl_api_uploads_cancel, false, NULL},
     {"POST", "/v1/fine_tuning/jobs", PL_SCOPE_ADMIN, pl_api_jobs_create, true, NULL},
     {"GET", "/v1/fine_tuning/jobs", PL_SCOPE_ADMIN, pl_api_jobs_list, false, NULL},
     {"POST", "/v1/fine_tuning/jobs/validate", PL_SCOPE_ADMIN, pl_api_jobs_validate, true, NULL},
@@ -30,6 +34,9 @@ const struct pl_route pl_routes[] = {
     {"POST", "/v1/fine_tuning/jobs/{id}/resume", PL_SCOPE_ADMIN, pl_api_jobs_resume, true, NULL},
     {"GET", "/v1/fine_tuning/jobs/{id}/events", PL_SCOPE_ADMIN, pl_api_jobs_events, false, NULL},
     {"GET", "/v1/fine_tuning/jobs/{id}/checkpoints", PL_SCOPE_ADMIN, pl_api_jobs_checkpoints, false, NULL},
+    {"POST", "/v1/fine_tuning/checkpoints/{model}/permissions", PL_SCOPE_ADMIN, pl_api_permissions_create, false, NULL},
+    {"GET", "/v1/fine_tuning/checkpoints/{model}/permissions", PL_SCOPE_ADMIN, pl_api_permissions_list, false, NULL},
+    {"DELETE", "/v1/fine_tuning/checkpoints/{model}/permissions/{id}", PL_SCOPE_ADMIN, pl_api_permissions_delete, false, NULL},
     {"POST", "/tokenize", PL_SCOPE_USER, pl_api_tokenize, true, NULL},
     {"POST", "/detokenize", PL_SCOPE_USER, pl_api_detokenize, true, NULL},
     {"POST", "/apply-template", PL_SCOPE_USER, pl_api_apply_template, true, NULL},
@@ -110,6 +117,14 @@ static bool match(const char *pattern, const char *path, size_t *arg, size_t *n_
         return false;
     if (brace == NULL)
         return path[n] == '\0';
+    const char *second = strchr(after, '{');
+    if (second != NULL) { /* "/between/{id}" ends the pattern: the path's last part is what it matches */
+        const char *slash = strrchr(path, '/');
+        const size_t n_between = (size_t)(second - after), n_last = slash != NULL ? strlen(slash + 1) : 0;
+        const size_t n_first = n_path >= n + n_between + n_last ? n_path - n - n_between - n_last : 0;
+        *n_arg = n_path - n;
+        return n_last > 0 && n_first > 0 && strncmp(path + n + n_first, after, n_between) == 0;
+    }
     const size_t n_after = strlen(after);
     if (n_path < n + n_after + 1 || strcmp(path + n_path - n_after, after) != 0)
         return false;

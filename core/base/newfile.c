@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,7 +22,7 @@ pl_status pl_newfile_open(struct pl_newfile *f, const char *path, struct pl_err 
     if (f->fd < 0) {
         const int why = errno;
         pl_newfile_abandon(f);
-        return pl_fail(err, PL_EIO, "cannot write %.200s: %s", path, strerror(why));
+        return pl_fail(err, pl_status_of_errno(why), "cannot write %.200s: %s", path, strerror(why));
     }
     return PL_OK;
 }
@@ -33,8 +34,10 @@ pl_status pl_newfile_put(struct pl_newfile *f, uint64_t at, const void *bytes, s
         const ssize_t done = pwrite(f->fd, p, n, (off_t)at);
         if (done < 0 && errno == EINTR)
             continue;
-        if (done <= 0)
-            return pl_fail(err, PL_EIO, "cannot write %.200s: %s", f->path, done == 0 ? "the disk is full" : strerror(errno));
+        if (done <= 0) {
+            const int why = done == 0 ? ENOSPC : errno;
+            return pl_fail(err, pl_status_of_errno(why), "cannot write %.200s: %s", f->path, strerror(why));
+        }
         p += done;
         at += (uint64_t)done;
         n -= (size_t)done;
@@ -42,36 +45,57 @@ pl_status pl_newfile_put(struct pl_newfile *f, uint64_t at, const void *bytes, s
     return PL_OK;
 }
 
+pl_status pl_write_all(int fd, const void *bytes, size_t n, struct pl_err *err)
+{
+    const char *p = bytes;
+    while (n > 0) {
+        const ssize_t done = write(fd, p, n);
+        if (done < 0 && errno == EINTR)
+            continue;
+        if (done == 0)
+            errno = ENOSPC;
+        if (done <= 0)
+            return pl_fail(err, pl_status_of_errno(errno), "cannot write: %s", strerror(errno));
+        p += done;
+        n -= (size_t)done;
+    }
+    return PL_OK;
+}
+
+pl_status pl_sync_folder(const char *path, struct pl_err *err)
+{
+    const int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    const bool ok = fd >= 0 && fsync(fd) == 0;
+    const int why = errno;
+    if (fd >= 0)
+        close(fd);
+    return ok ? PL_OK : pl_fail(err, pl_status_of_errno(why), "cannot flush %.200s: %s", path, strerror(why));
+}
+
 /* The folder's own entry for the file has to reach the disk, too. */
-static int flush_folder(const char *path)
+static pl_status sync_parent(const char *path, struct pl_err *err)
 {
     const char *slash = strrchr(path, '/');
     char *folder = slash == NULL ? strdup(".") : slash == path ? strdup("/") : strndup(path, (size_t)(slash - path));
-    const int fd = folder != NULL ? open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
+    const pl_status rc = folder != NULL ? pl_sync_folder(folder, err) : pl_fail(err, PL_ENOMEM, "out of memory");
     free(folder);
-    if (fd < 0)
-        return -1;
-    const int rc = fsync(fd), why = errno;
-    close(fd);
-    errno = why;
     return rc;
 }
 
 pl_status pl_newfile_commit(struct pl_newfile *f, struct pl_err *err)
 {
-    int bad = fsync(f->fd), why = errno;
-    if (close(f->fd) != 0 && bad == 0) {
-        bad = -1;
+    bool ok = fsync(f->fd) == 0;
+    int why = errno;
+    if (close(f->fd) != 0 && ok) {
+        ok = false;
         why = errno;
     }
     f->fd = -1;
-    if (bad == 0 && (rename(f->temporary, f->path) != 0 || flush_folder(f->path) != 0)) {
-        bad = -1;
+    if (ok && rename(f->temporary, f->path) != 0) {
+        ok = false;
         why = errno;
     }
-    pl_status rc = PL_OK;
-    if (bad != 0)
-        rc = pl_fail(err, PL_EIO, "cannot write %.200s: %s", f->path, strerror(why));
+    const pl_status rc = ok ? sync_parent(f->path, err) : pl_fail(err, pl_status_of_errno(why), "cannot write %.200s: %s", f->path, strerror(why));
     pl_newfile_abandon(f);
     return rc;
 }

@@ -2,6 +2,7 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "core/base/status.h"
 
+#include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,8 +10,6 @@
 #include "core/base/log.h"
 
 #define PL_LOG_MODULE "base"
-
-
 
 static const char *const status_texts[PL_STATUS_COUNT] = {
     "ok",
@@ -22,6 +21,13 @@ static const char *const status_texts[PL_STATUS_COUNT] = {
 const char *pl_status_text(pl_status code)
 {
     return code <= 0 && code > -PL_STATUS_COUNT ? status_texts[-code] : "unknown status";
+}
+
+pl_status pl_status_of_errno(int why)
+{
+    if (why == ENOSPC || why == EDQUOT || why == EFBIG)
+        return PL_ENOSPC;
+    return why == ENOMEM ? PL_ENOMEM : PL_EIO;
 }
 
 void pl_err_set(struct pl_err *e, pl_status code, const char *param, const char *fmt, ...)

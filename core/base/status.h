@@ -11,6 +11,7 @@
     X(ENOTSUP, "not supported")                                                                                        \
     X(ENOENT, "not found")                                                                                             \
     X(EIO, "input/output error")                                                                                       \
+    X(ENOSPC, "no space left")                                                                                         \
     X(EFORMAT, "malformed data")                                                                                       \
     X(ERANGE, "out of range")                                                                                          \
     X(ENOPAGE, "no cache page left")                                                                                   \
@@ -46,6 +47,9 @@ struct pl_err {
 
 /* "out of memory" and so on; "ok" for 0, "unknown status" for anything else. */
 const char *pl_status_text(pl_status code);
+
+/* Of a failed system call: PL_ENOSPC when the disk, a quota or a limit on the size of files is full, PL_ENOMEM, else PL_EIO. */
+pl_status pl_status_of_errno(int why);
 
 /* Fills *e (if not NULL) and yields code, so that `return pl_fail(e, PL_EINVAL, …)` reads as one step and the compiler
  * sees which status comes back. pl_fail_param also names the parameter at fault. */

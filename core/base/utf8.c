@@ -42,6 +42,14 @@ size_t pl_utf8_encode(uint32_t cp, char out[4])
     return len;
 }
 
+size_t pl_utf8_count(const char *s)
+{
+    size_t n = 0;
+    for (; *s != '\0'; s++)
+        n += ((unsigned char)*s & 0xc0) != 0x80; /* the first byte of each */
+    return n;
+}
+
 bool pl_utf8_valid(const char *s, size_t n)
 {
     uint32_t cp;

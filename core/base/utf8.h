@@ -15,6 +15,8 @@ int pl_utf8_decode(const char *s, size_t n, uint32_t *cp);
 /* Writes 1..4 bytes, returns how many. */
 size_t pl_utf8_encode(uint32_t cp, char out[4]);
 bool pl_utf8_valid(const char *s, size_t n);
+/* Characters of a valid text. */
+size_t pl_utf8_count(const char *s);
 /* How many bytes at the end of s are an unfinished character (0..3). */
 size_t pl_utf8_tail(const char *s, size_t n);
 

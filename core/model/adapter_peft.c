@@ -462,7 +462,7 @@ pl_status pl_adapter_write(const char *dir, const struct pl_adapter *a, const st
     pl_status rc = config != NULL && weights != NULL ? PL_OK : pl_fail(err, PL_ENOMEM, "out of memory");
     pl_buf_init(&text, 0);
     if (rc == PL_OK && mkdir(dir, 0777) != 0 && errno != EEXIST)
-        rc = pl_fail(err, PL_EIO, "cannot make the folder %.200s: %s", dir, strerror(errno));
+        rc = pl_fail(err, pl_status_of_errno(errno), "cannot make the folder %.200s: %s", dir, strerror(errno));
     if (rc == PL_OK)
         rc = write_weights(weights, a, spec, err);
     if (rc == PL_OK) {

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/base/clock.h"
 #include "core/base/log.h"
 #include "core/base/mem.h"
 #include "core/base/utf8.h"
@@ -18,7 +19,7 @@ struct pl_adapters {
     char *base_name;
     uint32_t max;
     pthread_mutex_t lock; /* before the engine's; never held when a task is run or a file is read */
-    pthread_cond_t added;
+    pthread_cond_t added; /* or removed */
     struct pl_served *list; /* oldest first, all states */
     uint64_t last_id;
 };
@@ -45,6 +46,7 @@ void pl_adapters_stop(struct pl_adapters *as)
         return;
     pthread_mutex_lock(&as->lock);
     as->engine = NULL;
+    pthread_cond_broadcast(&as->added);
     pthread_mutex_unlock(&as->lock);
 }
 
@@ -131,6 +133,7 @@ static void run_remove(struct pl_engine_task *task, struct pl_engine *e)
     pl_engine_adapter_remove(e, a->slot);
     pthread_mutex_lock(&a->owner->lock);
     take_out(a->owner, a);
+    pthread_cond_broadcast(&a->owner->added);
     pthread_mutex_unlock(&a->owner->lock);
     pl_log_info("adapter %s has left", a->name);
     free_served(a);
@@ -256,6 +259,7 @@ pl_status pl_adapters_load(struct pl_adapters *as, const char *name, const char 
     if (rc == PL_OK) {
         struct pl_served *old = find(as, name, PL_SERVED_LISTED);
         a->state = PL_SERVED_LISTED;
+        a->found_ns = pl_now_ns();
         if (old != NULL) {
             old->state = PL_SERVED_LEAVING;
             leave_if_unused(old);
@@ -289,8 +293,10 @@ struct pl_served *pl_adapters_find(struct pl_adapters *as, const char *name)
 {
     pthread_mutex_lock(&as->lock);
     struct pl_served *a = find(as, name, PL_SERVED_LISTED);
-    if (a != NULL)
+    if (a != NULL) {
         a->refs++;
+        a->found_ns = pl_now_ns();
+    }
     pthread_mutex_unlock(&as->lock);
     return a;
 }
@@ -304,6 +310,43 @@ void pl_served_unref(struct pl_served *a)
     a->refs--;
     leave_if_unused(a);
     pthread_mutex_unlock(&as->lock);
+}
+
+bool pl_adapters_full(struct pl_adapters *as)
+{
+    pthread_mutex_lock(&as->lock);
+    const bool full = free_slot(as) == 0;
+    pthread_mutex_unlock(&as->lock);
+    return full;
+}
+
+static bool is_in(const struct pl_adapters *as, uint64_t id)
+{
+    const struct pl_served *a = as->list;
+    while (a != NULL && a->id != id)
+        a = a->next;
+    return a != NULL;
+}
+
+bool pl_adapters_evict(struct pl_adapters *as, bool (*may)(void *arg, const struct pl_served *a), void *arg, uint64_t idle_ns)
+{
+    const uint64_t now = pl_now_ns();
+    struct pl_served *oldest = NULL;
+    pthread_mutex_lock(&as->lock);
+    for (struct pl_served *a = as->list; a != NULL; a = a->next)
+        if (a->state == PL_SERVED_LISTED && a->refs == 0 && now - a->found_ns >= idle_ns && (oldest == NULL || a->found_ns < oldest->found_ns) &&
+            may(arg, a))
+            oldest = a;
+    if (oldest != NULL) {
+        const uint64_t id = oldest->id;
+        pl_log_info("adapter %s is unloaded: nobody has asked for it for %.0f s", oldest->name, (double)(now - oldest->found_ns) * 1e-9);
+        oldest->state = PL_SERVED_LEAVING;
+        leave_if_unused(oldest);
+        while (is_in(as, id) && as->engine != NULL)
+            pthread_cond_wait(&as->added, &as->lock);
+    }
+    pthread_mutex_unlock(&as->lock);
+    return oldest != NULL;
 }
 
 void pl_adapters_each(struct pl_adapters *as, bool all, void (*fn)(void *arg, struct pl_served *a), void *arg)

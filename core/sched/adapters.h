@@ -41,6 +41,7 @@ struct pl_served {
     struct pl_engine_task task;
     struct pl_lora_set *set; /* on the device, until the engine's thread has it */
     uint32_t refs;           /* of requests; under the owner's lock, like what follows */
+    uint64_t found_ns;       /* when it was found last */
     enum { PL_SERVED_LOADING, PL_SERVED_LISTED, PL_SERVED_LEAVING } state;
     bool added; /* the engine's thread is done with it */
     pl_status add_status;
@@ -63,6 +64,11 @@ pl_status pl_adapters_unload(struct pl_adapters *as, const char *name, struct pl
 /* With a reference; NULL when no adapter of that name is listed. */
 struct pl_served *pl_adapters_find(struct pl_adapters *as, const char *name);
 void pl_served_unref(struct pl_served *a); /* NULL is nothing */
+/* No further one can be loaded now. */
+bool pl_adapters_full(struct pl_adapters *as);
+/* Unloads, of those that may go, that no request uses and that nobody has found for idle_ns, the one that was found longest ago, and waits
+ * until its slot is free. False: there is none. may is called under the lock. */
+bool pl_adapters_evict(struct pl_adapters *as, bool (*may)(void *arg, const struct pl_served *a), void *arg, uint64_t idle_ns);
 /* Calls fn for each entry that is listed (or, with all, leaving), oldest first, under the lock: fn must not call back. */
 void pl_adapters_each(struct pl_adapters *as, bool all, void (*fn)(void *arg, struct pl_served *a), void *arg);
 

@@ -10,6 +10,8 @@
 
 struct pl_chat;
 
+enum { PL_CHAT_MAX_TEMPLATE = 1 << 20 }; /* bytes that a template's file may have */
+
 /* source: the template's text (tokenizer.chat_template, or a file that the operator named). bos/eos texts come from tok. */
 pl_status pl_chat_new(struct pl_chat **out, const char *source, size_t n, const struct pl_tok *tok, struct pl_err *err)
     PL_MUST_CHECK;

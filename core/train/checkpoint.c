@@ -4,7 +4,6 @@
 
 #include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <jansson.h>
 #include <limits.h>
 #include <stdio.h>
@@ -47,16 +46,6 @@ static struct path step_path(const char *folder, uint32_t step)
     return path_of("%s/checkpoints/step-%u", folder, step);
 }
 
-static pl_status flush_folder(const char *path, struct pl_err *err)
-{
-    const int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    const bool ok = fd >= 0 && fsync(fd) == 0;
-    const int why = errno;
-    if (fd >= 0)
-        close(fd);
-    return ok ? PL_OK : pl_fail(err, PL_EIO, "cannot flush %s: %s", path, strerror(why));
-}
-
 /* The names in a folder, in order. */
 static char **names_in(const char *path, size_t *n)
 {
@@ -93,12 +82,12 @@ void pl_ckpt_remove(const char *path)
 
 pl_status pl_ckpt_publish(const char *from, const char *to, const char *parent, struct pl_err *err)
 {
-    const pl_status rc = flush_folder(from, err);
+    const pl_status rc = pl_sync_folder(from, err);
     if (rc != PL_OK)
         return rc;
     if (rename(from, to) != 0)
-        return pl_fail(err, PL_EIO, "cannot rename %s to %s: %s", from, to, strerror(errno));
-    return flush_folder(parent, err);
+        return pl_fail(err, pl_status_of_errno(errno), "cannot rename %s to %s: %s", from, to, strerror(errno));
+    return pl_sync_folder(parent, err);
 }
 
 static pl_status hash_file(const char *path, char hex[PL_SHA256_HEX], struct pl_err *err)
@@ -166,10 +155,10 @@ pl_status pl_ckpt_write(const char *folder, const struct pl_net *n, const struct
 {
     const struct path parent = path_of("%s/checkpoints", folder), to = step_path(folder, s->step), from = path_of("%s/.writing", parent.s);
     if (mkdir(parent.s, 0750) != 0 && errno != EEXIST)
-        return pl_fail(err, PL_EIO, "cannot make %s: %s", parent.s, strerror(errno));
+        return pl_fail(err, pl_status_of_errno(errno), "cannot make %s: %s", parent.s, strerror(errno));
     pl_ckpt_remove(from.s);
     if (mkdir(from.s, 0750) != 0)
-        return pl_fail(err, PL_EIO, "cannot make %s: %s", from.s, strerror(errno));
+        return pl_fail(err, pl_status_of_errno(errno), "cannot make %s: %s", from.s, strerror(errno));
     pl_status rc = pl_save_model(from.s, n, g, base, err);
     if (rc == PL_OK)
         rc = write_state(path_of("%s/state.bin", from.s).s, n, s, err);

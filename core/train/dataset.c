@@ -161,6 +161,8 @@ static pl_status scan_lines(struct scan *s, FILE *in, char *line, struct pl_err 
     for (uint32_t number = 1; st == PL_OK && !s->e.stopped && (n = next_line(in, line, &too_long)) >= 0; number++) {
         struct pl_data_fault f = {.line = number, .message = -1};
         char *from = line;
+        if (s->o->stop != NULL && atomic_load_explicit(s->o->stop, memory_order_relaxed))
+            return pl_fail(err, PL_ESTOPPED, "the server is shutting down");
         if (number == 1 && n >= 3 && memcmp(line, "\xef\xbb\xbf", 3) == 0) /* a byte order mark */
             from += 3, n -= 3;
         if (too_long) {

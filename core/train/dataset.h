@@ -8,11 +8,12 @@
  * Longer than max_length: cut at the end; when no token with loss is left, the line is a bad one. Texts are cut into pieces
  * that overlap by the one token that has no prediction.
  * Thread: any.  Owns: a data set its sequences.  Memory: a line at a time, plus what is kept.
- * Fails: PL_EFORMAT when lines are bad (the report names every one), PL_ERANGE with too few examples, PL_EIO, PL_ENOMEM.
+ * Fails: PL_EFORMAT when lines are bad (the report names every one), PL_ERANGE with too few examples, PL_EIO, PL_ENOMEM, PL_ESTOPPED.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef PL_TRAIN_DATASET_H
 #define PL_TRAIN_DATASET_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -70,6 +71,7 @@ struct pl_data_opts {
     pl_train_on train_on;
     uint32_t max_length;   /* 0 = no limit */
     uint32_t min_examples; /* PL_DATA_MIN_EXAMPLES for a training file, 1 for validation */
+    const atomic_bool *stop; /* borrowed; NULL = never: when it is set, PL_ESTOPPED within a line */
 };
 
 /* Called with each example (both of a pair in turn), which is the reader's: copy what is to stay. False stops the reading (PL_OK). */

@@ -10,13 +10,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "core/base/buf.h"
 #include "core/base/json.h"
 #include "core/base/mem.h"
 #include "core/base/newfile.h"
+#include "core/base/readfile.h"
 
 enum { MAX_JOB = 1 << 20 };
-
 
 static const struct {
     const char *name;
@@ -38,22 +37,6 @@ static const struct {
 static char **text_of(const struct pl_train_job *job, size_t i)
 {
     return (char **)(uintptr_t)((const char *)job + texts[i].offset);
-}
-
-static pl_status read_text(const char *path, struct pl_buf *text, struct pl_err *err)
-{
-    char block[8192];
-    size_t n;
-    FILE *f = fopen(path, "re");
-    if (f == NULL)
-        return pl_fail(err, PL_EIO, "cannot read %s: %s", path, strerror(errno));
-    while ((n = fread(block, 1, sizeof block, f)) > 0)
-        pl_buf_add(text, block, n);
-    const bool bad = ferror(f) != 0;
-    fclose(f);
-    if (bad || text->failed)
-        return pl_fail(err, PL_EIO, "%s cannot be read, or is larger than 1 MiB", path);
-    return PL_OK;
 }
 
 static pl_status take(struct pl_train_job *job, const json_t *root, struct pl_err *err)
@@ -79,19 +62,19 @@ static pl_status take(struct pl_train_job *job, const json_t *root, struct pl_er
 pl_status pl_train_job_read(struct pl_train_job *job, const char *folder, struct pl_err *err)
 {
     char *path = NULL;
-    struct pl_buf text;
+    void *text = NULL;
+    size_t n = 0;
     json_t *root = NULL;
     *job = (struct pl_train_job){0};
     if (asprintf(&path, "%s/job.json", folder) < 0)
         return pl_fail(err, PL_ENOMEM, "out of memory");
-    pl_buf_init(&text, MAX_JOB);
-    pl_status st = read_text(path, &text, err);
+    pl_status st = pl_readfile(&text, &n, path, MAX_JOB, err);
     if (st == PL_OK)
-        st = pl_json_read(&root, "job.json", pl_buf_str(&text), text.len, err);
+        st = pl_json_read(&root, "job.json", text, n, err);
     if (st == PL_OK)
         st = take(job, root, err);
     json_decref(root);
-    pl_buf_fini(&text);
+    free(text);
     free(path);
     if (st != PL_OK)
         pl_train_job_fini(job);

@@ -47,7 +47,7 @@ pl_status pl_train_plan(struct pl_train_plan *p, const struct pl_train_spec *ask
 {
     *p = (struct pl_train_plan){.spec = *asked};
     struct pl_data_opts o = {.tok = base->tok, .chat = base->chat, .method = asked->method, .train_on = (pl_train_on)asked->train_on,
-                             .min_examples = PL_DATA_MIN_EXAMPLES};
+                             .min_examples = PL_DATA_MIN_EXAMPLES, .stop = base->stop};
     struct pl_train_facts f = {.model = base->spec, .n_ctx = base->n_ctx, .n_threads = n_threads, .validation = validation != NULL,
                                .bf16 = pl_train_has_bf16()};
     /* The first reading tells the longest example, which decides max_length; cut to that, the second counts what is left. */

@@ -15,7 +15,7 @@ struct pl_train_base {
     const struct pl_spec *spec;
     uint32_t n_ctx;
     uint64_t n_params, n_file; /* parameters; bytes of the model's file */
-    bool quantized;
+    const atomic_bool *stop; /* as in pl_data_opts */
 };
 
 struct pl_train_plan {

@@ -69,13 +69,27 @@ static struct path in(const char *folder, const char *name)
 
 /* ---- lines --------------------------------------------------------------------------------------------------------- */
 
+static pl_status io_failed(struct pl_err *err, const char *name, int why)
+{
+    return pl_fail(err, pl_status_of_errno(why), "cannot write %s: %s", name, strerror(why));
+}
+
+/* A line is there whole or not at all, also on a full disk. */
 static pl_status put_line(int fd, struct pl_buf *b, bool flush, struct pl_err *err)
 {
+    struct stat before;
     pl_buf_addc(b, '\n');
-    const bool ok = !b->failed && write(fd, pl_buf_str(b), b->len) == (ssize_t)b->len && (!flush || fsync(fd) == 0);
-    const int why = errno;
+    if (b->failed || fstat(fd, &before) != 0) {
+        pl_buf_fini(b);
+        return pl_fail(err, PL_ENOMEM, "no memory for a line of progress.jsonl");
+    }
+    const ssize_t n = write(fd, pl_buf_str(b), b->len);
+    const bool whole = n == (ssize_t)b->len, ok = whole && (!flush || fsync(fd) == 0);
+    const int why = n >= 0 && !whole ? ENOSPC : errno;
     pl_buf_fini(b);
-    return ok ? PL_OK : pl_fail(err, PL_EIO, "cannot write progress.jsonl: %s", strerror(why));
+    if (n > 0 && !whole && ftruncate(fd, before.st_size) != 0)
+        return io_failed(err, "progress.jsonl", errno);
+    return ok ? PL_OK : io_failed(err, "progress.jsonl", why);
 }
 
 static void add_metrics(struct pl_buf *b, const struct pl_train_metrics *m)
@@ -133,7 +147,7 @@ pl_status pl_report_metrics(struct pl_report *r, const struct pl_train_metrics *
     const pl_status rc = put_line(r->fd, &b, false, err);
     if (rc != PL_OK)
         return rc;
-    return put_events(r->events, time, m) == PL_OK ? PL_OK : pl_fail(err, PL_EIO, "cannot write the tensorboard file: %s", strerror(errno));
+    return put_events(r->events, time, m) == PL_OK ? PL_OK : io_failed(err, "the tensorboard file", errno);
 }
 
 pl_status pl_report_message(struct pl_report *r, const char *level, struct pl_err *err, const char *fmt, ...)
@@ -154,7 +168,7 @@ pl_status pl_report_message(struct pl_report *r, const char *level, struct pl_er
 
 pl_status pl_report_flush(struct pl_report *r, struct pl_err *err)
 {
-    return fsync(r->fd) == 0 ? PL_OK : pl_fail(err, PL_EIO, "cannot write progress.jsonl: %s", strerror(errno));
+    return fsync(r->fd) == 0 ? PL_OK : io_failed(err, "progress.jsonl", errno);
 }
 
 static pl_status put_checkpoint(int fd, uint32_t step, const char *metrics, struct pl_err *err)
@@ -372,7 +386,8 @@ struct kept {
     uint32_t step;
     struct pl_buf lines;
     FILE *events;
-    bool ok, has_checkpoint;
+    int why; /* errno of a write of events that failed, 0 = none did */
+    bool has_checkpoint;
     struct pl_buf last; /* metrics of the last kept step, as members */
 };
 
@@ -396,7 +411,8 @@ static bool keep_line(void *arg, const char *text, const json_t *o)
         return false;
     if (strcmp(type, "metrics") == 0) {
         const struct pl_train_metrics m = metrics_of(o);
-        k->ok &= put_events(k->events, json_number_value(json_object_get(o, "time")), &m) == PL_OK;
+        if (put_events(k->events, json_number_value(json_object_get(o, "time")), &m) != PL_OK)
+            k->why = errno;
         pl_buf_clear(&k->last);
         add_metrics(&k->last, &m);
     }
@@ -412,16 +428,16 @@ pl_status pl_report_open(struct pl_report *r, const char *folder, uint32_t step,
     snprintf(name, sizeof name, "tensorboard/events.out.tfevents.%010lld.parley", (long long)created_at);
     mkdir(in(folder, "tensorboard").s, 0750);
     if ((r->events = fopen(in(folder, name).s, "we")) == NULL || pl_tf_begin(r->events, now()) != PL_OK)
-        return pl_fail(err, PL_EIO, "cannot write %s: %s", name, strerror(errno));
-    struct kept k = {.step = step, .events = r->events, .ok = true};
+        return io_failed(err, name, errno);
+    struct kept k = {.step = step, .events = r->events};
     pl_buf_init(&k.lines, 0);
     pl_buf_init(&k.last, 0);
     each_line(folder, keep_line, &k);
-    pl_status rc = k.ok && !k.lines.failed ? PL_OK : pl_fail(err, PL_EIO, "cannot write %s", name);
+    pl_status rc = k.why != 0 ? io_failed(err, name, k.why) : k.lines.failed ? pl_fail(err, PL_ENOMEM, "no memory for progress.jsonl") : PL_OK;
     if (rc == PL_OK)
         rc = pl_newfile_write(in(folder, "progress.jsonl").s, pl_buf_str(&k.lines), k.lines.len, err);
     if (rc == PL_OK && (r->fd = open(in(folder, "progress.jsonl").s, O_WRONLY | O_APPEND | O_CLOEXEC)) < 0)
-        rc = pl_fail(err, PL_EIO, "cannot write progress.jsonl: %s", strerror(errno));
+        rc = io_failed(err, "progress.jsonl", errno);
     if (rc == PL_OK && step > 0 && !k.has_checkpoint) /* it was written, and then the worker was killed */
         rc = put_checkpoint(r->fd, step, pl_buf_str(&k.last), err);
     pl_buf_fini(&k.lines);

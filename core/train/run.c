@@ -14,6 +14,7 @@
 #include "core/base/clock.h"
 #include "core/base/mem.h"
 #include "core/base/pool.h"
+#include "core/base/readfile.h"
 #include "core/model/model.h"
 #include "core/train/checkpoint.h"
 #include "core/train/evaluate.h"
@@ -67,32 +68,15 @@ static pl_status open_folder(struct run *r)
     return pl_train_job_read(&r->job, r->folder, r->err);
 }
 
-static pl_status read_file(const char *path, char **out, size_t *n, struct pl_err *err)
-{
-    FILE *f = fopen(path, "re");
-    size_t cap = 0;
-    *out = NULL;
-    *n = 0;
-    if (f == NULL)
-        return pl_fail_param(err, PL_EIO, "chat_template", "cannot read %s: %s", path, strerror(errno));
-    for (size_t got = 1; got > 0 && *n < 1 << 20; *n += got) {
-        if (*n + 4096 > cap)
-            *out = pl_xrealloc(*out, cap = 2 * cap + 8192);
-        got = fread(*out + *n, 1, 4096, f);
-    }
-    fclose(f);
-    return PL_OK;
-}
-
 /* The base's template, or the file that the job names; none is fine for data that is not chats. */
 static pl_status open_chat(struct run *r)
 {
     struct pl_gguf_str source = {0};
-    char *text = NULL;
+    void *text = NULL;
     pl_status rc = PL_OK;
     if (r->job.chat_template != NULL) {
-        size_t n;
-        rc = read_file(r->job.chat_template, &text, &n, r->err);
+        size_t n = 0;
+        rc = pl_readfile(&text, &n, r->job.chat_template, PL_CHAT_MAX_TEMPLATE, r->err);
         source = (struct pl_gguf_str){text, n};
     } else if (pl_gguf_string(r->gguf, "tokenizer.chat_template", &source) != PL_OK) {
         return PL_OK;
@@ -504,7 +488,7 @@ static pl_status finish(struct run *r)
     pl_ckpt_remove(from);
     pl_ckpt_remove(to);
     if (rc == PL_OK && mkdir(from, 0750) != 0)
-        rc = pl_fail(r->err, PL_EIO, "cannot make %s: %s", from, strerror(errno));
+        rc = pl_fail(r->err, pl_status_of_errno(errno), "cannot make %s: %s", from, strerror(errno));
     if (rc == PL_OK)
         rc = pl_save_model(from, r->net, r->gguf, r->job.base, r->err);
     if (rc == PL_OK)
@@ -567,6 +551,8 @@ pl_train_exit pl_train_run(const char *folder, const struct pl_train_options *op
     }
     if (rc == PL_ESTOPPED) /* while it answered: the next run begins with that */
         result = PL_TRAIN_PAUSED;
+    else if (rc == PL_ENOSPC)
+        result = PL_TRAIN_NO_SPACE;
     else if (rc != PL_OK)
         pl_report_failed(folder, code_of(r.err), r.err);
     close_all(&r);

@@ -4,7 +4,8 @@
  * The folder: job.json (read), progress.jsonl (one JSON object a line: "metrics", "message", "evaluation", "checkpoint",
  * "done", "failed"), checkpoints/step-N/, result/, results.csv, tensorboard/. Files appear whole or not at all.
  * Thread: one; it makes a pool of its own.  Owns: the folder while it runs (two workers at once are refused).
- * Fails: PL_TRAIN_FAILED, with the last line of progress.jsonl saying why; the error says the same.
+ * Fails: PL_TRAIN_FAILED, with the last line of progress.jsonl saying why; the error says the same. A full disk is no failure of the job:
+ * PL_TRAIN_NO_SPACE, and another run goes on from the last checkpoint.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef PL_TRAIN_TRAIN_H
 #define PL_TRAIN_TRAIN_H
@@ -16,7 +17,7 @@
 #include "core/base/status.h"
 
 /* Exit codes of the worker. */
-typedef enum { PL_TRAIN_DONE = 0, PL_TRAIN_FAILED = 1, PL_TRAIN_PAUSED = 75 } pl_train_exit;
+typedef enum { PL_TRAIN_DONE = 0, PL_TRAIN_FAILED = 1, PL_TRAIN_NO_SPACE = 74, PL_TRAIN_PAUSED = 75 } pl_train_exit;
 
 /* What a line of type "metrics" says; NAN where nothing was measured. */
 struct pl_train_metrics {

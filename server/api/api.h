@@ -13,6 +13,9 @@ pl_http_handler pl_api_model_delete;
 pl_http_handler pl_api_files_create, pl_api_files_list, pl_api_files_get, pl_api_files_content, pl_api_files_delete;
 pl_http_handler pl_api_jobs_create, pl_api_jobs_validate, pl_api_jobs_list, pl_api_jobs_get, pl_api_jobs_cancel, pl_api_jobs_pause, pl_api_jobs_resume;
 pl_http_handler pl_api_jobs_events, pl_api_jobs_checkpoints;
+pl_http_handler pl_api_uploads_create, pl_api_uploads_part, pl_api_uploads_complete, pl_api_uploads_cancel;
+pl_http_handler pl_api_permissions_create, pl_api_permissions_list, pl_api_permissions_delete;
+struct pl_sink *pl_api_uploads_sink(struct pl_http_req *req, const char *content_type);
 struct pl_sink *pl_api_files_sink(struct pl_http_req *req, const char *content_type);
 pl_http_handler pl_api_health, pl_api_metrics, pl_api_version;
 

@@ -8,6 +8,7 @@
 
 #include "core/base/json.h"
 #include "core/base/mem.h"
+#include "core/base/utf8.h"
 #include "server/api/api.h"
 #include "server/api/listing.h"
 #include "server/apierr.h"
@@ -129,9 +130,9 @@ static pl_status read_metadata(const json_t *root, char **out, struct pl_err *er
         return pl_fail_param(err, PL_EINVAL, "metadata", "'metadata' must have at most %d pairs, not %zu", MAX_PAIRS, json_object_size(v));
     json_object_foreach((json_t *)(uintptr_t)v, key, value)
     {
-        if (strlen(key) > MAX_KEY)
+        if (pl_utf8_count(key) > MAX_KEY)
             return pl_fail_param(err, PL_EINVAL, "metadata", "a key of 'metadata' has more than %d characters", MAX_KEY);
-        if (!json_is_string(value) || json_string_length(value) > MAX_VALUE)
+        if (!json_is_string(value) || pl_utf8_count(json_string_value(value)) > MAX_VALUE)
             return pl_fail_param(err, PL_EINVAL, "metadata", "'metadata.%.40s' must be a string of at most %d characters", key, MAX_VALUE);
     }
     *out = json_dumps(v, JSON_COMPACT);
@@ -146,14 +147,23 @@ static pl_status read_integrations(const json_t *root, char **out, struct pl_err
     if (!json_is_array(v) || json_array_size(v) > MAX_INTEGRATIONS)
         return pl_fail_param(err, PL_EINVAL, "integrations", "'integrations' must be an array of at most %d objects", MAX_INTEGRATIONS);
     for (size_t i = 0; i < json_array_size(v); i++) {
-        const json_t *type = json_object_get(json_array_get(v, i), "type");
-        char param[40];
+        json_t *one = json_array_get(v, i), *ignored;
+        const json_t *type = json_object_get(one, "type");
+        const char *key;
+        char param[80];
         snprintf(param, sizeof param, "integrations[%zu].type", i);
         if (!json_is_string(type))
             return pl_fail_param(err, PL_EINVAL, param, "'%s' must be a string", param);
         if (strcmp(json_string_value(type), "tensorboard") != 0)
             return pl_fail_param(err, PL_ENOTSUP, param, "integration %.40s is not supported by this server; every job writes TensorBoard files",
                                  json_string_value(type));
+        json_object_foreach(one, key, ignored)
+        {
+            if (strcmp(key, "type") == 0)
+                continue;
+            snprintf(param, sizeof param, "integrations[%zu].%.40s", i, key);
+            return pl_fail_param(err, PL_EINVAL, param, "'%s' is not a member of a tensorboard integration; it has only type", param);
+        }
     }
     *out = json_dumps(v, JSON_COMPACT);
     return PL_OK;
@@ -254,8 +264,8 @@ static void refuse_job(struct pl_http_req *req, struct pl_http_resp *resp, pl_st
 {
     if (st == PL_ENOENT)
         pl_apierr_answer_as(req, resp, 400, "model_not_available", err);
-    else if (st == PL_EIO)
-        pl_apierr_answer_as(req, resp, 507, "storage_failed", err);
+    else if (st == PL_EIO || st == PL_ENOSPC)
+        pl_apierr_answer_as(req, resp, 507, st == PL_ENOSPC ? "disk_full" : "storage_failed", err);
     else
         pl_apierr_answer(req, resp, err);
 }
@@ -444,7 +454,7 @@ static bool add_filter(void *arg, const char *name, const char *value)
     json_t *filter = arg;
     const size_t n = strlen(name);
     if (strncmp(name, "metadata[", 9) == 0 && n > 10 && name[n - 1] == ']') {
-        char key[MAX_KEY + 1];
+        char key[4 * MAX_KEY + 1]; /* characters */
         snprintf(key, sizeof key, "%.*s", (int)(n - 10), name + 9);
         json_object_set_new(filter, key, json_string(value));
     }
@@ -453,7 +463,7 @@ static bool add_filter(void *arg, const char *name, const char *value)
 
 void pl_api_jobs_list(struct pl_http_req *req, struct pl_http_resp *resp)
 {
-    static const struct pl_listing jobs = {PL_TABLE_JOBS, 20, 1000, false};
+    static const struct pl_listing jobs = {PL_TABLE_JOBS, 20, 1000, false, false};
     struct pl_store_query q = {0};
     if (!pl_listing_query(req, resp, &jobs, &q))
         return;
@@ -481,13 +491,13 @@ static void list_of_job(struct pl_http_req *req, struct pl_http_resp *resp, cons
 
 void pl_api_jobs_events(struct pl_http_req *req, struct pl_http_resp *resp)
 {
-    static const struct pl_listing events = {PL_TABLE_EVENTS, 20, 1000, false};
+    static const struct pl_listing events = {PL_TABLE_EVENTS, 20, 1000, false, false};
     list_of_job(req, resp, &events, event_json);
 }
 
 void pl_api_jobs_checkpoints(struct pl_http_req *req, struct pl_http_resp *resp)
 {
-    static const struct pl_listing checkpoints = {PL_TABLE_CHECKPOINTS, 10, 1000, true};
+    static const struct pl_listing checkpoints = {PL_TABLE_CHECKPOINTS, 10, 1000, true, false};
     list_of_job(req, resp, &checkpoints, checkpoint_json);
 }
 

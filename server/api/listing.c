@@ -50,12 +50,13 @@ bool pl_listing_query(struct pl_http_req *req, struct pl_http_resp *resp, const 
         }
         q->limit = (uint32_t)n;
     }
-    if (order != NULL && strcmp(order, "asc") != 0 && strcmp(order, "desc") != 0) {
-        (void)pl_fail_param(&err, PL_EINVAL, "order", "'order' must be asc or desc, not \"%.40s\"", order);
+    const char *up = l->whole_words ? "ascending" : "asc", *down = l->whole_words ? "descending" : "desc";
+    if (order != NULL && strcmp(order, up) != 0 && strcmp(order, down) != 0) {
+        (void)pl_fail_param(&err, PL_EINVAL, "order", "'order' must be %s or %s, not \"%.40s\"", up, down, order);
         pl_apierr_answer(req, resp, &err);
         return false;
     }
-    q->ascending = order != NULL && strcmp(order, "asc") == 0;
+    q->ascending = order != NULL && strcmp(order, up) == 0;
     return true;
 }
 
@@ -65,10 +66,20 @@ static json_t *id_of(const json_t *list, size_t i)
     return id != NULL ? json_incref((json_t *)(uintptr_t)id) : json_null();
 }
 
+void pl_listing_write_page(struct pl_buf *out, const struct pl_listing *l, json_t *list, bool more)
+{
+    const size_t n = json_array_size(list);
+    json_t *all = json_pack("{s:s,s:O,s:b}", "object", "list", "data", list, "has_more", more);
+    if (l->ids) {
+        json_object_set_new(all, "first_id", id_of(list, 0));
+        json_object_set_new(all, "last_id", n > 0 ? id_of(list, n - 1) : json_null());
+    }
+    pl_listing_write(out, all);
+}
+
 void pl_listing_answer(struct pl_http_req *req, struct pl_http_resp *resp, const struct pl_listing *l, const struct pl_store_query *q,
                        json_t *(*json)(const void *row))
 {
-    static const size_t sizes[] = {sizeof(struct pl_file_row), sizeof(struct pl_job_row), sizeof(struct pl_event_row), sizeof(struct pl_checkpoint_row)};
     struct pl_err err = {0};
     void *rows;
     size_t n;
@@ -80,13 +91,8 @@ void pl_listing_answer(struct pl_http_req *req, struct pl_http_resp *resp, const
     }
     json_t *list = json_array();
     for (size_t i = 0; i < n; i++)
-        json_array_append_new(list, json((const char *)rows + i * sizes[l->table]));
+        json_array_append_new(list, json((const char *)rows + i * pl_store_row_size(l->table)));
     pl_rows_free(l->table, rows, n);
-    json_t *all = json_pack("{s:s,s:O,s:b}", "object", "list", "data", list, "has_more", more);
-    if (l->ids) {
-        json_object_set_new(all, "first_id", id_of(list, 0));
-        json_object_set_new(all, "last_id", n > 0 ? id_of(list, n - 1) : json_null());
-    }
+    pl_listing_write_page(&resp->body, l, list, more);
     json_decref(list);
-    pl_listing_write(&resp->body, all);
 }

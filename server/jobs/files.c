@@ -13,6 +13,7 @@
 
 #include "core/base/log.h"
 #include "core/base/mem.h"
+#include "core/base/newfile.h"
 #include "core/base/sha256.h"
 
 #define PL_LOG_MODULE "files"
@@ -25,27 +26,14 @@ char *pl_jobs_path(const struct pl_store *s, const char *folder, const char *nam
     return path;
 }
 
-pl_status pl_files_sync_dir(const char *path, struct pl_err *err)
-{
-    const int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0 || fsync(fd) != 0) {
-        const int why = errno;
-        if (fd >= 0)
-            close(fd);
-        return pl_fail(err, PL_EIO, "cannot flush %s: %s", path, strerror(why));
-    }
-    close(fd);
-    return PL_OK;
-}
-
 pl_status pl_files_adopt(struct pl_store *s, const char *from, struct pl_file_row *row, struct pl_err *err)
 {
     char *to = pl_jobs_path(s, "files", row->id), *dir = pl_jobs_path(s, "files", "");
     pl_status st = PL_OK;
     if (rename(from, to) != 0)
-        st = pl_fail(err, PL_EIO, "cannot rename %s to %s: %s", from, to, strerror(errno));
+        st = pl_fail(err, pl_status_of_errno(errno), "cannot rename %s to %s: %s", from, to, strerror(errno));
     if (st == PL_OK)
-        st = pl_files_sync_dir(dir, err);
+        st = pl_sync_folder(dir, err);
     if (st == PL_OK)
         st = pl_store_insert(s, PL_TABLE_FILES, row, err);
     free(to);
@@ -106,17 +94,19 @@ pl_status pl_files_copy(const char *from, const char *to, uint64_t max, uint64_t
     *n = 0;
     pl_sha256_init(&hash);
     if (in < 0 || out < 0)
-        st = pl_fail(err, PL_EIO, "cannot copy %s to %s: %s", from, to, strerror(errno));
+        st = pl_fail(err, pl_status_of_errno(errno), "cannot copy %s to %s: %s", from, to, strerror(errno));
     while (st == PL_OK && (got = read(in, block, sizeof block)) != 0) {
-        if (got < 0 || *n + (uint64_t)got > max || write(out, block, (size_t)got) != got)
-            st = pl_fail(err, PL_EIO, "cannot copy %s to %s: %s", from, to, got < 0 || errno != 0 ? strerror(errno) : "it is too large, or the disk is full");
+        if (got > 0 && *n + (uint64_t)got > max)
+            st = pl_fail(err, PL_EIO, "cannot copy %s to %s: it is larger than %llu bytes", from, to, (unsigned long long)max);
+        else if (got < 0 || (st = pl_write_all(out, block, (size_t)got, err)) != PL_OK)
+            st = pl_fail(err, st != PL_OK ? st : PL_EIO, "cannot copy %s to %s: %s", from, to, strerror(errno));
         if (st == PL_OK) {
             pl_sha256_add(&hash, block, (size_t)got);
             *n += (uint64_t)got;
         }
     }
     if (st == PL_OK && fsync(out) != 0)
-        st = pl_fail(err, PL_EIO, "cannot flush %s: %s", to, strerror(errno));
+        st = pl_fail(err, pl_status_of_errno(errno), "cannot flush %s: %s", to, strerror(errno));
     if (in >= 0)
         close(in);
     if (out >= 0)
@@ -135,7 +125,7 @@ pl_status pl_files_link(const char *from, const char *to, struct pl_err *err)
         return PL_OK;
     if (errno == EPERM || errno == EXDEV || errno == EMLINK || errno == ENOSYS || errno == EOPNOTSUPP)
         return pl_files_copy(from, to, UINT64_MAX, &n, hash, err);
-    return pl_fail(err, PL_EIO, "cannot link %s to %s: %s", from, to, strerror(errno));
+    return pl_fail(err, pl_status_of_errno(errno), "cannot link %s to %s: %s", from, to, strerror(errno));
 }
 
 static int remove_one(const char *path, const struct stat *st, int type, struct FTW *where)
@@ -152,20 +142,28 @@ void pl_files_remove_tree(const char *path)
     nftw(path, remove_one, OPEN_FOLDERS, FTW_DEPTH | FTW_PHYS);
 }
 
-static void sweep_folder(struct pl_store *s, const char *folder, const char *prefix, bool keep_known)
+/* True also when the store cannot say. */
+static bool may_be_known(struct pl_store *s, pl_table t, const char *id)
+{
+    void *row = pl_xcalloc(1, pl_store_row_size(t));
+    const bool yes = pl_store_get(s, t, "id", id, row, NULL) != PL_ENOENT;
+    pl_row_fini(t, row);
+    free(row);
+    return yes;
+}
+
+/* known: the table whose rows' files stay; -1 = none do. */
+static void sweep_folder(struct pl_store *s, const char *folder, const char *prefix, int known)
 {
     char *path = pl_jobs_path(s, folder, "");
     DIR *d = opendir(path);
     for (struct dirent *e; d != NULL && (e = readdir(d)) != NULL;) {
-        struct pl_file_row row;
         if (!pl_store_is_id(e->d_name, prefix)) /* somebody else's */
             continue;
-        const bool known = keep_known && pl_store_get(s, PL_TABLE_FILES, "id", e->d_name, &row, NULL) != PL_ENOENT;
-        if (known) {
-            pl_row_fini(PL_TABLE_FILES, &row);
-        } else if (unlinkat(dirfd(d), e->d_name, 0) == 0) {
+        if (known >= 0 && may_be_known(s, (pl_table)known, e->d_name))
+            continue;
+        if (unlinkat(dirfd(d), e->d_name, 0) == 0)
             pl_log_info("removed %s/%s, which was left unfinished", folder, e->d_name);
-        }
     }
     if (d != NULL)
         closedir(d);
@@ -174,7 +172,8 @@ static void sweep_folder(struct pl_store *s, const char *folder, const char *pre
 
 void pl_files_sweep(struct pl_store *s)
 {
-    sweep_folder(s, "uploads", "upload-", false);
-    sweep_folder(s, "uploads", "file-", false); /* a job's results on their way */
-    sweep_folder(s, "files", "file-", true);
+    sweep_folder(s, "uploads", "upload-", -1);
+    sweep_folder(s, "uploads", "file-", -1); /* a job's results on their way */
+    sweep_folder(s, "uploads", "part_", PL_TABLE_PARTS);
+    sweep_folder(s, "files", "file-", PL_TABLE_FILES);
 }

@@ -26,7 +26,5 @@ pl_status pl_files_copy(const char *from, const char *to, uint64_t max, uint64_t
 pl_status pl_files_link(const char *from, const char *to, struct pl_err *err) PL_MUST_CHECK;
 /* Removes a folder and what is in it. */
 void pl_files_remove_tree(const char *path);
-/* Flushes a folder's entries to the disk. */
-pl_status pl_files_sync_dir(const char *path, struct pl_err *err) PL_MUST_CHECK;
 
 #endif

@@ -15,6 +15,7 @@
 
 #include "core/base/log.h"
 #include "core/base/mem.h"
+#include "core/base/newfile.h"
 #include "core/base/pool.h"
 #include "core/base/utf8.h"
 #include "core/model/model.h"
@@ -26,6 +27,8 @@
 #include "server/server.h"
 
 #define PL_LOG_MODULE "jobs"
+
+enum { IDLE_S = 600 }; /* after which a checkpoint that nobody asks for leaves */
 
 char *pl_jobs_folder(struct pl_jobs *j, const char *id)
 {
@@ -99,7 +102,7 @@ static pl_status link_base(struct pl_job_row *row, const char *folder, struct pl
     if (asprintf(&base, "%s/base", folder) < 0)
         return pl_fail(err, PL_ENOMEM, "out of memory");
     row->base_adapter = NULL;
-    pl_status st = mkdir(base, 0700) == 0 ? PL_OK : pl_fail(err, PL_EIO, "cannot make %s: %s", base, strerror(errno));
+    pl_status st = mkdir(base, 0700) == 0 ? PL_OK : pl_fail(err, pl_status_of_errno(errno), "cannot make %s: %s", base, strerror(errno));
     for (size_t i = 0; i < PL_COUNT_OF(names) && st == PL_OK; i++) {
         char *from = NULL, *to = NULL;
         if (asprintf(&from, "%s/%s", source, names[i]) < 0 || asprintf(&to, "%s/%s", base, names[i]) < 0) {
@@ -111,6 +114,8 @@ static pl_status link_base(struct pl_job_row *row, const char *folder, struct pl
         free(from);
         free(to);
     }
+    if (st == PL_OK)
+        st = pl_sync_folder(base, err);
     if (st == PL_OK && n_linked == 0)
         st = pl_fail_param(err, PL_EINVAL, "model", "the model '%.200s' has no files to go on from", row->model);
     free(base);
@@ -137,7 +142,7 @@ pl_status pl_jobs_create(struct pl_jobs *j, struct pl_job_row *row, struct pl_er
     row->created_at = time(NULL);
     pl_row_set(&row->status, "validating_files");
     pl_row_set(&row->base_id, j->base_id);
-    pl_status st = mkdir(folder, 0700) == 0 ? PL_OK : pl_fail(err, PL_EIO, "cannot make %s: %s", folder, strerror(errno));
+    pl_status st = mkdir(folder, 0700) == 0 ? PL_OK : pl_fail(err, pl_status_of_errno(errno), "cannot make %s: %s", folder, strerror(errno));
     if (st == PL_OK)
         st = link_file(j, row->training_file, folder, "training.jsonl", err);
     if (st == PL_OK && row->validation_file != NULL)
@@ -145,9 +150,9 @@ pl_status pl_jobs_create(struct pl_jobs *j, struct pl_job_row *row, struct pl_er
     if (st == PL_OK)
         st = link_base(row, folder, err);
     if (st == PL_OK)
-        st = pl_files_sync_dir(folder, err);
+        st = pl_sync_folder(folder, err);
     if (st == PL_OK)
-        st = pl_files_sync_dir(parent, err);
+        st = pl_sync_folder(parent, err);
     if (st == PL_OK)
         st = insert_job(j, row, err);
     if (st != PL_OK)
@@ -167,7 +172,7 @@ pl_status pl_jobs_plan(struct pl_jobs *j, const struct pl_train_spec *method, co
     struct stat is;
     const struct pl_train_base base = {
         .tok = s->tok, .chat = s->chat, .spec = spec, .n_ctx = spec->n_ctx, .n_params = pl_model_n_params(s->model),
-        .n_file = stat(s->model_path, &is) == 0 ? (uint64_t)is.st_size : 0,
+        .n_file = stat(s->model_path, &is) == 0 ? (uint64_t)is.st_size : 0, .stop = pl_tasks_stopping(j->tasks),
     };
     const unsigned threads = s->config->train_threads > 0 ? (unsigned)s->config->train_threads : (pl_pool_cpus() + 1) / 2;
     return pl_train_plan(plan, method, training, validation, &base, threads, err);
@@ -311,6 +316,10 @@ static void validate(void *arg, struct pl_http_resp *resp)
             goto out;
         }
         const pl_status checked = plan_row(v->j, &row, &plan, &why);
+        if (checked == PL_ESTOPPED) { /* made anew by the next daemon */
+            pl_train_plan_fini(&plan);
+            goto out;
+        }
         if (record(v->j, v->id, checked, &plan, &why, &err) == PL_OK)
             pl_log_info("%s %s%s", v->id, checked == PL_OK ? "queued" : "failed: ", checked == PL_OK ? "" : why.msg);
         pl_train_plan_fini(&plan);
@@ -482,9 +491,33 @@ static pl_status check_base(const struct pl_jobs *j, const struct pl_job_row *ro
     return PL_OK;
 }
 
-pl_status pl_jobs_load(struct pl_jobs *j, const struct pl_job_row *row, const char *name, const char *path, struct pl_err *err)
+/* Checkpoints are loaded when somebody asks for them, and may go again. */
+static bool is_lazy(void *arg, const struct pl_served *a)
+{
+    const char *dir = arg;
+    return strncmp(a->path, dir, strlen(dir)) == 0 && strstr(a->name, ":ckpt-step-") != NULL;
+}
+
+static bool evict(struct pl_jobs *j, uint64_t idle_ns)
+{
+    char *dir = pl_jobs_path(j->store, "jobs", "");
+    const bool gone = pl_adapters_evict(j->server->adapters, is_lazy, dir, idle_ns);
+    free(dir);
+    return gone;
+}
+
+void pl_jobs_unload_idle(struct pl_jobs *j)
+{
+    pthread_mutex_lock(&j->load_lock);
+    evict(j, IDLE_S * UINT64_C(1000000000));
+    pthread_mutex_unlock(&j->load_lock);
+}
+
+/* Under load_lock. The checkpoint that nobody has used for longest makes room. */
+static pl_status load(struct pl_jobs *j, const struct pl_job_row *row, const char *name, const char *path, struct pl_err *err)
 {
     struct pl_adapters *served = j->server->adapters;
+    struct pl_err why = {0};
     char *whole = NULL;
     if (asprintf(&whole, "%s/model.gguf", path) >= 0 && access(whole, R_OK) == 0) {
         const pl_status st = pl_fail_param(err, PL_ENOTSUP, "model", "it is a whole model; serve it with parleyd --model %s --alias %s", whole, name);
@@ -495,10 +528,22 @@ pl_status pl_jobs_load(struct pl_jobs *j, const struct pl_job_row *row, const ch
     pl_status st = check_base(j, row, name, path, err);
     if (st != PL_OK)
         return st;
-    pthread_mutex_lock(&j->load_lock);
     struct pl_served *there = pl_adapters_find(served, name);
     pl_served_unref(there);
-    st = there != NULL ? PL_OK : pl_adapters_load(served, name, path, false, err);
+    if (there != NULL)
+        return PL_OK;
+    if (pl_adapters_full(served))
+        evict(j, 0);
+    st = pl_adapters_load(served, name, path, false, &why);
+    if (st == PL_ENOENT) /* a file of it: the model itself is known */
+        st = PL_EIO;
+    return st == PL_OK ? PL_OK : pl_fail_param(err, st, why.param, "%s", why.msg);
+}
+
+pl_status pl_jobs_load(struct pl_jobs *j, const struct pl_job_row *row, const char *name, const char *path, struct pl_err *err)
+{
+    pthread_mutex_lock(&j->load_lock);
+    const pl_status st = load(j, row, name, path, err);
     pthread_mutex_unlock(&j->load_lock);
     return st;
 }
@@ -517,15 +562,19 @@ static pl_status job_of_model(struct pl_jobs *j, const char *name, struct pl_job
     return st;
 }
 
-pl_status pl_jobs_serve(struct pl_jobs *j, const char *name, struct pl_err *err)
+pl_status pl_jobs_serve(struct pl_jobs *j, const char *name, struct pl_served **served, struct pl_err *err)
 {
     struct pl_job_row row = {0};
     char *path = NULL;
+    pthread_mutex_lock(&j->load_lock); /* it is not deleted, nor evicted, meanwhile */
     pl_status st = pl_jobs_model_path(j, name, &path, err);
     if (st == PL_OK)
         st = job_of_model(j, name, &row, err);
     if (st == PL_OK)
-        st = pl_jobs_load(j, &row, name, path, err);
+        st = load(j, &row, name, path, err);
+    if (st == PL_OK && (*served = pl_adapters_find(j->server->adapters, name)) == NULL)
+        st = no_model(name, err); /* an operator has unloaded it at once */
+    pthread_mutex_unlock(&j->load_lock);
     pl_row_fini(PL_TABLE_JOBS, &row);
     free(path);
     return st;
@@ -562,7 +611,8 @@ static pl_status delete_checkpoints(struct pl_jobs *j, const char *job, const ch
     return st;
 }
 
-pl_status pl_jobs_delete_model(struct pl_jobs *j, const char *name, struct pl_err *err)
+/* Under load_lock. */
+static pl_status delete_model(struct pl_jobs *j, const char *name, struct pl_err *err)
 {
     struct pl_job_row row;
     struct pl_checkpoint_row c;
@@ -589,6 +639,14 @@ pl_status pl_jobs_delete_model(struct pl_jobs *j, const char *name, struct pl_er
     }
     pl_row_fini(PL_TABLE_JOBS, &row);
     free(path);
+    return st;
+}
+
+pl_status pl_jobs_delete_model(struct pl_jobs *j, const char *name, struct pl_err *err)
+{
+    pthread_mutex_lock(&j->load_lock);
+    const pl_status st = delete_model(j, name, err);
+    pthread_mutex_unlock(&j->load_lock);
     return st;
 }
 
@@ -672,10 +730,12 @@ static void serve_all(struct pl_jobs *j)
         const struct pl_job_row *row = (const struct pl_job_row *)rows + i;
         if (row->deleted)
             continue;
-        if (pl_jobs_serve(j, row->name, &err) == PL_OK)
+        struct pl_served *served = NULL;
+        if (pl_jobs_serve(j, row->name, &served, &err) == PL_OK)
             n_loaded++;
         else
             pl_log_warn("%s is not served: %s", row->name, err.msg);
+        pl_served_unref(served);
     }
     pl_rows_free(PL_TABLE_JOBS, rows, n);
     if (n_loaded > 0)
@@ -719,7 +779,7 @@ void pl_jobs_render_metrics(struct pl_jobs *j, struct pl_buf *out)
     static const char *const states[] = {"validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"};
     uint64_t bytes, n;
     struct pl_supervisor *supervisor = j->supervisor;
-    pl_store_usage(j->store, &bytes, &n);
+    pl_store_usage(j->store, PL_TABLE_FILES, &bytes, &n);
     pl_buf_adds(out, "# HELP parley_jobs Fine-tuning jobs by state.\n# TYPE parley_jobs gauge\n");
     for (size_t i = 0; i < PL_COUNT_OF(states); i++)
         pl_buf_addf(out, "parley_jobs{status=\"%s\"} %llu\n", states[i], (unsigned long long)pl_store_count(j->store, PL_TABLE_JOBS, "status", states[i]));

@@ -22,6 +22,7 @@
 
 struct pl_server;
 struct pl_supervisor;
+struct pl_served;
 
 struct pl_jobs {
     struct pl_server *server; /* borrowed */
@@ -30,7 +31,8 @@ struct pl_jobs {
     struct pl_tasks *tasks;
     _Atomic(struct pl_supervisor *) supervisor; /* NULL until the model is loaded; freed when nobody is left to ask */
     atomic_uint n_checks; /* jobs in the queue of checks */
-    pthread_mutex_t load_lock; /* one model is loaded at a time */
+    atomic_ullong incoming; /* bytes that uploads under way have taken of the quota */
+    pthread_mutex_t load_lock; /* one model is loaded, deleted or evicted at a time; before the store's */
 };
 
 /* Opens the data directory. */
@@ -87,8 +89,11 @@ pl_status pl_jobs_park(struct pl_jobs *j, const char *id, struct pl_err *err) PL
 pl_status pl_jobs_load(struct pl_jobs *j, const struct pl_job_row *row, const char *name, const char *path, struct pl_err *err) PL_MUST_CHECK;
 /* Ends that; requests that run are answered. */
 void pl_jobs_unload(struct pl_jobs *j, const char *name);
-/* pl_jobs_load for a tuned model or checkpoint that is not loaded, by its exact name. PL_ENOENT. */
-pl_status pl_jobs_serve(struct pl_jobs *j, const char *name, struct pl_err *err) PL_MUST_CHECK;
+/* pl_jobs_load for a tuned model or checkpoint, by its exact name, with a reference to it. A checkpoint makes room when the one that nobody has
+ * used for longest is in its way. PL_ENOENT. */
+pl_status pl_jobs_serve(struct pl_jobs *j, const char *name, struct pl_served **served, struct pl_err *err) PL_MUST_CHECK;
+/* Unloads the checkpoint that nobody has asked for for longest, if that is long ago. */
+void pl_jobs_unload_idle(struct pl_jobs *j);
 /* A tuned model or checkpoint by its exact name: its PEFT folder (or file), free(). PL_ENOENT. */
 pl_status pl_jobs_model_path(struct pl_jobs *j, const char *name, char **path, struct pl_err *err) PL_MUST_CHECK;
 /* DELETE /v1/models/{name}: the model and its checkpoints are gone. PL_ENOENT. */

@@ -22,7 +22,7 @@
 
 #define PL_LOG_MODULE "store"
 
-enum { VERSION = 2, BUSY_MS = 5000, N_DIGITS = 24 };
+enum { VERSION = 3, BUSY_MS = 5000, N_DIGITS = 24 };
 
 struct column {
     const char *name;
@@ -44,18 +44,32 @@ static const struct column event_columns[] = {PL_EVENT_COLUMNS(TEXT, INT)};
 #define ROW struct pl_checkpoint_row
 static const struct column checkpoint_columns[] = {PL_CHECKPOINT_COLUMNS(TEXT, INT)};
 #undef ROW
+#define ROW struct pl_upload_row
+static const struct column upload_columns[] = {PL_UPLOAD_COLUMNS(TEXT, INT)};
+#undef ROW
+#define ROW struct pl_part_row
+static const struct column part_columns[] = {PL_PART_COLUMNS(TEXT, INT)};
+#undef ROW
+#define ROW struct pl_permission_row
+static const struct column permission_columns[] = {PL_PERMISSION_COLUMNS(TEXT, INT)};
+#undef ROW
 
 static const struct table {
     const char *name;
     const struct column *columns;
     size_t n, size;
     const char *more; /* further indexes */
+    int since;        /* version of the database that had it first */
 } tables[] = {
-    [PL_TABLE_FILES] = {"files", file_columns, PL_COUNT_OF(file_columns), sizeof(struct pl_file_row), ""},
-    [PL_TABLE_JOBS] = {"jobs", job_columns, PL_COUNT_OF(job_columns), sizeof(struct pl_job_row), "CREATE UNIQUE INDEX jobs_name ON jobs(name);"},
-    [PL_TABLE_EVENTS] = {"events", event_columns, PL_COUNT_OF(event_columns), sizeof(struct pl_event_row), "CREATE INDEX events_job ON events(job);"},
+    [PL_TABLE_FILES] = {"files", file_columns, PL_COUNT_OF(file_columns), sizeof(struct pl_file_row), "", 1},
+    [PL_TABLE_JOBS] = {"jobs", job_columns, PL_COUNT_OF(job_columns), sizeof(struct pl_job_row), "CREATE UNIQUE INDEX jobs_name ON jobs(name);", 1},
+    [PL_TABLE_EVENTS] = {"events", event_columns, PL_COUNT_OF(event_columns), sizeof(struct pl_event_row), "CREATE INDEX events_job ON events(job);", 1},
     [PL_TABLE_CHECKPOINTS] = {"checkpoints", checkpoint_columns, PL_COUNT_OF(checkpoint_columns), sizeof(struct pl_checkpoint_row),
-                              "CREATE UNIQUE INDEX checkpoints_step ON checkpoints(job, step); CREATE UNIQUE INDEX checkpoints_name ON checkpoints(name);"},
+                              "CREATE UNIQUE INDEX checkpoints_step ON checkpoints(job, step); CREATE UNIQUE INDEX checkpoints_name ON checkpoints(name);", 1},
+    [PL_TABLE_UPLOADS] = {"uploads", upload_columns, PL_COUNT_OF(upload_columns), sizeof(struct pl_upload_row), "", 3},
+    [PL_TABLE_PARTS] = {"parts", part_columns, PL_COUNT_OF(part_columns), sizeof(struct pl_part_row), "CREATE INDEX parts_upload ON parts(upload);", 3},
+    [PL_TABLE_PERMISSIONS] = {"permissions", permission_columns, PL_COUNT_OF(permission_columns), sizeof(struct pl_permission_row),
+                              "CREATE UNIQUE INDEX permissions_project ON permissions(checkpoint, project_id);", 3},
 };
 
 struct pl_store {
@@ -68,7 +82,8 @@ struct pl_store {
 static pl_status sql_fail(const struct pl_store *s, struct pl_err *err)
 {
     const int why = sqlite3_errcode(s->db);
-    return pl_fail(err, PL_EIO, "the database in %s: %s%s", s->dir, sqlite3_errmsg(s->db), why == SQLITE_FULL ? " (free some space)" : "");
+    return pl_fail(err, why == SQLITE_FULL ? PL_ENOSPC : PL_EIO, "the database in %s: %s%s", s->dir, sqlite3_errmsg(s->db),
+                   why == SQLITE_FULL ? " (free some space)" : "");
 }
 
 static pl_status run(struct pl_store *s, const char *sql, struct pl_err *err)
@@ -126,12 +141,19 @@ static pl_status take_dir(struct pl_store *s, struct pl_err *err)
     return st;
 }
 
-static pl_status create_tables(struct pl_store *s, struct pl_err *err)
+/* Version 1 did not know which model a job belongs to, version 2 no uploads in parts and no job that is tidied. */
+static pl_status make_tables(struct pl_store *s, int version, struct pl_err *err)
 {
     struct pl_buf sql;
     pl_buf_init(&sql, 0);
     pl_buf_adds(&sql, "BEGIN;");
+    if (version == 1)
+        pl_buf_adds(&sql, "ALTER TABLE jobs ADD COLUMN base_id TEXT;");
+    if (version == 1 || version == 2)
+        pl_buf_adds(&sql, "ALTER TABLE jobs ADD COLUMN tidied INTEGER NOT NULL DEFAULT 0;");
     for (size_t t = 0; t < PL_COUNT_OF(tables); t++) {
+        if (tables[t].since <= version)
+            continue;
         pl_buf_addf(&sql, "CREATE TABLE %s(seq INTEGER PRIMARY KEY AUTOINCREMENT", tables[t].name);
         for (size_t i = 0; i < tables[t].n; i++)
             pl_buf_addf(&sql, ",%s %s", tables[t].columns[i].name, tables[t].columns[i].text ? "TEXT" : "INTEGER NOT NULL");
@@ -141,12 +163,6 @@ static pl_status create_tables(struct pl_store *s, struct pl_err *err)
     const pl_status st = run(s, pl_buf_str(&sql), err);
     pl_buf_fini(&sql);
     return st;
-}
-
-/* Version 1 did not know which model a job belongs to. */
-static pl_status upgrade(struct pl_store *s, struct pl_err *err)
-{
-    return run(s, "BEGIN; ALTER TABLE jobs ADD COLUMN base_id TEXT; PRAGMA user_version=2; COMMIT", err);
 }
 
 static int user_version(struct pl_store *s)
@@ -182,7 +198,7 @@ static pl_status begin_database(struct pl_store *s, struct pl_err *err)
     pl_status st = refuse_orphans(s, "files", "file-", err);
     if (st == PL_OK)
         st = refuse_orphans(s, "jobs", "ftjob-", err);
-    return st == PL_OK ? create_tables(s, err) : st;
+    return st == PL_OK ? make_tables(s, 0, err) : st;
 }
 
 /* Only the owner reads what clients uploaded; SQLite gives the files beside it (-wal, -shm) the database's own mode. */
@@ -226,7 +242,7 @@ static pl_status open_database(struct pl_store *s, struct pl_err *err)
     const int version = user_version(s);
     if (version > VERSION)
         return pl_fail_param(err, PL_EINVAL, "data-dir", "the database in %s was written by a newer parleyd (version %d)", s->dir, version);
-    return version == 0 ? begin_database(s, err) : version < 0 ? sql_fail(s, err) : version < VERSION ? upgrade(s, err) : PL_OK;
+    return version == 0 ? begin_database(s, err) : version < 0 ? sql_fail(s, err) : version < VERSION ? make_tables(s, version, err) : PL_OK;
 }
 
 pl_status pl_store_open(struct pl_store **out, const char *dir, struct pl_err *err)
@@ -438,6 +454,11 @@ pl_status pl_store_get(struct pl_store *s, pl_table which, const char *column, c
     return st;
 }
 
+size_t pl_store_row_size(pl_table t)
+{
+    return tables[t].size;
+}
+
 void pl_row_fini(pl_table which, void *row)
 {
     const struct table *t = &tables[which];
@@ -507,8 +528,12 @@ pl_status pl_store_list(struct pl_store *s, pl_table which, const struct pl_stor
     *n = 0;
     *more = false;
     select_sql(&sql, t);
-    pl_buf_addf(&sql, " WHERE seq%s?1%s%s%s ORDER BY seq %s", query->ascending ? ">" : "<", query->column != NULL ? " AND " : "",
-                query->column != NULL ? query->column : "", query->column != NULL ? "=?2" : "", query->ascending ? "ASC" : "DESC");
+    pl_buf_addf(&sql, " WHERE seq%s?1", query->ascending ? ">" : "<");
+    if (query->column != NULL)
+        pl_buf_addf(&sql, " AND %s=?2", query->column);
+    if (query->also_column != NULL)
+        pl_buf_addf(&sql, " AND %s=?3", query->also_column);
+    pl_buf_addf(&sql, " ORDER BY seq %s", query->ascending ? "ASC" : "DESC");
     pthread_mutex_lock(&s->lock);
     pl_status st = query->after != NULL ? seq_of(s, t, query->after, &after, err) : PL_OK;
     if (st == PL_OK)
@@ -518,6 +543,8 @@ pl_status pl_store_list(struct pl_store *s, pl_table which, const struct pl_stor
         sqlite3_bind_int64(q, 1, after);
         if (query->column != NULL)
             sqlite3_bind_text(q, 2, query->value, -1, SQLITE_STATIC);
+        if (query->also_column != NULL)
+            sqlite3_bind_text(q, 3, query->also_value, -1, SQLITE_STATIC);
         while (!*more && (rc = sqlite3_step(q)) == SQLITE_ROW) {
             if (*n == cap)
                 all = pl_xrealloc(all, (cap = cap == 0 ? 32 : 2 * cap) * t->size);
@@ -569,9 +596,11 @@ static void two_numbers(struct pl_store *s, const char *sql, const char *value, 
     pthread_mutex_unlock(&s->lock);
 }
 
-void pl_store_usage(struct pl_store *s, uint64_t *bytes, uint64_t *n)
+void pl_store_usage(struct pl_store *s, pl_table t, uint64_t *bytes, uint64_t *n)
 {
-    two_numbers(s, "SELECT COALESCE(SUM(bytes),0), COUNT(*) FROM files", NULL, bytes, n);
+    char sql[80];
+    snprintf(sql, sizeof sql, "SELECT COALESCE(SUM(bytes),0), COUNT(*) FROM %s", tables[t].name);
+    two_numbers(s, sql, NULL, bytes, n);
 }
 
 uint64_t pl_store_count(struct pl_store *s, pl_table t, const char *column, const char *value)

@@ -1,9 +1,9 @@
-/* store: what must not be lost: files, jobs, events, checkpoints, in one SQLite database (WAL, synchronous FULL: what a commit has promised
+/* store: what must not be lost: files, uploads, jobs, events, checkpoints, in one SQLite database (WAL, synchronous FULL: what a commit has promised
  * survives a power cut).
  * Thread: any; one transaction at a time. pl_store_begin locks until commit or rollback; the other functions lock for themselves and may be
  * called inside.
  * Owns: the database, the lock of the data directory.  Rows own their strings until fini.
- * Fails: PL_EIO with SQLite's words (a full disk among them), PL_ENOENT for a row that is not there.
+ * Fails: PL_ENOSPC and PL_EIO with SQLite's words, PL_ENOENT for a row that is not there.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef PL_JOBS_STORE_H
 #define PL_JOBS_STORE_H
@@ -25,9 +25,14 @@ enum { PL_ID_MAX = 40 };
     TEXT(id) TEXT(status) TEXT(model) TEXT(base_adapter) TEXT(base_id) TEXT(name) TEXT(suffix) TEXT(training_file) TEXT(validation_file) TEXT(method)        \
     TEXT(metadata) TEXT(integrations) TEXT(error) TEXT(result_file) TEXT(outcome) INT(created_at) INT(started_at) INT(finished_at)             \
     INT(estimated_finish) INT(seed) INT(trained_tokens) INT(step) INT(total_steps) INT(validated) INT(alive) INT(deleted) INT(crashes)         \
-    INT(crash_step) INT(at) INT(inode)
+    INT(crash_step) INT(at) INT(inode) INT(tidied)
 #define PL_EVENT_COLUMNS(TEXT, INT) TEXT(id) TEXT(job) TEXT(level) TEXT(message) TEXT(type) TEXT(data) INT(created_at) INT(at)
 #define PL_CHECKPOINT_COLUMNS(TEXT, INT) TEXT(id) TEXT(job) TEXT(name) TEXT(path) TEXT(metrics) INT(created_at) INT(step)
+
+#define PL_UPLOAD_COLUMNS(TEXT, INT)                                                                                   \
+    TEXT(id) TEXT(status) TEXT(filename) TEXT(purpose) TEXT(mime_type) TEXT(file) INT(bytes) INT(created_at) INT(expires_at) INT(expires_after)
+#define PL_PART_COLUMNS(TEXT, INT) TEXT(id) TEXT(upload) INT(bytes) INT(created_at)
+#define PL_PERMISSION_COLUMNS(TEXT, INT) TEXT(id) TEXT(checkpoint) TEXT(project_id) INT(created_at)
 
 #define PL_STORE_TEXT(name) char *name;
 #define PL_STORE_INT(name) int64_t name;
@@ -38,7 +43,8 @@ struct pl_file_row {
 };
 /* base_id: of the daemon's model as the job was made (pl_train_base_id). name: what the result will be called. method, metadata, integrations,
  * error, outcome: JSON. outcome: the worker's last word. validated: the method is resolved. alive: a worker may be running. crashes: since
- * crash_step was passed. at, inode: how far progress.jsonl was read. Times and trained_tokens 0 = none yet. */
+ * crash_step was passed. at, inode: how far progress.jsonl was read. tidied: it has ended, and what only its worker needed is gone.
+ * Times and trained_tokens 0 = none yet. */
 struct pl_job_row {
     int64_t seq;
     PL_JOB_COLUMNS(PL_STORE_TEXT, PL_STORE_INT)
@@ -53,8 +59,26 @@ struct pl_checkpoint_row {
     PL_CHECKPOINT_COLUMNS(PL_STORE_TEXT, PL_STORE_INT)
 };
 
+/* file: what it became. expires_after: seconds, of that file, 0 = never. */
+struct pl_upload_row {
+    int64_t seq;
+    PL_UPLOAD_COLUMNS(PL_STORE_TEXT, PL_STORE_INT)
+};
+struct pl_part_row {
+    int64_t seq;
+    PL_PART_COLUMNS(PL_STORE_TEXT, PL_STORE_INT)
+};
+/* checkpoint: its name. */
+struct pl_permission_row {
+    int64_t seq;
+    PL_PERMISSION_COLUMNS(PL_STORE_TEXT, PL_STORE_INT)
+};
+
 /* The tables, in the order of the columns above. */
-typedef enum { PL_TABLE_FILES, PL_TABLE_JOBS, PL_TABLE_EVENTS, PL_TABLE_CHECKPOINTS } pl_table;
+typedef enum {
+    PL_TABLE_FILES, PL_TABLE_JOBS, PL_TABLE_EVENTS, PL_TABLE_CHECKPOINTS, PL_TABLE_UPLOADS, PL_TABLE_PARTS, PL_TABLE_PERMISSIONS
+} pl_table;
+size_t pl_store_row_size(pl_table t);
 
 /* dir: made with mode 0700 if it is not there. PL_EINVAL (param "data-dir") when it cannot be used, another daemon uses it, or it has files
  * or jobs but no database that knows them. */
@@ -80,6 +104,7 @@ void pl_row_fini(pl_table t, void *row);
 /* Which rows, in which order. Texts are borrowed; NULL = any. */
 struct pl_store_query {
     const char *column, *value; /* rows whose column is value */
+    const char *also_column, *also_value; /* and this one that; after column */
     const char *like_column, *like; /* rows whose JSON text column holds the members of this JSON object; "null" = has none */
     const char *after;          /* id of the row after which to begin, in this order; PL_ENOENT if it is not there */
     bool ascending;
@@ -90,8 +115,8 @@ pl_status pl_store_list(struct pl_store *s, pl_table t, const struct pl_store_qu
                         struct pl_err *err) PL_MUST_CHECK;
 void pl_rows_free(pl_table t, void *rows, size_t n);
 
-/* Sum of bytes and number of files; jobs of a status. 0 when it cannot be read. */
-void pl_store_usage(struct pl_store *s, uint64_t *bytes, uint64_t *n);
+/* Sum of bytes, and number, of the rows of a table that has bytes; rows of a column's value. 0 when it cannot be read. */
+void pl_store_usage(struct pl_store *s, pl_table t, uint64_t *bytes, uint64_t *n);
 uint64_t pl_store_count(struct pl_store *s, pl_table t, const char *column, const char *value);
 
 /* Whether a job has an event of this message (at that place; -2 = anywhere). */

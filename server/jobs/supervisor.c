@@ -24,8 +24,12 @@
 #include "core/base/mem.h"
 #include "core/base/sha256.h"
 #include "core/train/job.h"
+#include "core/train/train.h"
 #include "server/jobs/files.h"
 #include "server/jobs/progress.h"
+#include "server/jobs/retry.h"
+#include "server/jobs/tidy.h"
+#include "server/jobs/uploads.h"
 #include "server/jobs/worker.h"
 #include "server/server.h"
 
@@ -36,7 +40,7 @@ enum {
     EXPIRE_EVERY_NS = 1000000000,
     PAUSE_S = 120,       /* seconds that a worker has to write its checkpoint */
     MAX_CRASHES = 5,     /* without progress in between */
-    EXIT_INTERRUPTED = 75,
+    QUIET_S = 60,        /* the same complaint is logged once in that time */
     MAX_RESULTS = 64 << 20,
 };
 
@@ -58,13 +62,23 @@ struct pl_supervisor {
     atomic_ullong restarts;
     cpu_set_t cpus;
     struct job_worker *workers;
+    struct pl_retry *retries;
     char *program;
     uint64_t expired_ns;
+    char said[600];
+    uint64_t said_ns;
 };
 
-static void complain(const char *id, const struct pl_err *err)
+static void complain(struct pl_supervisor *s, const char *id, const struct pl_err *err)
 {
-    pl_log_error("%s: %s", id, err->msg);
+    char words[sizeof s->said];
+    const uint64_t now = pl_now_ns();
+    snprintf(words, sizeof words, "%s: %s", id, err->msg);
+    if (strcmp(words, s->said) == 0 && now - s->said_ns < QUIET_S * UINT64_C(1000000000))
+        return;
+    pl_log_error("%s", words);
+    strcpy(s->said, words);
+    s->said_ns = now;
 }
 
 /* ---- starting ------------------------------------------------------------------------------------------------------ */
@@ -131,9 +145,9 @@ static bool is_done(const json_t *outcome)
     return type != NULL && strcmp(type, "done") == 0;
 }
 
-/* Begins a transaction that ends something, with the row as it is now. PL_ESTOPPED: its status is not the one that was seen, because a client
+/* Begins a transaction that changes a job, with the row as it is now. PL_ESTOPPED: its status is not the one that was seen, because a client
  * has cancelled or paused the job meanwhile; that stands, and the next look finds the worker gone. */
-static pl_status begin_end(struct pl_supervisor *s, struct pl_job_row *row, struct pl_err *err)
+static pl_status begin_change(struct pl_supervisor *s, struct pl_job_row *row, struct pl_err *err)
 {
     struct pl_store *store = s->j->store;
     struct pl_job_row now;
@@ -153,57 +167,85 @@ static pl_status begin_end(struct pl_supervisor *s, struct pl_job_row *row, stru
     return PL_OK;
 }
 
-static void end_failed(const char *id, pl_status st, const struct pl_err *err)
+static void end_failed(struct pl_supervisor *s, const char *id, pl_status st, const struct pl_err *err)
 {
     if (st == PL_ESTOPPED)
         pl_log_info("%s", err->msg);
     else
-        complain(id, err);
+        complain(s, id, err);
 }
 
-/* Marks the row before the process exists, so that it is looked for after a crash of the daemon. */
-static pl_status mark_running(struct pl_supervisor *s, struct pl_job_row *row, struct pl_err *err)
+static const char *started_words(struct pl_supervisor *s, const char *id)
+{
+    static const char first[] = "Fine-tuning job started";
+    return pl_store_has_event(s->j->store, id, first, -2) ? "Fine-tuning job resumed" : first;
+}
+
+/* Marks the row before the process exists, so that it is looked for after a crash of the daemon. quiet: without an event. */
+static pl_status mark_running(struct pl_supervisor *s, struct pl_job_row *row, bool quiet, struct pl_err *err)
 {
     struct pl_store *store = s->j->store;
-    pl_status st = pl_store_begin(store, err);
+    pl_status st = begin_change(s, row, err);
     if (st != PL_OK)
         return st;
-    char *id = pl_xstrdup(row->id);
-    pl_row_fini(PL_TABLE_JOBS, row);
-    st = pl_store_get(store, PL_TABLE_JOBS, "id", id, row, err);
-    if (st == PL_OK && (strcmp(row->status, "queued") != 0 || row->alive))
-        st = pl_fail(err, PL_EFULL, "%s is not waiting any more", id);
-    if (st == PL_OK) {
-        const bool first = row->started_at == 0;
+    if (row->alive) {
+        st = pl_fail(err, PL_ESTOPPED, "an earlier worker of %s has not gone yet", row->id);
+    } else {
         row->alive = 1;
         pl_row_set(&row->status, "running");
         json_t *outcome = row->outcome != NULL ? json_loads(row->outcome, 0, NULL) : NULL;
         if (!is_done(outcome)) /* a job that was paused as it ended is done at once: its worker says so once only */
             pl_row_set(&row->outcome, NULL);
         json_decref(outcome);
-        if (first)
+        if (row->started_at == 0)
             row->started_at = time(NULL);
         st = pl_store_update(store, PL_TABLE_JOBS, row, err);
-        if (st == PL_OK)
-            st = pl_jobs_event(s->j, id, "info", "message", NULL, -1, err, first ? "Fine-tuning job started" : "Fine-tuning job resumed");
+        if (st == PL_OK && !quiet)
+            st = pl_jobs_event(s->j, row->id, "info", "message", NULL, -1, err, "%s", started_words(s, row->id));
     }
-    free(id);
     return pl_store_end(store, st, err);
 }
 
 static void fail_job(struct pl_supervisor *s, struct pl_job_row *row, const char *code, const char *param, const char *message);
+static void queue_again(struct pl_supervisor *s, struct pl_job_row *row, int64_t crashes, const char *message);
 
-static void launch(struct pl_supervisor *s, struct pl_job_row *row)
+/* A job whose worker could not be started. What may be otherwise a while later (no space, no process, no memory) leaves it queued; its events
+ * say so once for each reason. */
+static void not_started(struct pl_supervisor *s, struct pl_job_row *row, const char *folder, pl_status st, const struct pl_err *why)
+{
+    const bool passes = st == PL_ENOSPC || st == PL_ENOMEM || st == PL_EIO || st == PL_EFULL;
+    struct pl_err err = {0};
+    char message[700];
+    unsigned seconds;
+    complain(s, row->id, why);
+    if (!passes || access(folder, W_OK) != 0) {
+        fail_job(s, row, "worker_not_started", NULL, why->msg);
+        return;
+    }
+    struct pl_retry *r = pl_retry_note(&s->retries, row->id, row->step, pl_now_ns(), &seconds);
+    const bool news = strncmp(r->told, why->msg, sizeof r->told - 1) != 0;
+    snprintf(message, sizeof message, "The job could not be started: %s; it stays queued and is tried again, first in %u s", why->msg, seconds);
+    if (row->alive)
+        queue_again(s, row, 0, NULL);
+    if (news && (st = pl_jobs_event(s->j, row->id, "warn", "message", NULL, -1, &err, "%s", message)) == PL_OK)
+        snprintf(r->told, sizeof r->told, "%s", why->msg);
+    else if (news)
+        complain(s, row->id, &err);
+}
+
+/* False: it could not be started. */
+static bool launch(struct pl_supervisor *s, struct pl_job_row *row)
 {
     struct pl_err err = {0};
     const struct pl_config *c = s->j->server->config;
     char *folder = pl_jobs_folder(s->j, row->id);
     struct job_worker *w = pl_xcalloc(1, sizeof *w);
     const struct pl_worker_opts o = {s->program, folder, c->train_nice, memory_limit(c), &s->cpus};
+    const bool again = pl_retry_find(s->retries, row->id) != NULL;
     pl_status st = write_job(s->j, row, folder, &err);
     if (st == PL_OK)
-        st = mark_running(s, row, &err);
-    if (st == PL_EFULL)
+        st = mark_running(s, row, again, &err);
+    if (st == PL_ESTOPPED)
         goto out; /* paused or cancelled a moment ago */
     if (st == PL_OK) {
         st = pl_worker_start(&w->w, &o, &err);
@@ -211,18 +253,20 @@ static void launch(struct pl_supervisor *s, struct pl_job_row *row)
             st = PL_OK;
     }
     if (st != PL_OK) {
-        complain(row->id, &err);
-        fail_job(s, row, "worker_not_started", NULL, err.msg);
+        not_started(s, row, folder, st, &err);
         goto out;
     }
     snprintf(w->id, sizeof w->id, "%s", row->id);
     w->next = s->workers;
     s->workers = w;
     pl_log_info("%s: worker %ld started, nice %d, at most %llu MiB", row->id, (long)w->w.pid, c->train_nice, (unsigned long long)(o.memory >> 20));
+    if (again && pl_jobs_event(s->j, row->id, "info", "message", NULL, -1, &err, "%s", started_words(s, row->id)) != PL_OK)
+        complain(s, row->id, &err);
     w = NULL;
 out:
     free(w);
     free(folder);
+    return st == PL_OK;
 }
 
 /* ---- endings ------------------------------------------------------------------------------------------------------- */
@@ -251,7 +295,7 @@ static pl_status end_job(struct pl_supervisor *s, struct pl_job_row *row, const 
 static void fail_job(struct pl_supervisor *s, struct pl_job_row *row, const char *code, const char *param, const char *message)
 {
     struct pl_err err = {0};
-    pl_status st = begin_end(s, row, &err);
+    pl_status st = begin_change(s, row, &err);
     if (st == PL_OK) {
         set_error(row, code, param, message);
         st = end_job(s, row, "failed", &err);
@@ -260,9 +304,10 @@ static void fail_job(struct pl_supervisor *s, struct pl_job_row *row, const char
         st = pl_store_end(s->j->store, st, &err);
     }
     if (st != PL_OK)
-        end_failed(row->id, st, &err);
+        end_failed(s, row->id, st, &err);
     else
         pl_log_warn("%s failed: %s: %s", row->id, code, message);
+    pl_retry_forget(&s->retries, row->id);
 }
 
 /* results.csv as a file of the Files API. */
@@ -323,7 +368,7 @@ static void succeed(struct pl_supervisor *s, struct pl_job_row *row)
     struct pl_err err = {0};
     pl_status st = serve(s, row, &err);
     if (st == PL_OK)
-        st = begin_end(s, row, &err);
+        st = begin_change(s, row, &err);
     if (st == PL_OK) {
         st = adopt_results(s, row, &err);
         if (st == PL_OK)
@@ -335,13 +380,14 @@ static void succeed(struct pl_supervisor *s, struct pl_job_row *row)
         st = pl_store_end(s->j->store, st, &err);
     }
     if (st != PL_OK) { /* the row still says alive: tried again at the next look */
-        end_failed(row->id, st, &err);
+        end_failed(s, row->id, st, &err);
         pl_jobs_unload(s->j, row->name);
         if (row->result_file != NULL)
             pl_files_discard(s->j->store, row->result_file);
         return;
     }
     pl_log_info("%s succeeded: %s, %lld tokens", row->id, row->name, (long long)row->trained_tokens);
+    pl_retry_forget(&s->retries, row->id);
 }
 
 /* The last line that the worker wrote to its log, for the message. */
@@ -375,13 +421,13 @@ static void describe_end(int status, const char *folder, char *out, size_t n)
         snprintf(out, n, "the worker exited with status %d%s%s", WEXITSTATUS(status), words[0] != '\0' ? "; its last words: " : "", words);
 }
 
-/* crashes: how many there are now, at the row's step; 0 = it was not one. */
+/* crashes: how many there are now, at the row's step; 0 = it was not one. message: NULL = no event. */
 static void queue_again(struct pl_supervisor *s, struct pl_job_row *row, int64_t crashes, const char *message)
 {
     struct pl_err err = {0};
     const int64_t step = row->step;
     const bool crash = crashes > 0;
-    pl_status st = begin_end(s, row, &err);
+    pl_status st = begin_change(s, row, &err);
     if (st == PL_OK) {
         if (crash) {
             row->crashes = crashes;
@@ -390,12 +436,12 @@ static void queue_again(struct pl_supervisor *s, struct pl_job_row *row, int64_t
         pl_row_set(&row->status, "queued");
         row->alive = 0;
         st = pl_store_update(s->j->store, PL_TABLE_JOBS, row, &err);
-        if (st == PL_OK)
+        if (st == PL_OK && message != NULL)
             st = pl_jobs_event(s->j, row->id, crash ? "warn" : "info", "message", NULL, -1, &err, "%s", message);
         st = pl_store_end(s->j->store, st, &err);
     }
     if (st != PL_OK)
-        end_failed(row->id, st, &err);
+        end_failed(s, row->id, st, &err);
 }
 
 static void crashed(struct pl_supervisor *s, struct pl_job_row *row, int status, const char *folder)
@@ -414,6 +460,19 @@ static void crashed(struct pl_supervisor *s, struct pl_job_row *row, int status,
     queue_again(s, row, crashes, message);
 }
 
+/* Nothing is lost: the checkpoints are there, and the worker goes on from the last one when there is room for the next. */
+static void no_space(struct pl_supervisor *s, struct pl_job_row *row, const char *folder)
+{
+    char words[256], message[500];
+    unsigned seconds;
+    last_words(folder, words, sizeof words);
+    pl_retry_note(&s->retries, row->id, row->step, pl_now_ns(), &seconds);
+    snprintf(message, sizeof message, "There is no space left for the job's files%s%s; it goes on from its last checkpoint in %u s (free some space)",
+             words[0] != '\0' ? ": " : "", words, seconds);
+    pl_log_warn("%s: %s", row->id, message);
+    queue_again(s, row, 0, message);
+}
+
 static void failed_by_worker(struct pl_supervisor *s, struct pl_job_row *row, const json_t *outcome)
 {
     const char *code = json_string_value(json_object_get(outcome, "code")), *param = json_string_value(json_object_get(outcome, "param"));
@@ -428,20 +487,22 @@ static void settle(struct pl_supervisor *s, struct pl_job_row *row, int status, 
     const char *type = json_string_value(json_object_get(outcome, "type"));
     struct pl_err err = {0};
     if (strcmp(row->status, "running") != 0) { /* paused, cancelled, or queued again meanwhile */
-        pl_status st = begin_end(s, row, &err);
+        pl_status st = begin_change(s, row, &err);
         if (st == PL_OK) {
             row->alive = 0;
             st = pl_store_end(s->j->store, pl_store_update(s->j->store, PL_TABLE_JOBS, row, &err), &err);
         }
         if (st != PL_OK)
-            end_failed(row->id, st, &err);
+            end_failed(s, row->id, st, &err);
         else
             pl_log_info("%s: worker gone, %s", row->id, row->status);
     } else if (is_done(outcome)) {
         succeed(s, row);
     } else if (type != NULL) {
         failed_by_worker(s, row, outcome);
-    } else if (status == -1 || (WIFEXITED(status) && WEXITSTATUS(status) == EXIT_INTERRUPTED)) {
+    } else if (status != -1 && WIFEXITED(status) && WEXITSTATUS(status) == PL_TRAIN_NO_SPACE) {
+        no_space(s, row, folder);
+    } else if (status == -1 || (WIFEXITED(status) && WEXITSTATUS(status) == PL_TRAIN_PAUSED)) {
         queue_again(s, row, 0, "The job was interrupted; it goes on from its last checkpoint");
     } else {
         crashed(s, row, status, folder);
@@ -506,21 +567,43 @@ static void tend(struct pl_supervisor *s, const struct pl_job_row *seen)
     if (w == NULL)
         w = adopt(s, seen->id, folder);
     const bool ended = w == NULL || pl_worker_ended(&w->w, folder); /* looked at first: nothing is written after it */
-    if (pl_progress_take(s->j, seen->id, &err) != PL_OK) {
-        complain(seen->id, &err);
-        if (ended && w != NULL)
-            w->w.child = false; /* waited for; its lock says the rest at the next look */
-    } else if (!ended) {
+    const bool taken = pl_progress_take(s->j, seen->id, &err) == PL_OK;
+    if (!taken)
+        complain(s, seen->id, &err);
+    if (!ended) {
         steer(s, w, seen->status);
+    } else if (!taken) { /* at the next look; or by the next daemon, for the row says alive */
+        if (atomic_load(&s->stopping))
+            forget_worker(s, seen->id);
+        else if (w != NULL)
+            w->w.child = false; /* waited for; its lock says the rest */
     } else if (pl_store_get(s->j->store, PL_TABLE_JOBS, "id", seen->id, &row, &err) == PL_OK) {
         const int status = w != NULL && !w->w.killed ? w->w.status : -1; /* killed by us: it was too slow to stop, and did not crash */
         forget_worker(s, seen->id);
         settle(s, &row, status, folder);
         pl_row_fini(PL_TABLE_JOBS, &row);
     } else {
-        complain(seen->id, &err);
+        complain(s, seen->id, &err);
     }
     free(folder);
+}
+
+/* Without the store: workers are stopped, and the next daemon reads what they wrote. */
+static size_t stop_unseen(struct pl_supervisor *s)
+{
+    size_t left = 0;
+    for (struct job_worker *w = s->workers, *next; w != NULL; w = next) {
+        char *folder = pl_jobs_folder(s->j, w->id);
+        next = w->next;
+        if (pl_worker_ended(&w->w, folder)) {
+            forget_worker(s, w->id);
+        } else {
+            steer(s, w, "running");
+            left++;
+        }
+        free(folder);
+    }
+    return left;
 }
 
 static size_t tend_all(struct pl_supervisor *s)
@@ -531,8 +614,8 @@ static size_t tend_all(struct pl_supervisor *s)
     size_t n, left = 0;
     bool more;
     if (pl_store_list(s->j->store, PL_TABLE_JOBS, &q, &rows, &n, &more, &err) != PL_OK) {
-        complain("jobs", &err);
-        return 1;
+        complain(s, "jobs", &err);
+        return atomic_load(&s->stopping) ? stop_unseen(s) : 1;
     }
     for (size_t i = 0; i < n; i++) {
         const struct pl_job_row *row = (const struct pl_job_row *)rows + i;
@@ -554,18 +637,17 @@ static void launch_waiting(struct pl_supervisor *s, size_t running)
     if (running >= limit)
         return;
     if (pl_store_list(s->j->store, PL_TABLE_JOBS, &q, &rows, &n, &more, &err) != PL_OK) {
-        complain("jobs", &err);
+        complain(s, "jobs", &err);
         return;
     }
     for (size_t i = 0; i < n && running < limit; i++) {
         struct pl_job_row *row = (struct pl_job_row *)rows + i;
-        if (row->alive)
-            continue; /* an earlier worker has not gone yet */
+        if (row->alive || !pl_retry_due(s->retries, row->id, pl_now_ns()))
+            continue; /* an earlier worker has not gone yet, or it could not be started a moment ago */
         if (pl_jobs_is_ours(s->j, row)) {
-            launch(s, row);
-            running++;
+            running += launch(s, row);
         } else if (pl_jobs_park(s->j, row->id, &err) != PL_OK) {
-            complain(row->id, &err);
+            complain(s, row->id, &err);
         }
     }
     pl_rows_free(PL_TABLE_JOBS, rows, n);
@@ -573,11 +655,7 @@ static void launch_waiting(struct pl_supervisor *s, size_t running)
 
 static void sleep_a_tick(struct pl_supervisor *s)
 {
-    struct timespec until;
-    clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_nsec += TICK_MS * 1000000L;
-    until.tv_sec += until.tv_nsec / 1000000000;
-    until.tv_nsec %= 1000000000;
+    const struct timespec until = pl_time_after_ms(TICK_MS);
     pthread_mutex_lock(&s->lock);
     int rc = 0;
     while (!s->poked && rc == 0)
@@ -599,6 +677,9 @@ static void *supervise(void *arg)
             if (pl_now_ns() - s->expired_ns > EXPIRE_EVERY_NS) {
                 pl_jobs_validate_waiting(s->j);
                 pl_files_expire(s->j->store, time(NULL));
+                pl_uploads_expire(s->j->store, time(NULL));
+                pl_tidy_ended(s->j);
+                pl_jobs_unload_idle(s->j);
                 s->expired_ns = pl_now_ns();
             }
         }
@@ -613,7 +694,11 @@ pl_status pl_supervisor_start(struct pl_supervisor **out, struct pl_jobs *j, con
     s->cpus = *cpus;
     s->program = worker_program(j->server->config->train_worker);
     pthread_mutex_init(&s->lock, NULL);
-    pthread_cond_init(&s->wake, NULL);
+    pthread_condattr_t monotonic;
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    pthread_cond_init(&s->wake, &monotonic);
+    pthread_condattr_destroy(&monotonic);
     const int why = pthread_create(&s->thread, NULL, supervise, s);
     if (why != 0) {
         free(s->program);
@@ -649,6 +734,7 @@ void pl_supervisor_free(struct pl_supervisor *s)
         return;
     while (s->workers != NULL)
         forget_worker(s, s->workers->id);
+    pl_retry_free(&s->retries);
     pthread_cond_destroy(&s->wake);
     pthread_mutex_destroy(&s->lock);
     free(s->program);

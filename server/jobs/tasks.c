@@ -118,6 +118,11 @@ pl_status pl_tasks_start(struct pl_tasks **out, struct pl_err *err)
     return PL_OK;
 }
 
+const atomic_bool *pl_tasks_stopping(const struct pl_tasks *t)
+{
+    return &t->stopping;
+}
+
 void pl_tasks_stop(struct pl_tasks *t)
 {
     if (t == NULL)

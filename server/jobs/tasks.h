@@ -6,6 +6,7 @@
 #ifndef PL_JOBS_TASKS_H
 #define PL_JOBS_TASKS_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 
 #include "server/http.h"
@@ -22,6 +23,8 @@ struct pl_task {
 };
 
 pl_status pl_tasks_start(struct pl_tasks **out, struct pl_err *err) PL_MUST_CHECK;
+/* Set while they stop: for a task that takes long to look at. */
+const atomic_bool *pl_tasks_stopping(const struct pl_tasks *t);
 /* Waits for the running task and drops the others; their requests are answered 503. */
 void pl_tasks_stop(struct pl_tasks *t);
 /* The answer of the task becomes that of the request, which waits. The task is taken in any case. */

@@ -15,6 +15,7 @@
 
 #include "core/base/clock.h"
 #include "core/base/mem.h"
+#include "core/train/train.h"
 
 extern char **environ;
 
@@ -50,7 +51,7 @@ static void write_pid(int fd)
     for (long pid = getpid(); pid > 0; pid /= 10)
         text[--at] = (char)('0' + pid % 10);
     if (ftruncate(fd, 0) != 0 || pwrite(fd, text + at, sizeof text - at, 0) < 0)
-        _exit(NOT_STARTED);
+        _exit(PL_TRAIN_NO_SPACE); /* no worker without the number by which it is found */
 }
 
 static void last_to_go(void)
@@ -99,20 +100,20 @@ pl_status pl_worker_start(struct pl_worker *w, const struct pl_worker_opts *o, s
     pl_status st = PL_OK;
     *w = (struct pl_worker){.status = -1};
     if (lock < 0 || log < 0 || null < 0)
-        st = pl_fail(err, PL_EIO, "cannot open the worker's files in %s: %s", o->folder, strerror(errno));
+        st = pl_fail(err, pl_status_of_errno(errno), "cannot open the worker's files in %s: %s", o->folder, strerror(errno));
     else if (access(o->program, X_OK) != 0)
-        st = pl_fail(err, PL_EIO, "cannot run %s: %s (name the program with train-worker)", o->program, strerror(errno));
+        st = pl_fail(err, PL_EINVAL, "cannot run %s: %s (name the program with train-worker)", o->program, strerror(errno));
     else if (flock(lock, LOCK_EX | LOCK_NB) != 0)
         st = pl_fail(err, PL_EFULL, "a worker already runs in %s", o->folder);
     if (st == PL_OK && ftruncate(lock, 0) != 0)
-        st = pl_fail(err, PL_EIO, "cannot write in %s: %s", o->folder, strerror(errno));
+        st = pl_fail(err, pl_status_of_errno(errno), "cannot write in %s: %s", o->folder, strerror(errno));
     if (st == PL_OK) {
         w->pid = fork();
         if (w->pid == 0)
             become_worker(o, argv, env, lock, log, null);
         w->child = true;
         if (w->pid < 0)
-            st = pl_fail(err, PL_EIO, "cannot start a process: %s", strerror(errno));
+            st = pl_fail(err, pl_status_of_errno(errno), "cannot start a process: %s", strerror(errno));
     }
     if (lock >= 0)
         close(lock); /* the worker's copy keeps it locked */

@@ -3,7 +3,8 @@
  * A worker holds the lock of FOLDER/worker.lock from before it is started until it is gone, whoever started it: that is how a daemon knows
  * whether one runs, without trusting process numbers.
  * Thread: the supervisor's.  Owns: nothing; a child is waited for by pl_worker_ended.
- * Fails: PL_EIO with the reason; PL_EFULL when a worker already runs in the folder.
+ * Fails: PL_EINVAL when the program cannot be run; PL_ENOSPC, PL_ENOMEM, PL_EIO with the reason (no process to be had), which may pass;
+ * PL_EFULL when a worker already runs in the folder.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef PL_JOBS_WORKER_H
 #define PL_JOBS_WORKER_H

@@ -25,6 +25,7 @@
 #include "core/base/buf.h"
 #include "core/base/clock.h"
 #include "core/base/mem.h"
+#include "core/base/order.h"
 
 enum { READ_BYTES = 1 << 16 };
 
@@ -384,12 +385,6 @@ static void run(struct client *clients, long n)
     }
 }
 
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 /* The least value that so many of a hundred do not exceed. */
 static double percentile(const struct samples *s, size_t p)
 {
@@ -399,7 +394,7 @@ static double percentile(const struct samples *s, size_t p)
 static void print_samples(const char *name, struct samples *s)
 {
     if (s->n > 0)
-        qsort(s->v, s->n, sizeof s->v[0], by_value);
+        qsort(s->v, s->n, sizeof s->v[0], pl_by_value);
     printf(", \"%s\": {\"n\": %zu, \"p50\": %.3f, \"p99\": %.3f, \"max\": %.3f}", name, s->n, percentile(s, 50), percentile(s, 99),
            percentile(s, 100));
 }

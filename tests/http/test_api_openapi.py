@@ -214,10 +214,18 @@ def things(d, script):
     def job(state):
         made = json.loads(d.post("/v1/fine_tuning/jobs", {"model": "SmolLM2-135M-Instruct.Q4_1", "training_file": file()})[2])["id"]
         return until(lambda: (j := json.loads(d.get(f"/v1/fine_tuning/jobs/{made}")[2]))["status"] == state and j)
-    model = job("succeeded")["fine_tuned_model"]
+
+    def upload(n):
+        return json.loads(d.post("/v1/uploads", {"filename": "x", "purpose": "batch", "bytes": n, "mime_type": "text/plain"})[2])["id"]
+    model, other = job("succeeded")["fine_tuned_model"], job("succeeded")["fine_tuned_model"] + ":ckpt-step-4"
+    permission = json.loads(d.post(f"/v1/fine_tuning/checkpoints/{other}/permissions", {"project_ids": ["proj_c"]})[2])["data"][0]["id"]
+    whole = upload(3)
+    part = json.loads(d.request("POST", f"/v1/uploads/{whole}/parts", *form({"data": "abc"}))[2])["id"]
     script.write_text('{"hang_at": 2}')
     return {"file-0123456789abcdef01234567": file(), "file-fedcba9876543210fedcba98": file(), "ftjob-0123456789abcdef01234567": job("running")["id"],
-            "ft:SmolLM2-135M-Instruct.Q4_1:parley:support:01234567": model}
+            "ft:SmolLM2-135M-Instruct.Q4_1:parley:support:01234567": model, "ft:SmolLM2-135M-Instruct.Q4_1:parley:support:fedcba98:ckpt-step-4": other,
+            "cp_0123456789abcdef01234567": permission, "upload_0123456789abcdef01234567": upload(1000), "upload_fedcba9876543210fedcba98": whole,
+            "part_fedcba9876543210fedcba98": part}
 
 
 def real(api, text):

@@ -44,7 +44,7 @@ def client(daemon):
 
 
 def upload(c, text=GOOD, purpose="fine-tune", name="data.jsonl", **more):
-    return c.files.create(file=(name, io.BytesIO(text.encode() if isinstance(text, str) else text)), purpose=purpose, **more)
+    return c.files.create(file=(name, io.BytesIO(text.encode(errors="surrogateescape") if isinstance(text, str) else text)), purpose=purpose, **more)
 
 
 def test_an_upload_and_back(client, daemon):
@@ -184,6 +184,14 @@ BAD_FILES = [
     (CHAT + '\n{"messages":[{"role":"user","content":"a"},{"content":"b"}]}\n', "Invalid file format. Example 2, message 2 Discriminator 'role' is missing in value", 2, 2),
     ('{"question":"a","answer":"b"}\n', "expected either prompt/completion pairs or chat messages", 1, None),
     ("", "The file has no examples", None, None),
+    (CHAT + '\n{"messages":[{"role":"user","content":"a"},{"role":"robot","content":"b"}]}\n', "Example 2, message 2", 2, 2),
+    (CHAT + '\n{"messages":[{"role":"assistant","content":"a"},{"role":"user","content":"b"}]}\n', "Example 2", 2, 2),
+    (CHAT + '\n{"messages":[]}\n', "Example 2", 2, None),
+    (CHAT + '\n{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b","weight":2}]}\n', "weight", 2, 2),
+    (CHAT + '\n{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b","weight":0}]}\n', "Example 2", 2, None),
+    (CHAT + '\n{"prompt":"a","completion":"b"}\n', "it is in the fine-tune-completion format", 2, None),
+    (CHAT + "\n{\"messages\":\"\xff\"}\n".replace("\xff", "\udcff"), "the line is not UTF-8", 2, None),
+    (CHAT + "\n{\"a\":\0}\n", "NUL byte", 2, None),
 ]
 
 

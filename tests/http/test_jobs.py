@@ -34,7 +34,7 @@ class Place:
 
     def __init__(self, start, directory, model):
         self.start, self.data, self.model = start, Path(directory) / "data", model
-        self.data.mkdir(exist_ok=True)
+        self.data.mkdir(parents=True, exist_ok=True)
         self.daemon = None
 
     def run(self, *args):
@@ -129,7 +129,7 @@ def test_the_whole_story(place):
     told = place.seen(made.id)
     assert told["nice"] == 1 and told["argv"][1:] == ["train", "--job", str(place.data / "jobs" / made.id)]
     assert told["job"]["name"] == job.fine_tuned_model and told["job"]["seed"] == 7 and "auto" not in json.dumps(told["job"]["spec"])
-    assert Path(told["job"]["training_file"]).read_text() == GOOD and told["job"]["base"].endswith("tiny.gguf") and told["job"]["base_adapter"] is None
+    assert told["training"] == GOOD and told["job"]["base"].endswith("tiny.gguf") and told["job"]["base_adapter"] is None
 
 
 def test_paging_and_filter(place):
@@ -471,20 +471,24 @@ def test_a_tuned_model_as_base(place):
     c.models.delete(first.fine_tuned_model)  # its files stay with the job that began from them
     done = place.wait(second.id, "succeeded")
     assert done.fine_tuned_model.startswith("ft:tiny:parley::")
-    base = place.seen(second.id)["job"]["base_adapter"]
-    assert base == str(place.data / "jobs" / second.id / "base") and sorted(os.listdir(base)) == ["adapter_config.json", "adapter_model.safetensors"]
+    seen = place.seen(second.id)
+    assert seen["job"]["base_adapter"] == str(place.data / "jobs" / second.id / "base") and seen["base"] == ["adapter_config.json", "adapter_model.safetensors"]
     with pytest.raises(openai.BadRequestError) as e:
         c.fine_tuning.jobs.create(model=first.fine_tuned_model, training_file=upload(c).id)
     assert e.value.body["code"] == "model_not_available"
 
 
-def test_a_database_of_version_1(place):
+NEW_IN = {3: "ALTER TABLE jobs DROP COLUMN tidied; DROP TABLE uploads; DROP TABLE parts; DROP TABLE permissions;", 2: "ALTER TABLE jobs DROP COLUMN base_id;"}
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_database_of_an_older_version(place, version):
     place.run()
     place.script(steps=2, seconds=0, checkpoint_every=2)
     job = place.wait(place.job().id, "succeeded")
     place.daemon.stop()
     with contextlib.closing(sqlite3.connect(place.data / "parley.db")) as db:
-        db.executescript("ALTER TABLE jobs DROP COLUMN base_id; PRAGMA user_version=1")
+        db.executescript("".join(NEW_IN[v] for v in range(3, version, -1)) + f"PRAGMA user_version={version}")
     for _ in range(2):
         c = place.run()
         assert [j.id for j in c.fine_tuning.jobs.list()] == [job.id]
@@ -579,6 +583,10 @@ BAD_JOBS = [
     ({"metadata": {"k" * 65: "x"}}, "metadata", "more than 64"),
     ({"metadata": {"k": "x" * 513}}, "metadata", "at most 512"),
     ({"metadata": {"k": 1}}, "metadata", "must be a string"),
+    ({"metadata": {"\u00e9" * 65: "x"}}, "metadata", "more than 64"),
+    ({"metadata": {"k": "\u20ac" * 513}}, "metadata", "at most 512"),
+    ({"integrations": [{"type": "tensorboard", "tensorboard": {}}]}, "integrations[0].tensorboard", "is not a member"),
+    ({"integrations": [{"type": "tensorboard"}, {"type": "tensorboard", "run": 1}]}, "integrations[1].run", "is not a member"),
     ({"integrations": {}}, "integrations", "must be an array"),
     ({"integrations": [{"type": "tensorboard"}] * 6}, "integrations", "at most 5"),
     ({"integrations": [{"type": "wandb", "wandb": {"project": "x"}}]}, "integrations[0].type", "not supported"),
@@ -621,6 +629,14 @@ def test_bad_jobs(idle, change, param, message):
         assert status == 400 and error["param"] == param and message in error["message"] and error["type"] == "invalid_request_error", error
         if param == "model" and body.get("model") == "gpt-4o":
             assert error["code"] == "model_not_available"
+
+
+def test_limits_are_in_characters(idle):
+    c = client_of(idle)
+    metadata = {"\u20ac" * 64: "\u00e9" * 512}
+    job = c.fine_tuning.jobs.create(model="tiny", training_file=idle.files["TRAIN"], metadata=metadata)
+    assert c.fine_tuning.jobs.retrieve(job.id).metadata == metadata
+    assert [j.id for j in c.fine_tuning.jobs.list(metadata=metadata)] == [job.id]
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"', b'{"model":"a","model":"b"}', b'{"model":"\xff"}'])

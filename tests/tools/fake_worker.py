@@ -46,7 +46,9 @@ def checkpoint(step):
 
 
 assert not any(k.startswith("PARLEY_") for k in os.environ), "the daemon's settings are not the worker's business"
-(folder / "seen.tmp").write_text(json.dumps({"nice": os.nice(0), "pid": os.getpid(), "job": job, "argv": sys.argv}))
+(folder / "seen.tmp").write_text(json.dumps({"nice": os.nice(0), "pid": os.getpid(), "job": job, "argv": sys.argv,
+                                               "training": Path(job["training_file"]).read_text(),
+                                               "base": sorted(os.listdir(job["base_adapter"])) if job["base_adapter"] else None}))
 os.replace(folder / "seen.tmp", folder / "seen.json")
 if "exit" in script:
     print(script.get("last", "no training today"), file=sys.stderr)

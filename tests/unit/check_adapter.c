@@ -18,6 +18,7 @@
 #include "core/model/safetensors.h"
 #include "tests/tools/run_model.h"
 #include "tests/tools/tiny_model.h"
+#include "tests/unit/scratch.h"
 
 Suite *suite_adapter(void);
 
@@ -220,41 +221,6 @@ END_TEST
 
 /* ---- files to play with ---- */
 
-static char folder[64];
-
-static void make_folder(void)
-{
-    strcpy(folder, "/tmp/parley-check-XXXXXX");
-    ck_assert_ptr_nonnull(mkdtemp(folder));
-}
-
-static const char *in_folder(const char *name)
-{
-    static char path[160];
-    snprintf(path, sizeof path, "%s/%s", folder, name);
-    return path;
-}
-
-static void remove_folder(void)
-{
-    static const char *const files[] = {"adapter_config.json", "adapter_model.safetensors", "x.gguf"};
-    for (size_t i = 0; i < PL_COUNT_OF(files); i++)
-        unlink(in_folder(files[i]));
-    ck_assert_int_eq(rmdir(folder), 0);
-}
-
-static void same_files(const char *a, const char *b)
-{
-    FILE *f = fopen(a, "rb"), *g = fopen(b, "rb");
-    ck_assert(f != NULL && g != NULL);
-    int x, y;
-    do {
-        x = getc(f), y = getc(g);
-        ck_assert_msg(x == y, "%s and %s differ at %ld", a, b, ftell(f));
-    } while (x != EOF);
-    fclose(f), fclose(g);
-}
-
 /* What is written reads back as the same adapter, has the bytes that PEFT gave its values, and the same bytes each time. */
 START_TEST(written_as_peft_writes)
 {
@@ -269,22 +235,22 @@ START_TEST(written_as_peft_writes)
         snprintf(path, sizeof path, FIXTURES "%s", x.name);
         struct pl_adapter *a = read_adapter(path, spec);
         const struct pl_adapter_info info = {.base = "base \"1\"", .rank = 3, .alpha = 0.3f, .dropout = 0.05f};
-        make_folder();
-        ck_assert_msg(pl_adapter_write(folder, a, spec, &info, &err) == PL_OK, "%s", err.msg);
-        struct pl_adapter *b = read_adapter(folder, spec);
+        scratch_make();
+        ck_assert_msg(pl_adapter_write(scratch_folder, a, spec, &info, &err) == PL_OK, "%s", err.msg);
+        struct pl_adapter *b = read_adapter(scratch_folder, spec);
         same_adapter(a, b, spec);
         ck_assert_int_eq(a->rslora, b->rslora);
         strcat(path, "/adapter_model.safetensors");
         if (x.f32)
-            same_files(path, in_folder("adapter_model.safetensors"));
+            scratch_same(path, scratch_path("adapter_model.safetensors"));
         json_error_t e;
-        json_t *config = json_load_file(in_folder("adapter_config.json"), JSON_REJECT_DUPLICATES, &e);
+        json_t *config = json_load_file(scratch_path("adapter_config.json"), JSON_REJECT_DUPLICATES, &e);
         ck_assert_msg(config != NULL, "%s", e.text);
         ck_assert_str_eq(json_string_value(json_object_get(config, "base_model_name_or_path")), "base \"1\"");
         ck_assert_int_eq(json_integer_value(json_object_get(config, "r")), 3);
         json_decref(config);
         pl_adapter_free(a), pl_adapter_free(b);
-        remove_folder();
+        scratch_remove();
         unload(&m);
     }
     close_fixtures();
@@ -319,7 +285,7 @@ START_TEST(merged_is_served)
         double most; /* of the relative error of logits */
     } types[] = {{PL_F32, 1e-5}, {PL_EXPORT_AUTO, 1e-5}, {PL_F16, 3e-3}, {PL_BF16, 3e-2}, {PL_Q8_0, 8e-2}, {PL_EXPORT_BASE, 1e-5}};
     const size_t n = open_fixtures();
-    make_folder();
+    scratch_make();
     for (size_t i = 0; i < n; i++) {
         const struct fixture x = fixture(i);
         struct loaded m;
@@ -333,8 +299,8 @@ START_TEST(merged_is_served)
         for (size_t k = 0; k < PL_COUNT_OF(types); k++) {
             struct pl_gguf *g;
             struct runner r;
-            ck_assert_msg(pl_export_gguf(in_folder("x.gguf"), m.g, pl_model_spec(m.r.model), a, types[k].type, &err) == PL_OK, "%s", err.msg);
-            ck_assert_msg(pl_gguf_open(&g, in_folder("x.gguf"), &err) == PL_OK, "%s", err.msg);
+            ck_assert_msg(pl_export_gguf(scratch_path("x.gguf"), m.g, pl_model_spec(m.r.model), a, types[k].type, &err) == PL_OK, "%s", err.msg);
+            ck_assert_msg(pl_gguf_open(&g, scratch_path("x.gguf"), &err) == PL_OK, "%s", err.msg);
             ck_assert_msg(runner_open(&r, g, "ref", 1, 128, &err) == PL_OK, "%s", err.msg);
             float *merged = run_plain(&r, &x, 0);
             const double e = relative_error(merged, served, x.n * x.n_vocab), most = x.quantized ? 0.15 : types[k].most;
@@ -345,13 +311,13 @@ START_TEST(merged_is_served)
             runner_close(&r);
             pl_gguf_close(g);
         }
-        ck_assert_int_eq(pl_export_gguf(in_folder("x.gguf"), m.g, pl_model_spec(m.r.model), a, PL_Q4_K, &err), PL_EINVAL);
+        ck_assert_int_eq(pl_export_gguf(scratch_path("x.gguf"), m.g, pl_model_spec(m.r.model), a, PL_Q4_K, &err), PL_EINVAL);
         ck_assert_int_eq(pl_export_gguf("/no/such/folder/x.gguf", m.g, pl_model_spec(m.r.model), a, PL_F16, &err), PL_EIO);
         pl_adapter_free(a);
         free(served);
         unload(&m);
     }
-    remove_folder();
+    scratch_remove();
     close_fixtures();
 }
 END_TEST
@@ -435,7 +401,7 @@ static void with_key(const char *key, const char *value)
         json_object_del(config, key);
     else
         ck_assert_int_eq(json_object_set_new(config, key, json_loads(value, JSON_DECODE_ANY, &e)), 0);
-    ck_assert_int_eq(json_dump_file(config, in_folder("adapter_config.json"), 0), 0);
+    ck_assert_int_eq(json_dump_file(config, scratch_path("adapter_config.json"), 0), 0);
     json_decref(config);
 }
 
@@ -481,41 +447,41 @@ START_TEST(bad_configurations)
         {"lora_alpha", "1e9", PL_EFORMAT, "lora_alpha"},
     };
     struct loaded m;
-    make_folder();
+    scratch_make();
     ck_assert(load(&m, small, PL_COUNT_OF(small), "ref"));
     const struct pl_spec *spec = pl_model_spec(m.r.model);
     struct pl_err err = {0};
-    refused(spec, folder, PL_EIO, "adapter_config.json");
+    refused(spec, scratch_folder, PL_EIO, "adapter_config.json");
     with_key("inference_mode", "true");
-    refused(spec, folder, PL_ENOENT, "adapter_model.safetensors");
+    refused(spec, scratch_folder, PL_ENOENT, "adapter_model.safetensors");
     char *good = realpath(FIXTURES "llama-all/adapter_model.safetensors", NULL);
-    ck_assert_int_eq(symlink(good, in_folder("adapter_model.safetensors")), 0);
+    ck_assert_int_eq(symlink(good, scratch_path("adapter_model.safetensors")), 0);
     free(good);
-    pl_adapter_free(read_adapter(folder, spec));
+    pl_adapter_free(read_adapter(scratch_folder, spec));
     for (size_t i = 0; i < PL_COUNT_OF(rows); i++) {
         with_key(rows[i].key, rows[i].value);
-        refused(spec, folder, rows[i].rc, rows[i].word);
+        refused(spec, scratch_folder, rows[i].rc, rows[i].word);
     }
     static const char *const harmless[][2] = {{"use_dora", "null"}, {"modules_to_save", "[]"}, {"bias", "null"}, {"lora_dropout", "0.5"},
                                               {"rank_pattern", "{\"nothing\": 9, \"q_proj\": 4}"}, {"some_new_key", "[1]"}};
     for (size_t i = 0; i < PL_COUNT_OF(harmless); i++) {
         with_key(harmless[i][0], harmless[i][1]);
-        pl_adapter_free(read_adapter(folder, spec));
+        pl_adapter_free(read_adapter(scratch_folder, spec));
     }
-    ck_assert_int_eq(pl_newfile_write(in_folder("adapter_config.json"), "{\"r\": 4,}", 9, &err), PL_OK);
-    refused(spec, folder, PL_EFORMAT, "no JSON");
-    ck_assert_int_eq(pl_newfile_write(in_folder("adapter_config.json"), "[]", 2, &err), PL_OK);
-    refused(spec, folder, PL_EFORMAT, "no JSON object");
+    ck_assert_int_eq(pl_newfile_write(scratch_path("adapter_config.json"), "{\"r\": 4,}", 9, &err), PL_OK);
+    refused(spec, scratch_folder, PL_EFORMAT, "no JSON");
+    ck_assert_int_eq(pl_newfile_write(scratch_path("adapter_config.json"), "[]", 2, &err), PL_OK);
+    refused(spec, scratch_folder, PL_EFORMAT, "no JSON object");
     char *large = pl_xcalloc(2 << 20, 1);
     memset(large, ' ', 2 << 20);
-    ck_assert_int_eq(pl_newfile_write(in_folder("adapter_config.json"), large, 2 << 20, &err), PL_OK);
-    refused(spec, folder, PL_EFORMAT, "larger than");
+    ck_assert_int_eq(pl_newfile_write(scratch_path("adapter_config.json"), large, 2 << 20, &err), PL_OK);
+    refused(spec, scratch_folder, PL_EFORMAT, "larger than");
     free(large);
-    unlink(in_folder("adapter_model.safetensors"));
+    unlink(scratch_path("adapter_model.safetensors"));
     refused(spec, "/no/such/adapter", PL_ENOENT, "/no/such/adapter");
     refused(spec, "/dev/null", PL_EIO, "/dev/null");
     unload(&m);
-    remove_folder();
+    scratch_remove();
 }
 END_TEST
 
@@ -554,7 +520,7 @@ START_TEST(bad_tensors)
     struct loaded m;
     struct pl_err err = {0};
     struct pl_safetensors *st;
-    make_folder();
+    scratch_make();
     ck_assert(load(&m, small, PL_COUNT_OF(small), "ref"));
     with_key("inference_mode", "true");
     ck_assert_int_eq(pl_safetensors_open(&st, FIXTURES "llama-all/adapter_model.safetensors", &err), PL_OK);
@@ -579,14 +545,14 @@ START_TEST(bad_tensors)
             if (rows[i].value != 0)
                 values[0] = rows[i].value;
         }
-        ck_assert_int_eq(pl_safetensors_write(in_folder("adapter_model.safetensors"), tensors, n, NULL, 0, &err), PL_OK);
-        refused(pl_model_spec(m.r.model), folder, rows[i].rc, rows[i].word);
+        ck_assert_int_eq(pl_safetensors_write(scratch_path("adapter_model.safetensors"), tensors, n, NULL, 0, &err), PL_OK);
+        refused(pl_model_spec(m.r.model), scratch_folder, rows[i].rc, rows[i].word);
     }
-    ck_assert_int_eq(pl_safetensors_write(in_folder("adapter_model.safetensors"), NULL, 0, NULL, 0, &err), PL_OK);
-    refused(pl_model_spec(m.r.model), folder, PL_EFORMAT, "no adapter");
+    ck_assert_int_eq(pl_safetensors_write(scratch_path("adapter_model.safetensors"), NULL, 0, NULL, 0, &err), PL_OK);
+    refused(pl_model_spec(m.r.model), scratch_folder, PL_EFORMAT, "no adapter");
     pl_safetensors_close(st);
     unload(&m);
-    remove_folder();
+    scratch_remove();
 }
 END_TEST
 
@@ -628,18 +594,18 @@ static struct gguf_out *good_gguf(const char *a, const char *b)
 
 static void gguf_refused(const struct pl_spec *spec, struct gguf_out *o, pl_status want, const char *word)
 {
-    ck_assert_int_eq(gguf_out_save(o, in_folder("x.gguf")), 0);
+    ck_assert_int_eq(gguf_out_save(o, scratch_path("x.gguf")), 0);
     gguf_out_free(o);
     if (word != NULL)
-        refused(spec, in_folder("x.gguf"), want, word);
+        refused(spec, scratch_path("x.gguf"), want, word);
     else
-        pl_adapter_free(read_adapter(in_folder("x.gguf"), spec));
+        pl_adapter_free(read_adapter(scratch_path("x.gguf"), spec));
 }
 
 START_TEST(bad_gguf)
 {
     struct loaded m;
-    make_folder();
+    scratch_make();
     ck_assert(load(&m, small, PL_COUNT_OF(small), "ref"));
     const struct pl_spec *spec = pl_model_spec(m.r.model);
 #define GOOD good_gguf("blk.0.attn_q.weight.lora_a", "blk.0.attn_q.weight.lora_b")
@@ -677,7 +643,7 @@ START_TEST(bad_gguf)
         gguf_refused(spec, good_gguf(names[i], "blk.0.attn_q.weight.lora_b"), PL_ENOTSUP, names[i]);
     gguf_refused(spec, good_gguf("blk.7.attn_q.weight.lora_a", "blk.7.attn_q.weight.lora_b"), PL_EFORMAT, "layer 7");
     unload(&m);
-    remove_folder();
+    scratch_remove();
 }
 END_TEST
 

@@ -8,6 +8,7 @@
 
 #include "core/base/buf.h"
 #include "core/base/mem.h"
+#include "core/base/md5.h"
 #include "core/base/sha256.h"
 
 Suite *suite_multipart(void);
@@ -201,6 +202,32 @@ START_TEST(sha256)
 }
 END_TEST
 
+START_TEST(md5)
+{
+    static const struct {
+        const char *text;
+        int times;
+        const char *hex;
+    } known[] = { /* RFC 1321, A.5; the last from md5sum */
+        {"", 1, "d41d8cd98f00b204e9800998ecf8427e"},
+        {"abc", 1, "900150983cd24fb0d6963f7d28e17f72"},
+        {"message digest", 1, "f96b697d7cb7938d525a2f31aaf161d0"},
+        {"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789", 1, "d174ab98d277d9f5a5611c2c9f419d9f"},
+        {"12345678901234567890123456789012345678901234567890123456789012345678901234567890", 1, "57edf4a22be3c955ac49da2e2107b67a"},
+        {"a", 1000000, "7707d6ae4e027c70eea2a935c2296f21"},
+    };
+    for (size_t i = 0; i < PL_COUNT_OF(known); i++) {
+        struct pl_md5 h;
+        char hex[PL_MD5_HEX];
+        pl_md5_init(&h);
+        for (int k = 0; k < known[i].times; k++)
+            pl_md5_add(&h, known[i].text, strlen(known[i].text));
+        pl_md5_hex(&h, hex);
+        ck_assert_str_eq(hex, known[i].hex);
+    }
+}
+END_TEST
+
 Suite *suite_multipart(void)
 {
     Suite *s = suite_create("multipart");
@@ -210,6 +237,7 @@ Suite *suite_multipart(void)
     tcase_add_test(c, bounded);
     tcase_add_test(c, random_content);
     tcase_add_test(c, sha256);
+    tcase_add_test(c, md5);
     suite_add_tcase(s, c);
     return s;
 }

@@ -3,7 +3,6 @@
  * bounds (the sanitizer build runs this too); a file that is written appears whole or not at all.
  * SPDX-License-Identifier: Apache-2.0 */
 #include <check.h>
-#include <dirent.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,23 +14,11 @@
 #include "core/base/mem.h"
 #include "core/base/newfile.h"
 #include "core/model/safetensors.h"
+#include "tests/unit/scratch.h"
 
 Suite *suite_safetensors(void);
 
 #define THEIRS "tests/oracle/fixtures/adapter/llama-all/adapter_model.safetensors"
-
-static uint8_t *read_bytes(const char *path, size_t *n)
-{
-    FILE *f = fopen(path, "rb");
-    ck_assert_msg(f != NULL, "%s (run in the repository's root)", path);
-    fseek(f, 0, SEEK_END);
-    *n = (size_t)ftell(f);
-    rewind(f);
-    uint8_t *bytes = pl_xmalloc(*n + 1);
-    ck_assert_uint_eq(fread(bytes, 1, *n, f), *n);
-    fclose(f);
-    return bytes;
-}
 
 /* Opens a copy of exactly n bytes, so that a read past them is noticed, and reads all values. */
 static pl_status open_copy(const uint8_t *bytes, size_t n, struct pl_err *err)
@@ -75,7 +62,7 @@ START_TEST(truncated)
 {
     size_t n;
     struct pl_err err;
-    uint8_t *bytes = read_bytes(THEIRS, &n);
+    uint8_t *bytes = scratch_read(THEIRS, &n);
     ck_assert_int_eq(open_copy(bytes, n, &err), PL_OK);
     for (size_t cut = 0; cut < n; cut += cut < 4096 ? 1 : 97) {
         ck_assert_msg(open_copy(bytes, cut, &err) < 0, "cut at %zu of %zu", cut, n);
@@ -91,7 +78,7 @@ START_TEST(damaged)
     static const uint8_t values[] = {0, 0x7f, 0x80, 0xff, '0', '9', '"', '{', '}', '[', ']', ',', '-', '.', 'e', '\\'};
     size_t n;
     struct pl_err err;
-    uint8_t *bytes = read_bytes(THEIRS, &n);
+    uint8_t *bytes = scratch_read(THEIRS, &n);
     uint64_t seed = 7, head;
     memcpy(&head, bytes, sizeof head);
     for (int i = 0; i < 20000; i++) {
@@ -192,49 +179,6 @@ END_TEST
 
 /* ---- writing ---- */
 
-static char folder[64];
-
-static void make_folder(void)
-{
-    strcpy(folder, "/tmp/parley-check-XXXXXX");
-    ck_assert_ptr_nonnull(mkdtemp(folder));
-}
-
-static const char *in_folder(const char *name)
-{
-    static char path[400];
-    snprintf(path, sizeof path, "%s/%s", folder, name);
-    return path;
-}
-
-static int n_files(void)
-{
-    DIR *d = opendir(folder);
-    int n = -2; /* . and .. */
-    while (readdir(d) != NULL)
-        n++;
-    closedir(d);
-    return n;
-}
-
-static void remove_folder(void)
-{
-    DIR *d = opendir(folder);
-    for (struct dirent *e; (e = readdir(d)) != NULL;)
-        unlink(in_folder(e->d_name));
-    closedir(d);
-    ck_assert_int_eq(rmdir(folder), 0);
-}
-
-static void same_files(const char *a, const char *b)
-{
-    size_t n, m;
-    uint8_t *x = read_bytes(a, &n), *y = read_bytes(b, &m);
-    ck_assert_uint_eq(n, m);
-    ck_assert_mem_eq(x, y, n);
-    free(x), free(y);
-}
-
 /* In whatever order tensors are given and put, the bytes are those that Hugging Face's library has written. */
 START_TEST(writes_what_others_write)
 {
@@ -242,7 +186,7 @@ START_TEST(writes_what_others_write)
                                          "tests/oracle/fixtures/adapter/llama-q8_0/adapter_model.safetensors"};
     const struct pl_st_meta meta = {"format", "pt"};
     struct pl_err err = {0};
-    make_folder();
+    scratch_make();
     for (size_t i = 0; i < PL_COUNT_OF(theirs); i++) {
         struct pl_safetensors *st;
         ck_assert_int_eq(pl_safetensors_open(&st, theirs[i], &err), PL_OK);
@@ -250,10 +194,10 @@ START_TEST(writes_what_others_write)
         struct pl_st_tensor *tensors = pl_xcalloc(n, sizeof *tensors);
         for (size_t k = 0; k < n; k++)
             tensors[k] = *pl_safetensors_at(st, n - 1 - k);
-        ck_assert_msg(pl_safetensors_write(in_folder("x"), tensors, n, &meta, 1, &err) == PL_OK, "%s", err.msg);
-        same_files(in_folder("x"), theirs[i]);
+        ck_assert_msg(pl_safetensors_write(scratch_path("x"), tensors, n, &meta, 1, &err) == PL_OK, "%s", err.msg);
+        scratch_same(scratch_path("x"), theirs[i]);
         struct pl_st_writer *w;
-        ck_assert_int_eq(pl_st_writer_new(&w, in_folder("y"), tensors, n, &meta, 1, &err), PL_OK);
+        ck_assert_int_eq(pl_st_writer_new(&w, scratch_path("y"), tensors, n, &meta, 1, &err), PL_OK);
         for (size_t k = 0; k < n; k++) {
             const size_t at = k * 5 % n; /* each once: n is no multiple of 5 */
             float *values = pl_xcalloc(pl_st_elements(&tensors[at]), sizeof *values);
@@ -261,16 +205,16 @@ START_TEST(writes_what_others_write)
             ck_assert_int_eq(pl_st_writer_put(w, at, values, &err), PL_OK);
             free(values);
         }
-        ck_assert_int_eq(access(in_folder("y"), F_OK), -1); /* not before it is whole */
+        ck_assert_int_eq(access(scratch_path("y"), F_OK), -1); /* not before it is whole */
         ck_assert_int_eq(pl_st_writer_commit(w, &err), PL_OK);
         pl_st_writer_free(w);
-        same_files(in_folder("y"), theirs[i]);
-        ck_assert_int_eq(unlink(in_folder("y")), 0);
+        scratch_same(scratch_path("y"), theirs[i]);
+        ck_assert_int_eq(unlink(scratch_path("y")), 0);
         free(tensors);
         pl_safetensors_close(st);
     }
-    ck_assert_int_eq(n_files(), 1);
-    remove_folder();
+    ck_assert_int_eq(scratch_files(), 1);
+    scratch_remove();
 }
 END_TEST
 
@@ -286,28 +230,28 @@ START_TEST(writes_mixed_types)
         {.name = "c", .dtype = PL_F32, .n_dims = 0, .data = g},
     };
     struct pl_err err = {0};
-    make_folder();
-    ck_assert_msg(pl_safetensors_write(in_folder("x"), tensors, 5, NULL, 0, &err) == PL_OK, "%s", err.msg);
+    scratch_make();
+    ck_assert_msg(pl_safetensors_write(scratch_path("x"), tensors, 5, NULL, 0, &err) == PL_OK, "%s", err.msg);
     struct pl_safetensors *st;
-    ck_assert_msg(pl_safetensors_open(&st, in_folder("x"), &err) == PL_OK, "%s", err.msg);
+    ck_assert_msg(pl_safetensors_open(&st, scratch_path("x"), &err) == PL_OK, "%s", err.msg);
     for (size_t i = 0; i < 5; i++) {
         const struct pl_st_tensor *t = pl_safetensors_find(st, tensors[i].name);
         ck_assert_ptr_nonnull(t);
         ck_assert(t->dtype == tensors[i].dtype && t->n_dims == tensors[i].n_dims && memcmp(t->dims, tensors[i].dims, sizeof t->dims) == 0);
         ck_assert_mem_eq(t->data, tensors[i].data, pl_st_elements(t) * pl_dtype_block_bytes(t->dtype));
     }
-    ck_assert_int_eq(truncate(in_folder("x"), 0), 0); /* what was opened does not change with the file */
+    ck_assert_int_eq(truncate(scratch_path("x"), 0), 0); /* what was opened does not change with the file */
     ck_assert_mem_eq(pl_safetensors_find(st, "m")->data, f, sizeof f);
     pl_safetensors_close(st);
     struct pl_st_tensor bad[2] = {tensors[2], tensors[2]};
-    ck_assert_int_eq(pl_safetensors_write(in_folder("x"), bad, 2, NULL, 0, &err), PL_EINVAL);
+    ck_assert_int_eq(pl_safetensors_write(scratch_path("x"), bad, 2, NULL, 0, &err), PL_EINVAL);
     bad[1].dtype = PL_F16;
-    ck_assert_int_eq(pl_safetensors_write(in_folder("x"), bad, 2, NULL, 0, &err), PL_EINVAL);
+    ck_assert_int_eq(pl_safetensors_write(scratch_path("x"), bad, 2, NULL, 0, &err), PL_EINVAL);
     bad[1].name = "n";
     bad[1].dtype = PL_Q4_0;
-    ck_assert_int_eq(pl_safetensors_write(in_folder("x"), bad, 2, NULL, 0, &err), PL_EINVAL);
-    ck_assert_int_eq(n_files(), 1);
-    remove_folder();
+    ck_assert_int_eq(pl_safetensors_write(scratch_path("x"), bad, 2, NULL, 0, &err), PL_EINVAL);
+    ck_assert_int_eq(scratch_files(), 1);
+    scratch_remove();
 }
 END_TEST
 
@@ -318,19 +262,19 @@ START_TEST(fails_whole)
     float *values = pl_xcalloc(1 << 16, sizeof *values);
     const struct pl_st_tensor t = {.name = "a", .dtype = PL_F32, .n_dims = 1, .dims = {1 << 16}, .data = values};
     const struct rlimit small = {1 << 16, 1 << 16};
-    make_folder();
-    ck_assert_int_eq(pl_newfile_write(in_folder("x"), "before", 6, &err), PL_OK);
+    scratch_make();
+    ck_assert_int_eq(pl_newfile_write(scratch_path("x"), "before", 6, &err), PL_OK);
     signal(SIGXFSZ, SIG_IGN);
     ck_assert_int_eq(setrlimit(RLIMIT_FSIZE, &small), 0); /* this test has its own process */
-    ck_assert_int_eq(pl_safetensors_write(in_folder("x"), &t, 1, NULL, 0, &err), PL_EIO);
-    ck_assert_ptr_nonnull(strstr(err.msg, in_folder("x")));
+    ck_assert_int_eq(pl_safetensors_write(scratch_path("x"), &t, 1, NULL, 0, &err), PL_ENOSPC);
+    ck_assert_ptr_nonnull(strstr(err.msg, scratch_path("x")));
     ck_assert_int_eq(pl_safetensors_write("/no/such/folder/x", &t, 1, NULL, 0, &err), PL_EIO);
-    ck_assert_int_eq(n_files(), 1);
+    ck_assert_int_eq(scratch_files(), 1);
     size_t n;
-    uint8_t *bytes = read_bytes(in_folder("x"), &n);
+    uint8_t *bytes = scratch_read(scratch_path("x"), &n);
     ck_assert(n == 6 && memcmp(bytes, "before", 6) == 0);
     free(bytes), free(values);
-    remove_folder();
+    scratch_remove();
 }
 END_TEST
 

@@ -278,7 +278,7 @@ START_TEST(job_file)
     ck_assert_int_eq(pl_train_job_read(&b, folder, &err), PL_EFORMAT);
     ck_assert_str_eq(err.param, "base");
     unlink(path);
-    ck_assert_int_eq(pl_train_job_read(&b, folder, &err), PL_EIO);
+    ck_assert_int_eq(pl_train_job_read(&b, folder, &err), PL_ENOENT);
     rmdir(folder);
 }
 END_TEST

@@ -1,0 +1,31 @@
+/* retry: jobs that could not run for a reason that may pass (a full disk, no process to be had), and when each is tried again.
+ * Thread: the supervisor's.  Owns: its entries, until free. What is forgotten with the process is tried at once by the next.
+ * Fails: never.
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef PL_JOBS_RETRY_H
+#define PL_JOBS_RETRY_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "server/jobs/store.h"
+
+struct pl_retry {
+    struct pl_retry *next;
+    char id[PL_ID_MAX];
+    unsigned n;     /* failures in a row */
+    int64_t step;   /* of the job at the last one: progress begins the row anew */
+    uint64_t at_ns; /* not before */
+    char told[512]; /* what the job's last event about it said */
+};
+
+/* Whether it may be tried now. */
+bool pl_retry_due(const struct pl_retry *list, const char *id, uint64_t now_ns);
+/* NULL = it has not failed. */
+const struct pl_retry *pl_retry_find(const struct pl_retry *list, const char *id);
+/* Notes a failure: twice as long a wait as after the one before, from a second to five minutes. *seconds: that wait. */
+struct pl_retry *pl_retry_note(struct pl_retry **list, const char *id, int64_t step, uint64_t now_ns, unsigned *seconds);
+void pl_retry_forget(struct pl_retry **list, const char *id);
+void pl_retry_free(struct pl_retry **list);
+
+#endif
