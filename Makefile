@@ -29,7 +29,7 @@ ISA = $(if $(filter core/device/% core/sample/%,$<),-O3 -Wno-psabi) $(if $(finds
 
 sources = $(foreach d,$(1),$(wildcard $(d)/*.c))
 objects = $(patsubst %.c,$(B)/%.o,$(1))
-core_obj := $(call objects,$(call sources,core/base core/model core/text core/device core/device/cpu core/kv core/sched core/sample core/train))
+core_obj := $(call objects,$(call sources,core/base core/model core/text core/device core/device/cpu core/kv core/sched core/sample core/train core/comm))
 config_obj := $(call objects,$(call sources,config))
 server_obj := $(call objects,$(call sources,server server/api server/jobs))
 cli_obj := $(call objects,$(call sources,cli))
