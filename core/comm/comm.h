@@ -48,6 +48,7 @@ struct pl_comm {
     unsigned rank, size;
     unsigned local_rank, local_size; /* among those on this machine */
     int timeout_ms;                  /* changed by its user between calls */
+    unsigned lost;                   /* after PL_ERANK: the rank that was missed */
     /* implementations put this first in their own struct */
 };
 

@@ -73,10 +73,12 @@ static pl_status wait_turn(struct peers *p, unsigned peer, uint64_t since)
         return PL_ERANK;
     if (p->link->ops->gone(p->link, peer)) {
         pl_log_error("rank %u of %u has ended", peer, p->base.size);
+        p->base.lost = peer;
         return fail(p);
     }
     if (ns > (uint64_t)p->base.timeout_ms * 1000000) {
         pl_log_error("rank %u of %u has not answered for %.1f s", peer, p->base.size, p->base.timeout_ms / 1e3);
+        p->base.lost = peer;
         return fail(p);
     }
     p->link->ops->rest(p->link, ns < LONG_NS ? REST_US : LONG_REST_US);
@@ -309,6 +311,7 @@ pl_status pl_comm_peers_new(struct pl_comm **out, struct pl_link *link, int time
     }
     *p = (struct peers){.base = {.ops = &peers_ops,
                                  .rank = link->rank,
+                                 .lost = link->rank,
                                  .size = link->size,
                                  .local_rank = link->local_rank,
                                  .local_size = link->local_size,

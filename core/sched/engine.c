@@ -167,7 +167,7 @@ static bool take_inbox(struct pl_engine *e, bool idle)
 void pl_engine_lose(struct pl_engine *e, pl_status code)
 {
     e->lost_code = code == PL_ERANK ? code : PL_EDEVICE;
-    pl_log_error("%s (%s); all requests end, restart the server", lost_text(e), pl_status_text(code));
+    pl_log_error("%s (%s); all requests end", lost_text(e), pl_status_text(code));
     atomic_store(&e->device_lost, true);
     pl_engine_fail_all(e, e->lost_code, lost_text(e));
     if (e->opts.lost != NULL)

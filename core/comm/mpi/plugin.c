@@ -138,7 +138,7 @@ static void find_neighbours(struct mpi_link *m)
         m->base.local_size = 1;
 }
 
-int pl_link_mpi_open(struct pl_link **out, int version, char *why, size_t n_why);
+__attribute__((visibility("default"))) int pl_link_mpi_open(struct pl_link **out, int version, char *why, size_t n_why);
 int pl_link_mpi_open(struct pl_link **out, int version, char *why, size_t n_why)
 {
     int level = 0, rank = 0, size = 0;
