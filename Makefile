@@ -29,7 +29,7 @@ ISA = $(if $(filter core/device/% core/sample/%,$<),-O3 -Wno-psabi) $(if $(finds
 
 sources = $(foreach d,$(1),$(wildcard $(d)/*.c))
 objects = $(patsubst %.c,$(B)/%.o,$(1))
-core_obj := $(call objects,$(call sources,core/base core/model core/text core/device core/device/cpu core/kv core/sched core/sample core/train))
+core_obj := $(call objects,$(call sources,core/base core/model core/text core/device core/device/cpu core/kv core/sched core/sample core/train core/comm))
 config_obj := $(call objects,$(call sources,config))
 server_obj := $(call objects,$(call sources,server server/api server/jobs))
 cli_obj := $(call objects,$(call sources,cli))
@@ -38,7 +38,7 @@ tool_main := $(filter-out tests/tools/gguf_write.c tests/tools/tiny_%.c tests/to
 tool_obj := $(call objects,$(filter-out $(tool_main),$(wildcard tests/tools/*.c)))
 TOOLS := $(patsubst tests/tools/%.c,$(B)/%,$(tool_main))
 
-all: $(B)/parleyd $(B)/parley build/parleyd build/parley
+all: $(B)/parleyd $(B)/parley build/parleyd build/parley mpi
 
 $(B)/%.o: %.c $(B)/.flags
 	@mkdir -p $(@D)
@@ -59,6 +59,17 @@ $(B)/parley: $(cli_obj) $(B)/libparley.a
 
 build/parleyd build/parley: build/%: $(B)/%
 	ln -sfn $(BUILD)/$* $@
+
+# ---- ranks as MPI processes: a library of its own, loaded at run time; built where there is MPI -----------------------------
+MPI ?= $(if $(shell command -v mpicc),1,0)
+ifeq ($(MPI),1)
+$(B)/libparley_mpi.so: core/comm/mpi/plugin.c core/comm/link.h $(B)/.flags
+	OMPI_CC=$(CC) MPICH_CC=$(CC) mpicc $(CPPFLAGS) -std=gnu17 -O2 -g $(WARN) -fPIC -shared -fvisibility=hidden -Wl,-z,relro,-z,now $< -o $@
+mpi: $(B)/libparley_mpi.so
+	ln -sfn $(BUILD)/libparley_mpi.so build/libparley_mpi.so
+else
+mpi:
+endif
 
 # ---- tests --------------------------------------------------------------------------------------------------------------
 # The runner's list of suites is what tests/unit/check_*.c is: each exports suite_<module>().
@@ -110,6 +121,7 @@ lint:
 install: all
 	install -D -m 755 $(B)/parleyd $(DESTDIR)$(PREFIX)/bin/parleyd
 	install -D -m 755 $(B)/parley $(DESTDIR)$(PREFIX)/bin/parley
+	if [ -e $(B)/libparley_mpi.so ]; then install -D -m 755 $(B)/libparley_mpi.so $(DESTDIR)$(PREFIX)/lib/parley/libparley_mpi.so; fi
 	install -D -m 640 deploy/parley.conf $(DESTDIR)/etc/parley/parley.conf
 
 clean:
@@ -124,6 +136,6 @@ $(B)/.flags: FORCE
 	@mkdir -p $(B)
 	@echo '$(FLAGS)' | cmp -s - $@ || echo '$(FLAGS)' > $@
 
-.PHONY: all tools test test-unit ops test-http faults oracle bench bench-tools lint install clean help FORCE
+.PHONY: all mpi tools test test-unit ops test-http faults oracle bench bench-tools lint install clean help FORCE
 .SECONDARY:
 -include $(shell find $(B) -name '*.d' 2>/dev/null)

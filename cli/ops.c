@@ -64,11 +64,11 @@ static void know_weights(struct ops *o)
     o->known = pl_xcalloc(16 * ((size_t)m->spec.n_layers + 1), sizeof *o->known);
 #define VECTOR_ROW(w, field, name)
 #define MATRIX_ROW(w, field, name) know(o, w, #field, name);
-#define X(kind, field, arch, name, rows, cols, need) kind##_ROW(m->top.field, field, name)
+#define X(kind, field, arch, name, rows, cols, need, cut) kind##_ROW(m->top.field, field, name)
     PL_TOP_WEIGHTS(X)
 #undef X
     for (uint32_t i = 0; i < m->spec.n_layers; i++) {
-#define X(kind, field, arch, name, rows, cols, need)                                                                   \
+#define X(kind, field, arch, name, rows, cols, need, cut)                                                                   \
     snprintf(tensor, sizeof tensor, "blk.%u.%s", i, name);                                                             \
     kind##_ROW(m->layers[i].field, field, tensor)
         PL_LAYER_WEIGHTS(X)

@@ -549,6 +549,17 @@ void pl_config_log(const struct pl_config *config)
     }
 }
 
+bool pl_config_launched(const struct pl_config *c)
+{
+    static const char *const sizes[] = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"};
+    bool several = false;
+    for (size_t i = 0; i < PL_COUNT_OF(sizes); i++) {
+        const char *size = getenv(sizes[i]);
+        several |= size != NULL && atoi(size) > 1;
+    }
+    return strcmp(c->ranks, "mpi") == 0 || (strcmp(c->ranks, "auto") == 0 && several);
+}
+
 char *pl_config_data_dir(const struct pl_config *c)
 {
     static const char system_wide[] = "/var/lib/parley";

@@ -5,6 +5,7 @@
 #ifndef PL_CONFIG_CONFIG_H
 #define PL_CONFIG_CONFIG_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 #include "core/base/status.h"
@@ -36,6 +37,8 @@ pl_status pl_config_load(struct pl_config *c, int argc, char **argv, char **text
 void pl_config_fini(struct pl_config *c);
 /* data-dir, or where it is when nothing is said; free(). NULL = there is no place for it. */
 char *pl_config_data_dir(const struct pl_config *c);
+/* Whether this process is one of several that mpirun or srun has started to be ranks. */
+bool pl_config_launched(const struct pl_config *c);
 /* One log line per setting that is not the default. */
 void pl_config_log(const struct pl_config *c);
 

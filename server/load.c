@@ -24,8 +24,10 @@
 #include "core/model/model.h"
 #include "core/sched/adapters.h"
 #include "core/sched/engine.h"
+#include "core/sched/runner.h"
 #include "core/text/chat.h"
 #include "core/text/tok.h"
+#include "server/ranks.h"
 #include "server/server.h"
 
 #define PL_LOG_MODULE "load"
@@ -34,6 +36,7 @@ struct pl_load {
     struct pl_gguf *gguf;
     struct pl_tok *tok;
     struct pl_chat *chat;
+    struct pl_ranks *ranks;
     struct pl_pool *pool;
     struct pl_device *device;
     struct pl_model *model;
@@ -171,13 +174,17 @@ static pl_status open_chat(struct pl_load *l, const struct pl_config *c, struct 
     return PL_OK;
 }
 
-static pl_status open_device(struct pl_load *l, const struct pl_config *c, struct pl_err *err)
+pl_status pl_load_device(struct pl_device **out, const struct pl_config *c, struct pl_pool *pool, unsigned local_rank, struct pl_err *err)
 {
-    pl_status rc = pl_pool_new(&l->pool, (unsigned)c->threads, err);
-    if (rc != PL_OK)
-        return rc;
+    (void)local_rank; /* there is one CPU device */
     const char *isa = strcmp(c->device, "auto") == 0 || strcmp(c->device, "cpu") == 0 ? NULL : c->device;
-    return pl_cpu_open(&l->device, l->pool, isa != NULL && strncmp(isa, "cpu-", 4) == 0 ? isa + 4 : isa, err);
+    return pl_cpu_open(out, pool, isa != NULL && strncmp(isa, "cpu-", 4) == 0 ? isa + 4 : isa, err);
+}
+
+static pl_status open_device(struct pl_load *l, const struct pl_server *s, struct pl_err *err)
+{
+    pl_status rc = pl_pool_new(&l->pool, pl_ranks_threads(s->world, s->config), err);
+    return rc == PL_OK ? pl_load_device(&l->device, s->config, l->pool, pl_ranks_comm(l->ranks)->local_rank, err) : rc;
 }
 
 static pl_status choose_context(const struct pl_config *c, const struct pl_spec *spec, uint32_t *n, struct pl_err *err)
@@ -189,14 +196,16 @@ static pl_status choose_context(const struct pl_config *c, const struct pl_spec 
     return PL_OK;
 }
 
-static pl_status open_engine(struct pl_load *l, const struct pl_config *c, struct pl_err *err)
+static pl_status open_engine(struct pl_load *l, const struct pl_server *s, struct pl_err *err)
 {
+    const struct pl_config *c = s->config;
     const struct pl_spec *spec = pl_model_spec(l->model);
     struct pl_engine_opts o = {
         .max_sequences = (uint32_t)c->max_sequences,
         .batch_tokens = (uint32_t)c->batch_tokens,
         .queue_limit = (uint32_t)c->queue_limit,
         .pool = l->pool,
+        .lost = s->lost,
     };
     if (!pl_kv_type(c->kv_type, &o.kv_dtype))
         return pl_fail_param(err, PL_EINVAL, "kv-type", "no cache type \"%s\": " PL_KV_TYPES, c->kv_type);
@@ -215,7 +224,7 @@ static pl_status open_engine(struct pl_load *l, const struct pl_config *c, struc
         o.max_draft = (uint32_t)c->max_draft;
         o.draft_sequences = (uint32_t)c->speculation_max_seqs;
     }
-    rc = pl_engine_new(&l->engine, &o, l->device, l->model, l->tok, err);
+    rc = pl_engine_new_ranks(&l->engine, &o, l->device, l->model, pl_ranks_comm(l->ranks), l->tok, err);
     if (rc == PL_OK)
         rc = pl_engine_start(l->engine, err);
     if (rc != PL_OK)
@@ -255,11 +264,13 @@ pl_status pl_load_open(struct pl_load **out, struct pl_server *s, const char *pa
     if (rc == PL_OK)
         rc = open_chat(l, c, err);
     if (rc == PL_OK)
-        rc = open_device(l, c, err);
+        rc = pl_ranks_open(&l->ranks, s->world, c, l->gguf, err);
+    if (rc == PL_OK)
+        rc = open_device(l, s, err);
     if (rc == PL_OK)
         rc = identify(s, path, l->device->ops->name, err);
     if (rc == PL_OK)
-        rc = pl_model_load(&l->model, l->gguf, l->device, (uint32_t)c->batch_tokens, (uint32_t)c->batch_tokens, err);
+        rc = pl_model_load_part(&l->model, l->gguf, l->device, pl_ranks_comm(l->ranks), (uint32_t)c->batch_tokens, (uint32_t)c->batch_tokens, err);
     if (rc != PL_OK)
         goto out;
     const struct pl_spec *spec = pl_model_spec(l->model);
@@ -272,7 +283,7 @@ pl_status pl_load_open(struct pl_load **out, struct pl_server *s, const char *pa
                      pl_tok_count(l->tok), spec->n_vocab);
         goto out;
     }
-    rc = open_engine(l, c, err);
+    rc = open_engine(l, s, err);
     if (rc == PL_OK)
         rc = open_adapters(l, s, err);
 out:
@@ -310,6 +321,7 @@ void pl_load_close(struct pl_load *l)
     if (l->device != NULL)
         l->device->ops->close(l->device);
     pl_pool_free(l->pool);
+    pl_ranks_close(l->ranks);
     pl_chat_free(l->chat);
     pl_tok_free(l->tok);
     pl_gguf_close(l->gguf);

@@ -3,6 +3,7 @@
  * Thread: main owns start and stop; a loader thread lives from listening to ready.
  * SPDX-License-Identifier: Apache-2.0 */
 #include <errno.h>
+#include <limits.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -22,11 +23,12 @@
 #include "server/jobs/jobs.h"
 #include "server/load.h"
 #include "server/metrics.h"
+#include "server/ranks.h"
 #include "server/server.h"
 
 #define PL_LOG_MODULE "main"
 
-enum { EXIT_CONFIG = 2, FLUSH_MS = 2000, FORM_BYTES = 1 << 20 /* of an upload, beside the file */ };
+enum { EXIT_CONFIG = 2, EXIT_LOST = 3, FLUSH_MS = 2000, LAST_MS = 500, FORM_BYTES = 1 << 20 /* of an upload, beside the file */ };
 
 struct daemon {
     struct pl_config config;
@@ -72,6 +74,7 @@ static void set_signals(struct daemon *d)
     sigaddset(&d->signals, SIGTERM);
     sigaddset(&d->signals, SIGINT);
     sigaddset(&d->signals, SIGHUP);
+    sigaddset(&d->signals, SIGUSR1); /* what computes is lost */
     pthread_sigmask(SIG_BLOCK, &d->signals, NULL); /* inherited by every thread: only main takes them */
 }
 
@@ -147,6 +150,27 @@ static void drain(struct daemon *d)
         now = next_signal(d, 5) != 0;
 }
 
+/* On the engine's thread: requests have ended, the rest is main's. */
+static void tell_lost(void *arg)
+{
+    (void)arg;
+    kill(getpid(), SIGUSR1);
+}
+
+/* What computes is lost, and with it maybe a thread that stands still: clients get their last words, health is red, and the process
+ * ends without waiting for anybody. */
+_Noreturn static void fall(struct daemon *d)
+{
+    const uint64_t now = pl_now_ns(), least = now + LAST_MS * UINT64_C(1000000), most = now + FLUSH_MS * UINT64_C(1000000);
+    while (pl_now_ns() < least || (pl_http_active(d->http) > 0 && pl_now_ns() < most))
+        (void)next_signal(d, 5);
+    pl_jobs_stop(d->server.jobs, FLUSH_MS / 1000);
+    pl_log_error("ending with status %d: to be started again", EXIT_LOST);
+    if (d->server.world != NULL)
+        d->server.world->ops->end_processes(d->server.world, EXIT_LOST);
+    _exit(EXIT_LOST);
+}
+
 static int serve(struct daemon *d)
 {
     struct pl_err err = {0};
@@ -174,8 +198,12 @@ static int serve(struct daemon *d)
         pl_log_error("no jobs are run: %s", err.msg);
     if (sig == 0)
         sig = next_signal(d, -1);
+    if (sig == SIGUSR1)
+        fall(d);
     pl_log_info("signal %s", sigabbrev_np(sig));
     drain(d);
+    if (!pl_engine_healthy(d->server.engine, INT_MAX))
+        fall(d);
     pl_jobs_stop(d->server.jobs, (unsigned)d->config.drain_timeout);
     return EXIT_SUCCESS;
 }
@@ -190,6 +218,44 @@ static void leave(struct daemon *d)
     pl_metrics_free(d->server.metrics);
     free(d->path);
     free(d->id);
+}
+
+/* The life of a rank other than 0. */
+static int follow(struct daemon *d)
+{
+    struct pl_err err = {0};
+    pl_status rc = pl_load_choose(&d->server, &d->path, &d->id, &err);
+    if (rc == PL_OK)
+        rc = pl_ranks_follow(d->server.world, &d->config, d->path, &err);
+    if (rc == PL_ERANK || rc == PL_EDEVICE) {
+        d->server.world->ops->end_processes(d->server.world, EXIT_LOST);
+        _exit(EXIT_LOST);
+    }
+    free(d->path);
+    free(d->id);
+    return rc == PL_OK ? EXIT_SUCCESS : rc == PL_EINVAL ? EXIT_CONFIG : EXIT_FAILURE;
+}
+
+/* Alone, or as one rank of several. */
+static int take_part(struct daemon *d)
+{
+    struct pl_err err = {0};
+    const pl_status rc = pl_ranks_join(&d->server.world, &d->config, &err);
+    if (rc != PL_OK)
+        return complain(rc == PL_ENOTSUP ? PL_EINVAL : rc, &err);
+    int status;
+    if (d->server.world != NULL && d->server.world->rank > 0) {
+        status = follow(d);
+    } else {
+        pl_config_log(&d->config);
+        d->server.metrics = pl_metrics_new();
+        d->server.lost = tell_lost;
+        status = serve(d);
+        leave(d);
+        pl_log_info("stopped");
+    }
+    pl_ranks_leave(d->server.world);
+    return status;
 }
 
 static pl_log_level log_level(const char *word)
@@ -233,12 +299,8 @@ int main(int argc, char **argv)
     int status = configure(&d, argc, argv);
     if (status >= 0)
         return status;
-    pl_config_log(&d.config);
-    d.server.metrics = pl_metrics_new();
     set_signals(&d);
-    status = serve(&d);
-    leave(&d);
-    pl_log_info("stopped");
+    status = take_part(&d);
     pl_config_fini(&d.config);
     return status;
 }

@@ -11,6 +11,7 @@
 #include "config/config.h"
 #include "core/base/status.h"
 
+struct pl_comm;
 struct pl_tok;
 struct pl_chat;
 struct pl_model;
@@ -24,6 +25,8 @@ struct pl_server {
     const struct pl_config *config;
     atomic_bool ready; /* model loaded and warm: what comes below is valid (release/acquire) */
     atomic_bool draining;
+    struct pl_comm *world;   /* the other processes that hold parts of the model; NULL = none do */
+    void (*lost)(void *arg); /* for the engine: the device or a rank is lost, this process is to end */
     const char *model_path;
     const char *model_id;    /* what /v1/models shows: --alias, else the file name without .gguf */
     char fingerprint[32];    /* "fp_" + hash of weights file, build and kernels */

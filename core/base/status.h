@@ -18,7 +18,8 @@
     X(EFULL, "queue is full")                                                                                          \
     X(ETOOLONG, "does not fit into the context")                                                                       \
     X(ESTOPPED, "shutting down")                                                                                       \
-    X(EDEVICE, "device failure")
+    X(EDEVICE, "device failure")                                                                                       \
+    X(ERANK, "a rank was lost")
 
 enum pl_status_index {
     PL_STATUS_OK_INDEX = 0,

@@ -63,7 +63,13 @@ struct pl_weight_src {
     pl_dtype dtype;
     uint32_t rows, cols;
     const void *data; /* borrowed while the device loads, and for as long as the weight lives if it is not repacked */
+    size_t stride;    /* bytes from one row to the next; 0 = they lie one behind the other */
 };
+
+static inline size_t pl_weight_src_stride(const struct pl_weight_src *s)
+{
+    return s->stride != 0 ? s->stride : pl_dtype_row_bytes(s->dtype, s->cols);
+}
 
 /* A low-rank change of a product's outputs [first, first + rows): out += scale * (x · Aᵀ) · Bᵀ. Copied by the device. */
 struct pl_lora_src {
@@ -84,6 +90,8 @@ struct pl_plus {
     pl_view values;   /* of the result's shape */
     const bool *rows; /* [T] which of them count */
 };
+
+#define PL_NO_ROW UINT32_MAX
 
 /* What every device can do; models beyond it are refused when they are loaded. */
 enum { PL_MAX_HEAD_DIM = 256, PL_MAX_QUERIES_PER_KV = 16 };
@@ -147,7 +155,7 @@ struct pl_device_ops {
     pl_status (*step_begin)(struct pl_device *dev, const struct pl_batch *b);
     pl_status (*step_end)(struct pl_device *dev);
 
-    /* out[n, C] (+)= rows idx[i] of w[*, C]. add: accumulate (learned positions). */
+    /* out[n, C] (+)= rows idx[i] of w[*, C]; PL_NO_ROW is a row of zeros. add: accumulate (learned positions). */
     pl_status (*embed)(struct pl_device *dev, pl_view out, const struct pl_weight *w, const uint32_t *idx, bool add);
     /* out[T, C] = norm(x) * gain (+ bias); bias.buf NULL = none. gain and bias are [1, C]. out may be x. */
     pl_status (*norm)(struct pl_device *dev, pl_norm_kind kind, pl_view out, pl_view x, pl_view gain, pl_view bias, float eps);

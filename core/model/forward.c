@@ -21,17 +21,37 @@
         }                                                                                                              \
     } while (0)
 
+/* v = its sum over the ranks. Rank 0 has brought what is added once: residual and biases. */
+#define SUM(v)                                                                                                         \
+    do {                                                                                                               \
+        const pl_status sum_rc = m->comm->ops->all_reduce(m->comm, m->dev, v);                                         \
+        if (sum_rc != PL_OK)                                                                                           \
+            return sum_rc;                                                                                             \
+    } while (0)
+
 static pl_view first_rows(pl_view v, uint32_t n)
 {
     return pl_view_rows(v, 0, n);
 }
 
+/* Rows of this rank's part of the embedding. */
+static const uint32_t *own_tokens(const struct pl_model *m, const struct pl_batch *b)
+{
+    const uint32_t *tokens = (const uint32_t *)b->tokens; /* never negative: the caller's promise */
+    if (m->part.size == 1)
+        return tokens;
+    for (uint32_t t = 0; t < b->n_tokens; t++)
+        m->own_tokens[t] = tokens[t] - m->part.v.first < m->part.v.n ? tokens[t] - m->part.v.first : PL_NO_ROW;
+    return m->own_tokens;
+}
+
 /* x = token embedding, plus the learned position where the architecture has one */
 static pl_status embed(struct pl_model *m, const struct pl_batch *b, pl_view x)
 {
-    STEP(embed, x, m->top.embed, (const uint32_t *)b->tokens, false); /* never negative: the caller's promise */
+    STEP(embed, x, m->top.embed, own_tokens(m, b), false);
     if (m->top.position != NULL)
         STEP(embed, x, m->top.position, b->pos, true);
+    SUM(x);
     return PL_OK;
 }
 
@@ -39,7 +59,7 @@ static pl_status embed(struct pl_model *m, const struct pl_batch *b, pl_view x)
 static pl_status attention(struct pl_model *m, uint32_t layer, struct pl_kvdev *kv, const struct pl_batch *b, pl_view x,
                            pl_view att)
 {
-    const struct pl_spec *s = &m->spec;
+    const struct pl_spec *s = &m->own;
     const struct pl_layer *l = &m->layers[layer];
     const uint32_t T = b->n_tokens, D = s->head_dim, Q = s->n_heads * D, K = s->n_kv_heads * D;
     const pl_view h = first_rows(m->h, T), qkv = first_rows(m->qkv, T);
@@ -80,8 +100,9 @@ static pl_status feed_forward(struct pl_model *m, uint32_t layer, pl_view x)
         ADAPT(layer, PL_PRODUCT_FF_IN, ff, h);
         STEP(act, s->act, ff);
     }
-    STEP(matmul, x, ff, l->ff_out, l->ff_out_b, true);
+    STEP(matmul, x, ff, l->ff_out, l->ff_out_b, m->part.rank == 0);
     ADAPT(layer, PL_PRODUCT_FF_OUT, x, ff);
+    SUM(x);
     return PL_OK;
 }
 
@@ -108,16 +129,18 @@ static pl_status enqueue(struct pl_model *m, struct pl_kvdev *kv, const struct p
             att = first_rows(m->att_rows, R);
             pl_loras_narrow(&m->loras, b);
         }
-        STEP(matmul, x, att, l->attn_out, l->attn_out_b, true);
+        STEP(matmul, x, att, l->attn_out, l->attn_out_b, m->part.rank == 0);
         ADAPT(layer, PL_PRODUCT_ATTN_OUT, x, att);
+        SUM(x);
         rc = feed_forward(m, layer, x);
     }
     if (rc != PL_OK)
         return rc;
     const pl_view h = first_rows(m->h, R);
     STEP(norm, s->norm, h, x, m->top.out_norm, m->top.out_norm_b, s->norm_eps);
-    STEP(matmul, first_rows(m->logits, R), h, m->top.head != NULL ? m->top.head : m->top.embed, pl_view_none(), false);
-    return PL_OK;
+    const pl_view logits = first_rows(m->logits, R), part = pl_view_cols(logits, 0, m->own.n_vocab);
+    STEP(matmul, part, h, m->top.head != NULL ? m->top.head : m->top.embed, pl_view_none(), false);
+    return m->comm->ops->gather(m->comm, m->dev, logits, part, m->vocab_first);
 }
 
 pl_status pl_model_forward(struct pl_model *m, struct pl_kvdev *kv, const struct pl_batch *b, const float **logits)
@@ -130,7 +153,7 @@ pl_status pl_model_forward(struct pl_model *m, struct pl_kvdev *kv, const struct
     const pl_status end = m->dev->ops->step_end(m->dev);
     if (rc != PL_OK)
         return rc;
-    if (end != PL_OK || b->n_rows == 0)
+    if (end != PL_OK || b->n_rows == 0 || m->part.rank != 0)
         return end;
     if (m->host_logits == NULL) {
         *logits = m->dev->ops->host(m->dev, m->logits.buf) + m->logits.offset;

@@ -20,6 +20,7 @@ enum { MAX_ROWS = 32, MAX_PARTS = 4, ALIGN_FLOATS = 16 };
 struct row {
     enum { MATRIX, VECTOR } kind;
     enum { MUST, MAY } need;
+    pl_cut cut;
     size_t field; /* offset in struct pl_top or struct pl_layer */
     const char *name;
     uint32_t n_rows, n_cols;
@@ -45,9 +46,9 @@ static void table_fill(struct table *t, const struct pl_spec *s, unsigned arch)
     const uint32_t V = s->n_vocab, C = s->n_embd, P = s->n_ctx, F = s->n_ff, W = s->rope_dims / 2;
     const uint32_t Q = s->n_heads * s->head_dim, K = s->n_kv_heads * s->head_dim;
     *t = (struct table){0};
-#define ADD(where, type, kind, field, archs, name, rows, cols, need)                                                   \
+#define ADD(where, type, kind, field, archs, name, rows, cols, need, cut)                                                   \
     if (((archs) & arch) != 0)                                                                                         \
-        t->where[t->n_##where++] = (struct row){kind, need, offsetof(struct type, field), name, rows, cols};
+        t->where[t->n_##where++] = (struct row){kind, need, PL_CUT_##cut, offsetof(struct type, field), name, rows, cols};
 #define X(...) ADD(top, pl_top, __VA_ARGS__)
     PL_TOP_WEIGHTS(X)
 #undef X
@@ -90,17 +91,34 @@ static pl_status find(const struct loader *ld, const struct row *r, int layer, c
     return PL_OK;
 }
 
+/* What this rank has of a tensor, as parts of a weight; how many. */
+static size_t sources(const struct loader *ld, const struct row *r, const struct pl_gguf_tensor *t, struct pl_weight_src *src)
+{
+    struct pl_range out[PL_PART_RANGES];
+    const struct pl_part *part = &ld->m->part;
+    const size_t n = pl_cut_outputs(r->cut, &ld->m->spec, part, r->n_rows, out), stride = pl_dtype_row_bytes(t->dtype, r->n_cols);
+    const struct pl_range in = pl_cut_inputs(r->cut, part, r->n_cols);
+    for (size_t i = 0; i < n; i++)
+        src[i] = (struct pl_weight_src){.dtype = t->dtype,
+                                        .rows = out[i].n,
+                                        .cols = in.n,
+                                        .data = (const char *)t->data + out[i].first * stride + pl_dtype_row_bytes(t->dtype, in.first),
+                                        .stride = stride};
+    return n;
+}
+
 /* A matrix of stacked parts, all of them present. */
-static pl_status load_matrix(struct loader *ld, const struct pl_gguf_tensor *const *parts, size_t n, const char *name,
+static pl_status load_matrix(struct loader *ld, const struct row *r, const struct pl_gguf_tensor *const *parts, size_t n, const char *name,
                              struct pl_weight **out)
 {
-    struct pl_weight_src src[MAX_PARTS];
-    for (size_t i = 0; i < n; i++) {
-        src[i] = (struct pl_weight_src){parts[i]->dtype, (uint32_t)parts[i]->ne[1], (uint32_t)parts[i]->ne[0],
-                                        parts[i]->data};
-    }
+    struct pl_weight_src src[MAX_PARTS * PL_PART_RANGES];
+    size_t n_src = 0;
+    for (size_t i = 0; i < n; i++)
+        n_src += sources(ld, &r[i], parts[i], src + n_src);
+    if (n_src == 0)
+        return PL_OK;
     struct pl_err cause = {0};
-    const pl_status rc = ld->m->dev->ops->weight_new(ld->m->dev, src, n, out, &cause);
+    const pl_status rc = ld->m->dev->ops->weight_new(ld->m->dev, src, n_src, out, &cause);
     if (rc != PL_OK)
         return pl_fail(ld->err, rc, "tensor %s (%s): %s", name, pl_dtype_name(parts[0]->dtype),
                        cause.msg[0] != '\0' ? cause.msg : pl_status_text(rc));
@@ -116,6 +134,27 @@ static pl_view take_vector(struct loader *ld, uint32_t n, float **values)
     return v;
 }
 
+/* This rank's values of a vector. */
+static void put_vector(const struct loader *ld, const struct row *r, const struct pl_gguf_tensor *t, float *values)
+{
+    struct pl_range part[PL_PART_RANGES];
+    const size_t n = pl_cut_outputs(r->cut, &ld->m->spec, &ld->m->part, r->n_cols, part);
+    float *all = pl_xmalloc(r->n_cols * sizeof *all);
+    pl_dequant_row(t->dtype, t->data, all, r->n_cols);
+    for (size_t i = 0; i < n; values += part[i++].n)
+        memcpy(values, all + part[i].first, part[i].n * sizeof *all);
+    free(all);
+}
+
+static uint32_t own_width(const struct loader *ld, const struct row *r)
+{
+    struct pl_range part[PL_PART_RANGES];
+    uint32_t width = 0;
+    for (size_t i = 0, n = pl_cut_outputs(r->cut, &ld->m->spec, &ld->m->part, r->n_cols, part); i < n; i++)
+        width += part[i].n;
+    return width;
+}
+
 /* Loads the rows r[0..n) that share one field; base is the struct pl_top or struct pl_layer. */
 static pl_status load_group(struct loader *ld, const struct row *r, size_t n, int layer, void *base)
 {
@@ -128,7 +167,7 @@ static pl_status load_group(struct loader *ld, const struct row *r, size_t n, in
         if (rc != PL_OK)
             return rc;
         n_found += parts[i] != NULL;
-        width += r[i].n_cols;
+        width += r[i].kind == VECTOR ? own_width(ld, &r[i]) : 0;
         if (parts[i] != NULL && ld->checking)
             ld->m->n_params += (uint64_t)r[i].n_rows * r[i].n_cols;
     }
@@ -137,13 +176,15 @@ static pl_status load_group(struct loader *ld, const struct row *r, size_t n, in
     void *field = (char *)base + r->field;
     if (r->kind == MATRIX) {
         PL_ASSERT(n_found == n);
-        return ld->checking ? PL_OK : load_matrix(ld, parts, n, tensor_name(r, layer).s, field);
+        return ld->checking ? PL_OK : load_matrix(ld, r, parts, n, tensor_name(r, layer).s, field);
     }
+    if (width == 0)
+        return PL_OK;
     float *values;
     *(pl_view *)field = take_vector(ld, width, &values);
-    for (size_t i = 0; i < n && values != NULL; values += r[i++].n_cols) {
+    for (size_t i = 0; i < n && values != NULL; values += own_width(ld, &r[i++])) {
         if (parts[i] != NULL)
-            pl_dequant_row(parts[i]->dtype, parts[i]->data, values, r[i].n_cols);
+            put_vector(ld, &r[i], parts[i], values);
     }
     return PL_OK;
 }
@@ -307,7 +348,9 @@ pl_status pl_model_check(struct pl_spec *spec, unsigned *arch_bit, uint64_t *n_p
     if (rc != PL_OK || (rc = read_vocab(&m, g, err)) != PL_OK)
         return rc;
     m.layers = pl_xcalloc(m.spec.n_layers, sizeof *m.layers);
-    rc = check(&ld);
+    rc = pl_part_make(&m.part, &m.spec, m.arch_bit, g, 0, 1, err);
+    if (rc == PL_OK)
+        rc = check(&ld);
     free(m.layers);
     *spec = m.spec;
     *arch_bit = m.arch_bit;
@@ -346,8 +389,8 @@ out:
  * cols < 2^27 by the hyper-parameters' ranges. */
 static pl_status make_work(struct pl_model *m, struct pl_err *err)
 {
-    const struct pl_spec *s = &m->spec;
-    const uint32_t T = m->max_tokens, R = m->max_rows, C = s->n_embd, F = s->n_ff, V = s->n_vocab;
+    const struct pl_spec *s = &m->own;
+    const uint32_t T = m->max_tokens, R = m->max_rows, C = s->n_embd, F = s->n_ff, V = m->part.rank == 0 ? m->spec.n_vocab : s->n_vocab;
     const uint32_t Q = s->n_heads * s->head_dim, K = s->n_kv_heads * s->head_dim;
     const struct {
         pl_view *view;
@@ -362,7 +405,10 @@ static pl_status make_work(struct pl_model *m, struct pl_err *err)
             return pl_fail(err, rc, "no memory for batches of %u tokens (%zu values)", T, n);
         *work[i].view = (pl_view){m->work[i], 0, work[i].rows, work[i].cols, work[i].cols};
     }
-    if (m->dev->ops->host(m->dev, m->logits.buf) != NULL)
+    m->own_tokens = pl_xcalloc(T, sizeof *m->own_tokens);
+    m->vocab_first = pl_xcalloc(m->part.size + 1, sizeof *m->vocab_first);
+    pl_part_vocab(m->spec.n_vocab, m->part.size, m->vocab_first);
+    if (m->part.rank != 0 || m->dev->ops->host(m->dev, m->logits.buf) != NULL)
         return PL_OK;
     m->host_logits = malloc((size_t)m->max_rows * m->spec.n_vocab * sizeof *m->host_logits);
     return m->host_logits != NULL ? PL_OK : pl_fail(err, PL_ENOMEM, "no memory for the logits of %u rows", m->max_rows);
@@ -371,16 +417,26 @@ static pl_status make_work(struct pl_model *m, struct pl_err *err)
 pl_status pl_model_load(struct pl_model **out, const struct pl_gguf *g, struct pl_device *dev, uint32_t max_tokens,
                         uint32_t max_rows, struct pl_err *err)
 {
+    return pl_model_load_part(out, g, dev, &pl_comm_single, max_tokens, max_rows, err);
+}
+
+pl_status pl_model_load_part(struct pl_model **out, const struct pl_gguf *g, struct pl_device *dev, struct pl_comm *comm, uint32_t max_tokens,
+                             uint32_t max_rows, struct pl_err *err)
+{
     *out = NULL;
     if (max_tokens == 0 || max_rows == 0 || max_rows > max_tokens)
         return pl_fail(err, PL_EINVAL, "a batch of %u tokens cannot have %u rows", max_tokens, max_rows);
     struct pl_model *m = pl_xcalloc(1, sizeof *m);
     m->dev = dev;
+    m->comm = comm;
     m->max_tokens = max_tokens;
     m->max_rows = max_rows;
     pl_status rc = pl_spec_read(&m->spec, &m->arch_bit, g, err);
     if (rc != PL_OK || (rc = read_vocab(m, g, err)) != PL_OK)
         goto out;
+    if ((rc = pl_part_make(&m->part, &m->spec, m->arch_bit, g, comm->rank, comm->size, err)) != PL_OK)
+        goto out;
+    m->own = pl_part_spec(&m->part, &m->spec);
     m->attn_scale = 1.0f / sqrtf((float)m->spec.head_dim);
     m->layers = pl_xcalloc(m->spec.n_layers, sizeof *m->layers);
     pl_loras_init(&m->loras, max_tokens);
@@ -422,6 +478,8 @@ void pl_model_free(struct pl_model *m)
         if (m->work[i] != NULL)
             m->dev->ops->buf_free(m->dev, m->work[i]);
     free(m->host_logits);
+    free(m->own_tokens);
+    free(m->vocab_first);
     free(m->layers);
     free(m);
 }

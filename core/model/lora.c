@@ -19,6 +19,8 @@ static void free_set(struct pl_lora_set *s, struct pl_device *dev)
 {
     for (uint32_t i = 0; s != NULL && i < s->n; i++)
         dev->ops->lora_free(dev, s->products[i]);
+    if (s != NULL)
+        pl_adapter_wire_fini(&s->wire);
     free(s);
 }
 
@@ -61,24 +63,65 @@ static pl_status make_plus(struct pl_loras *ls, struct pl_device *dev, uint32_t 
     return PL_OK;
 }
 
+/* What one product's device object is made of. */
+struct sources {
+    struct pl_lora_src parts[PL_TARGET_COUNT * PL_PART_RANGES];
+    float *columns[PL_TARGET_COUNT]; /* copies, of those that are cut by inputs */
+    size_t n, n_columns;
+    uint32_t cols;
+};
+
+/* Columns [in.first, + in.n) of a[rank, n_cols]. NULL without memory. */
+static float *take_columns(const struct pl_lora_pair *p, uint32_t n_cols, struct pl_range in)
+{
+    float *columns = malloc((size_t)p->rank * in.n * sizeof *columns);
+    for (uint32_t r = 0; columns != NULL && r < p->rank; r++)
+        memcpy(columns + (size_t)r * in.n, p->a + (size_t)r * n_cols + in.first, in.n * sizeof *columns);
+    return columns;
+}
+
+/* What this rank has of a pair: the model's weight is cut in the same way. */
+static pl_status add_pair(struct sources *s, const struct pl_model *m, const struct pl_lora_pair *p, const struct pl_target_place *whole)
+{
+    struct pl_target_place place;
+    struct pl_range out[PL_PART_RANGES];
+    const pl_cut cut = pl_cut_of(m->arch_bit, whole->gguf);
+    const size_t n = pl_cut_outputs(cut, &m->spec, &m->part, whole->rows, out);
+    const struct pl_range in = pl_cut_inputs(cut, &m->part, whole->cols);
+    PL_ASSERT(pl_target_find(&m->own, p->target, &place));
+    const float *a = p->a;
+    if (in.n != whole->cols) {
+        a = s->columns[s->n_columns] = take_columns(p, whole->cols, in);
+        if (a == NULL)
+            return PL_ENOMEM;
+        s->n_columns++;
+    }
+    uint32_t first = place.first;
+    for (size_t i = 0; i < n; first += out[i++].n)
+        s->parts[s->n++] = (struct pl_lora_src){a, p->b + (size_t)out[i].first * p->rank, p->rank, first, out[i].n, p->scale};
+    s->cols = in.n;
+    return PL_OK;
+}
+
 /* The pairs of one layer that change one product, as one device object. */
 static pl_status add_product(const struct pl_model *m, struct pl_lora_set *s, const struct pl_adapter *a, uint32_t layer, pl_product product,
                              struct pl_err *err)
 {
-    struct pl_lora_src parts[PL_TARGET_COUNT];
-    size_t n = 0;
-    uint32_t cols = 0;
-    for (size_t i = 0; i < a->n_pairs; i++) {
+    struct sources src = {.n = 0};
+    pl_status rc = PL_OK;
+    for (size_t i = 0; i < a->n_pairs && rc == PL_OK; i++) {
         const struct pl_lora_pair *p = &a->pairs[i];
         struct pl_target_place place;
-        if (p->layer != layer || !pl_target_find(&m->spec, p->target, &place) || place.product != product)
-            continue;
-        parts[n++] = (struct pl_lora_src){p->a, p->b, p->rank, place.first, place.rows, p->scale};
-        cols = place.cols;
+        if (p->layer == layer && pl_target_find(&m->spec, p->target, &place) && place.product == product)
+            rc = add_pair(&src, m, p, &place);
     }
-    if (n == 0)
-        return PL_OK;
-    return m->dev->ops->lora_new(m->dev, cols, parts, n, &s->products[layer * PL_PRODUCT_COUNT + product], err);
+    if (rc != PL_OK)
+        pl_err_set(err, rc, "", "no memory for an adapter");
+    else if (src.n > 0)
+        rc = m->dev->ops->lora_new(m->dev, src.cols, src.parts, src.n, &s->products[layer * PL_PRODUCT_COUNT + product], err);
+    for (size_t i = 0; i < src.n_columns; i++)
+        free(src.columns[i]);
+    return rc;
 }
 
 pl_status pl_model_adapter_make(struct pl_lora_set **out, const struct pl_model *m, const struct pl_adapter *a, struct pl_err *err)
@@ -91,11 +134,18 @@ pl_status pl_model_adapter_make(struct pl_lora_set **out, const struct pl_model 
     pl_status rc = PL_OK;
     for (uint32_t i = 0; i < n && rc == PL_OK; i++)
         rc = add_product(m, s, a, i / PL_PRODUCT_COUNT, (pl_product)(i % PL_PRODUCT_COUNT), err);
+    if (rc == PL_OK && m->part.size > 1 && m->part.rank == 0)
+        rc = pl_adapter_pack(&s->wire, a, &m->spec, err);
     if (rc == PL_OK)
         *out = s;
     else
         free_set(s, m->dev);
     return rc;
+}
+
+const struct pl_adapter_wire *pl_model_adapter_wire(const struct pl_lora_set *s)
+{
+    return &s->wire;
 }
 
 void pl_model_adapter_free(const struct pl_model *m, struct pl_lora_set *s)
@@ -108,10 +158,12 @@ pl_status pl_model_adapter_add(struct pl_model *m, uint32_t slot, struct pl_lora
     PL_ASSERT(slot > 0);
     grow(&m->loras, slot + 1);
     PL_ASSERT(m->loras.slots[slot] == NULL);
-    const pl_status rc = m->spec.gated ? make_plus(&m->loras, m->dev, 2 * m->spec.n_ff, err) : PL_OK;
-    if (rc == PL_OK)
-        m->loras.slots[slot] = s;
-    return rc;
+    const pl_status rc = m->spec.gated ? make_plus(&m->loras, m->dev, 2 * m->own.n_ff, err) : PL_OK;
+    if (rc != PL_OK)
+        return rc;
+    m->loras.slots[slot] = s;
+    pl_adapter_wire_fini(&s->wire);
+    return PL_OK;
 }
 
 void pl_model_adapter_remove(struct pl_model *m, uint32_t slot)

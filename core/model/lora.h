@@ -7,9 +7,11 @@
 
 #include "core/device/device.h"
 #include "core/model/adapter.h"
+#include "core/model/adapter_wire.h"
 
 /* One adapter's. */
 struct pl_lora_set {
+    struct pl_adapter_wire wire; /* for the other ranks, until they have it */
     uint32_t n;                 /* n_layers * PL_PRODUCT_COUNT */
     struct pl_lora *products[]; /* [n_layers][PL_PRODUCT_COUNT], NULL where the adapter changes nothing */
 };

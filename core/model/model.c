@@ -25,3 +25,10 @@ struct pl_kv_shape pl_model_kv_shape(const struct pl_model *m, uint32_t page_siz
         .dtype = dtype,
     };
 }
+
+struct pl_kv_shape pl_model_kv_part(const struct pl_model *m, uint32_t page_size, uint32_t n_pages, pl_dtype dtype)
+{
+    struct pl_kv_shape s = pl_model_kv_shape(m, page_size, n_pages, dtype);
+    s.n_kv_heads = m->own.n_kv_heads;
+    return s;
+}

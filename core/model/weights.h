@@ -6,8 +6,10 @@
 #ifndef PL_MODEL_WEIGHTS_H
 #define PL_MODEL_WEIGHTS_H
 
+#include "core/comm/comm.h"
 #include "core/model/lora.h"
 #include "core/model/model.h"
+#include "core/model/part.h"
 
 /* name in general.architecture, bit, norm, rope, activation, gated */
 #define PL_ARCH_LIST(X)                                                                                                \
@@ -30,41 +32,42 @@ enum {
 /* kind:  MATRIX = a product's weight on the device; VECTOR = float32 values in one shared buffer.
  * field: where it goes. Consecutive rows with the same field are stacked, first row's rows first (fused QKV, gate + up).
  * need:  MUST, or MAY be absent (a missing part of a vector of which another part is there counts as zeros).
- * Sizes: see device.h; Q = H * D, K = G * D, P = trained context, W = rope_dims / 2. */
-#define PL_TOP_WEIGHTS(X) /* kind, field, architectures, tensor, rows, cols, need */                                   \
-    X(MATRIX, embed, PL_ARCH_ANY, "token_embd.weight", V, C, MUST)                                                     \
-    X(MATRIX, position, PL_ARCH_GPT2, "position_embd.weight", P, C, MUST)                                              \
-    X(MATRIX, head, PL_ARCH_ANY, "output.weight", V, C, MAY)                                                           \
-    X(VECTOR, out_norm, PL_ARCH_ANY, "output_norm.weight", 1, C, MUST)                                                 \
-    X(VECTOR, out_norm_b, PL_ARCH_GPT2, "output_norm.bias", 1, C, MUST)                                                \
-    X(VECTOR, rope_factors, PL_ARCH_LLAMA, "rope_freqs.weight", 1, W, MAY)
+ * Sizes: see device.h; Q = H * D, K = G * D, P = trained context, W = rope_dims / 2.
+ * cut:   how ranks share it, see part.h; consecutive rows with the same field are cut each for itself. */
+#define PL_TOP_WEIGHTS(X) /* kind, field, architectures, tensor, rows, cols, need, cut */                              \
+    X(MATRIX, embed, PL_ARCH_ANY, "token_embd.weight", V, C, MUST, OUT_V)                                              \
+    X(MATRIX, position, PL_ARCH_GPT2, "position_embd.weight", P, C, MUST, FIRST)                                       \
+    X(MATRIX, head, PL_ARCH_ANY, "output.weight", V, C, MAY, OUT_V)                                                    \
+    X(VECTOR, out_norm, PL_ARCH_ANY, "output_norm.weight", 1, C, MUST, WHOLE)                                          \
+    X(VECTOR, out_norm_b, PL_ARCH_GPT2, "output_norm.bias", 1, C, MUST, WHOLE)                                         \
+    X(VECTOR, rope_factors, PL_ARCH_LLAMA, "rope_freqs.weight", 1, W, MAY, WHOLE)
 
 #define PL_LAYER_WEIGHTS(X) /* the same, each name behind "blk.<layer>." */                                            \
-    X(VECTOR, attn_norm, PL_ARCH_ANY, "attn_norm.weight", 1, C, MUST)                                                  \
-    X(VECTOR, attn_norm_b, PL_ARCH_GPT2, "attn_norm.bias", 1, C, MUST)                                                 \
-    X(MATRIX, qkv, PL_ARCH_LLAMA, "attn_q.weight", Q, C, MUST)                                                         \
-    X(MATRIX, qkv, PL_ARCH_LLAMA, "attn_k.weight", K, C, MUST)                                                         \
-    X(MATRIX, qkv, PL_ARCH_LLAMA, "attn_v.weight", K, C, MUST)                                                         \
-    X(MATRIX, qkv, PL_ARCH_GPT2, "attn_qkv.weight", Q + 2 * K, C, MUST)                                                \
-    X(VECTOR, qkv_b, PL_ARCH_LLAMA, "attn_q.bias", 1, Q, MAY)                                                          \
-    X(VECTOR, qkv_b, PL_ARCH_LLAMA, "attn_k.bias", 1, K, MAY)                                                          \
-    X(VECTOR, qkv_b, PL_ARCH_LLAMA, "attn_v.bias", 1, K, MAY)                                                          \
-    X(VECTOR, qkv_b, PL_ARCH_GPT2, "attn_qkv.bias", 1, Q + 2 * K, MUST)                                                \
-    X(MATRIX, attn_out, PL_ARCH_ANY, "attn_output.weight", C, Q, MUST)                                                 \
-    X(VECTOR, attn_out_b, PL_ARCH_LLAMA, "attn_output.bias", 1, C, MAY)                                                \
-    X(VECTOR, attn_out_b, PL_ARCH_GPT2, "attn_output.bias", 1, C, MUST)                                                \
-    X(VECTOR, ff_norm, PL_ARCH_ANY, "ffn_norm.weight", 1, C, MUST)                                                     \
-    X(VECTOR, ff_norm_b, PL_ARCH_GPT2, "ffn_norm.bias", 1, C, MUST)                                                    \
-    X(MATRIX, ff_in, PL_ARCH_LLAMA, "ffn_gate.weight", F, C, MUST)                                                     \
-    X(MATRIX, ff_in, PL_ARCH_ANY, "ffn_up.weight", F, C, MUST)                                                         \
-    X(VECTOR, ff_in_b, PL_ARCH_LLAMA, "ffn_gate.bias", 1, F, MAY)                                                      \
-    X(VECTOR, ff_in_b, PL_ARCH_LLAMA, "ffn_up.bias", 1, F, MAY)                                                        \
-    X(VECTOR, ff_in_b, PL_ARCH_GPT2, "ffn_up.bias", 1, F, MUST)                                                        \
-    X(MATRIX, ff_out, PL_ARCH_ANY, "ffn_down.weight", C, F, MUST)                                                      \
-    X(VECTOR, ff_out_b, PL_ARCH_LLAMA, "ffn_down.bias", 1, C, MAY)                                                     \
-    X(VECTOR, ff_out_b, PL_ARCH_GPT2, "ffn_down.bias", 1, C, MUST)
+    X(VECTOR, attn_norm, PL_ARCH_ANY, "attn_norm.weight", 1, C, MUST, WHOLE)                                           \
+    X(VECTOR, attn_norm_b, PL_ARCH_GPT2, "attn_norm.bias", 1, C, MUST, WHOLE)                                          \
+    X(MATRIX, qkv, PL_ARCH_LLAMA, "attn_q.weight", Q, C, MUST, OUT_Q)                                                  \
+    X(MATRIX, qkv, PL_ARCH_LLAMA, "attn_k.weight", K, C, MUST, OUT_K)                                                  \
+    X(MATRIX, qkv, PL_ARCH_LLAMA, "attn_v.weight", K, C, MUST, OUT_K)                                                  \
+    X(MATRIX, qkv, PL_ARCH_GPT2, "attn_qkv.weight", Q + 2 * K, C, MUST, OUT_QKV)                                       \
+    X(VECTOR, qkv_b, PL_ARCH_LLAMA, "attn_q.bias", 1, Q, MAY, OUT_Q)                                                   \
+    X(VECTOR, qkv_b, PL_ARCH_LLAMA, "attn_k.bias", 1, K, MAY, OUT_K)                                                   \
+    X(VECTOR, qkv_b, PL_ARCH_LLAMA, "attn_v.bias", 1, K, MAY, OUT_K)                                                   \
+    X(VECTOR, qkv_b, PL_ARCH_GPT2, "attn_qkv.bias", 1, Q + 2 * K, MUST, OUT_QKV)                                       \
+    X(MATRIX, attn_out, PL_ARCH_ANY, "attn_output.weight", C, Q, MUST, IN_Q)                                           \
+    X(VECTOR, attn_out_b, PL_ARCH_LLAMA, "attn_output.bias", 1, C, MAY, FIRST)                                         \
+    X(VECTOR, attn_out_b, PL_ARCH_GPT2, "attn_output.bias", 1, C, MUST, FIRST)                                         \
+    X(VECTOR, ff_norm, PL_ARCH_ANY, "ffn_norm.weight", 1, C, MUST, WHOLE)                                              \
+    X(VECTOR, ff_norm_b, PL_ARCH_GPT2, "ffn_norm.bias", 1, C, MUST, WHOLE)                                             \
+    X(MATRIX, ff_in, PL_ARCH_LLAMA, "ffn_gate.weight", F, C, MUST, OUT_F)                                              \
+    X(MATRIX, ff_in, PL_ARCH_ANY, "ffn_up.weight", F, C, MUST, OUT_F)                                                  \
+    X(VECTOR, ff_in_b, PL_ARCH_LLAMA, "ffn_gate.bias", 1, F, MAY, OUT_F)                                               \
+    X(VECTOR, ff_in_b, PL_ARCH_LLAMA, "ffn_up.bias", 1, F, MAY, OUT_F)                                                 \
+    X(VECTOR, ff_in_b, PL_ARCH_GPT2, "ffn_up.bias", 1, F, MUST, OUT_F)                                                 \
+    X(MATRIX, ff_out, PL_ARCH_ANY, "ffn_down.weight", C, F, MUST, IN_F)                                                \
+    X(VECTOR, ff_out_b, PL_ARCH_LLAMA, "ffn_down.bias", 1, C, MAY, FIRST)                                              \
+    X(VECTOR, ff_out_b, PL_ARCH_GPT2, "ffn_down.bias", 1, C, MUST, FIRST)
 
-/* Absent: NULL, and a view without buffer. */
+/* Absent, or not this rank's: NULL, and a view without buffer. */
 struct pl_top {
     struct pl_weight *embed, *position, *head;
     pl_view out_norm, out_norm_b, rope_factors;
@@ -77,9 +80,12 @@ struct pl_layer {
 };
 
 struct pl_model {
-    struct pl_spec spec;
+    struct pl_spec spec;  /* of the whole model */
+    struct pl_part part;  /* what this rank has of it */
+    struct pl_spec own;   /* the sizes of the part */
     unsigned arch_bit;
     struct pl_device *dev; /* borrowed */
+    struct pl_comm *comm;  /* borrowed */
     uint64_t n_params;
     float attn_scale; /* of q · k */
 
@@ -91,11 +97,13 @@ struct pl_model {
     struct pl_dbuf *work[8];   /* the activations' buffers, one for each view below */
     pl_view x;                 /* [T, C] residual stream */
     pl_view h;                 /* [T, C] normed */
-    pl_view qkv;               /* [T, Q + 2K] */
+    pl_view qkv;               /* [T, Q + 2K] of the part, as in what follows */
     pl_view att;               /* [T, Q] */
     pl_view ff;                /* [T, F] */
     pl_view x_rows, att_rows;  /* [R, C], [R, Q] */
-    pl_view logits;            /* [R, V] */
+    pl_view logits;            /* [R, V]; rank 0: of the whole model */
+    uint32_t *vocab_first;     /* [size + 1] where each rank's rows of the vocabulary begin */
+    uint32_t *own_tokens;      /* [T] rows of the part of the embedding; PL_NO_ROW = another rank's */
     struct pl_loras loras;     /* adapters, see lora.h */
     float *host_logits;        /* where the device's memory cannot be read in place, else NULL */
 };

@@ -19,10 +19,13 @@
 #include <time.h>
 
 #include "core/base/clock.h"
+#include "core/base/log.h"
 #include "core/base/mem.h"
 #include "core/base/pool.h"
 #include "core/sched/engine_int.h"
 #include "core/text/tok.h"
+
+#define PL_LOG_MODULE "engine"
 
 /* ---- inbox --------------------------------------------------------------------------------------------------------- */
 
@@ -35,6 +38,11 @@ static void kick(void *engine)
     pthread_mutex_unlock(&e->lock);
 }
 
+static const char *lost_text(const struct pl_engine *e)
+{
+    return e->lost_code == PL_ERANK ? "a rank that computes a part of the model was lost" : "the compute device failed";
+}
+
 pl_status pl_engine_submit(struct pl_engine *e, struct pl_request *req, struct pl_reply *reply, struct pl_err *err)
 {
     struct pl_job *job;
@@ -44,7 +52,7 @@ pl_status pl_engine_submit(struct pl_engine *e, struct pl_request *req, struct p
     if (e->draining || e->stop)
         st = pl_fail(err, PL_ESTOPPED, "the server is shutting down");
     else if (atomic_load(&e->device_lost))
-        st = pl_fail(err, PL_EDEVICE, "the compute device failed; the server must be restarted");
+        st = pl_fail(err, e->lost_code, "%s; the server must be restarted", lost_text(e));
     else if (e->n_queued >= e->opts.queue_limit)
         st = pl_fail(err, PL_EFULL, "%u requests are waiting already; try again later", e->n_queued);
     pthread_mutex_unlock(&e->lock);
@@ -112,14 +120,17 @@ static void publish_all(struct pl_engine *e)
 }
 
 /* Sleeps until somebody signals; where others wait for the place of running sequences, which then are all full, also until
- * these may be parked. */
+ * these may be parked, or other ranks are to hear of this one. */
 static void sleep_idle(struct pl_engine *e)
 {
-    if (e->n_running == 0 || (e->waiting == NULL && e->n_preempted == 0)) {
+    int ms = e->n_running > 0 && (e->waiting != NULL || e->n_preempted > 0) ? PL_ENGINE_PARK_MS : 0;
+    if (e->runner.beat != NULL && (ms == 0 || e->runner.beat_ms < ms))
+        ms = e->runner.beat_ms;
+    if (ms == 0) {
         pthread_cond_wait(&e->wake, &e->lock);
         return;
     }
-    const struct timespec until = pl_time_after_ms(PL_ENGINE_PARK_MS);
+    const struct timespec until = pl_time_after_ms(ms);
     e->kicked |= pthread_cond_timedwait(&e->wake, &e->lock, &until) == ETIMEDOUT;
 }
 
@@ -153,6 +164,23 @@ static bool take_inbox(struct pl_engine *e, bool idle)
     return !stop;
 }
 
+void pl_engine_lose(struct pl_engine *e, pl_status code)
+{
+    e->lost_code = code == PL_ERANK ? code : PL_EDEVICE;
+    pl_log_error("%s (%s); all requests end", lost_text(e), pl_status_text(code));
+    atomic_store(&e->device_lost, true);
+    pl_engine_fail_all(e, e->lost_code, lost_text(e));
+    if (e->opts.lost != NULL)
+        e->opts.lost(e->opts.lost_arg);
+}
+
+static void beat(struct pl_engine *e)
+{
+    const pl_status rc = atomic_load(&e->device_lost) ? PL_OK : e->runner.beat(e->runner.self);
+    if (rc != PL_OK)
+        pl_engine_lose(e, rc);
+}
+
 static void *engine_main(void *arg)
 {
     struct pl_engine *e = arg;
@@ -163,12 +191,14 @@ static void *engine_main(void *arg)
         atomic_store(&e->busy_since, pl_now_ns());
         pl_engine_end_cancelled(e);
         if (atomic_load(&e->device_lost))
-            pl_engine_fail_all(e, PL_EDEVICE, "the compute device failed");
+            pl_engine_fail_all(e, e->lost_code, lost_text(e));
         pl_engine_admit(e);
         uint32_t n = pl_engine_plan(e);
         if (n > 0)
             pl_engine_run(e, n);
         idle = n == 0;
+        if (idle && e->runner.beat != NULL)
+            beat(e);
         publish_all(e);
         atomic_store(&e->busy_since, 0);
     }

@@ -3,7 +3,7 @@
  * Thread: submit, stats, cancel (through the reply) and stop from any thread; everything else happens on its own thread.
  * Owns: model and device caches are borrowed from the caller until pl_engine_free; requests move in on submit.
  * Fails: submit PL_EFULL (queue at its bound), PL_ETOOLONG (param "messages"/"prompt" is the caller's to set), PL_ESTOPPED,
- * PL_EDEVICE (the device is lost: health is red until restart).
+ * PL_EDEVICE or PL_ERANK (the device, or a rank that has a part of the model, is lost: health is red until restart).
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef PL_SCHED_ENGINE_H
 #define PL_SCHED_ENGINE_H
@@ -36,6 +36,8 @@ struct pl_engine_opts {
     uint32_t queue_limit; /* waiting requests; a further one is PL_EFULL */
     uint32_t max_draft;   /* tokens guessed ahead for a sequence that decodes (draft.h), at most PL_DRAFT_MAX; 0 = none */
     uint32_t draft_sequences; /* as long as at most so many decode; at most PL_DRAFT_SEQS */
+    void (*lost)(void *arg); /* called once, on the engine's thread, when the device or a rank is lost and all requests have ended; NULL = nobody */
+    void *lost_arg;
     struct pl_pool *pool; /* borrowed: samples the rows of a step, beside the device that it computes for; NULL = the engine's thread alone */
 };
 

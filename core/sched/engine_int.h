@@ -62,6 +62,7 @@ struct pl_engine {
     atomic_uint_fast64_t n_submitted, n_refused;
     atomic_uint_fast64_t busy_since; /* when the step that runs began; 0 = none runs */
     atomic_bool device_lost;
+    pl_status lost_code; /* of what came to be lost; set before device_lost */
 };
 
 /* admit.c */
@@ -92,6 +93,8 @@ static inline void pl_engine_count_end(const struct pl_job *job)
 
 /* engine.c */
 void pl_engine_publish(struct pl_engine *e);
+/* Nothing can be computed any more: ends all requests, for good. */
+void pl_engine_lose(struct pl_engine *e, pl_status code);
 
 /* end.c */
 void pl_engine_drop_from(struct pl_seq **list, uint32_t *n, const struct pl_seq *s);

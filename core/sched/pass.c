@@ -228,9 +228,7 @@ void pl_engine_run(struct pl_engine *e, uint32_t n_seqs)
     if (st == PL_OK)
         st = e->runner.forward(e->runner.self, &b, &logits);
     if (st != PL_OK) {
-        pl_log_error("a forward pass failed: %s; all requests end, restart the server", pl_status_text(st));
-        atomic_store(&e->device_lost, true);
-        pl_engine_fail_all(e, PL_EDEVICE, "the compute device failed");
+        pl_engine_lose(e, st);
         return;
     }
     learn_cost(e, n_seqs, pl_now_ns() - began);

@@ -5,13 +5,18 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "core/base/log.h"
 #include "core/kv/kv.h"
 #include "core/model/model.h"
+#include "core/sched/ranks.h"
+
+#define PL_LOG_MODULE "engine"
 
 struct model_runner {
     struct pl_device *dev;   /* borrowed */
     struct pl_model *model;  /* borrowed */
     struct pl_kvdev *kv;
+    struct pl_leader leader; /* of several ranks */
 };
 
 static pl_status forward(void *self, const struct pl_batch *b, const float **logits)
@@ -24,6 +29,48 @@ static pl_status kv_copy(void *self, uint32_t from, uint32_t to)
 {
     struct model_runner *r = self;
     return r->dev->ops->kv_copy(r->dev, r->kv, from, to);
+}
+
+static pl_status forward_all(void *self, const struct pl_batch *b, const float **logits)
+{
+    struct model_runner *r = self;
+    pl_status rc = pl_leader_pass(&r->leader, b);
+    if (rc == PL_OK)
+        rc = pl_model_forward(r->model, r->kv, b, logits);
+    if (rc != PL_OK)
+        r->leader.comm->ops->give_up(r->leader.comm);
+    return rc;
+}
+
+static pl_status kv_copy_all(void *self, uint32_t from, uint32_t to)
+{
+    struct model_runner *r = self;
+    const pl_status rc = pl_leader_kv_copy(&r->leader, from, to);
+    return rc == PL_OK ? r->dev->ops->kv_copy(r->dev, r->kv, from, to) : rc;
+}
+
+static pl_status adapter_add_all(void *self, uint32_t slot, struct pl_lora_set *a, struct pl_err *err)
+{
+    struct model_runner *r = self;
+    pl_status rc = pl_leader_adapter_add(&r->leader, slot, pl_model_adapter_wire(a));
+    if (rc != PL_OK)
+        return pl_fail(err, rc, "not every rank could add the adapter: %s", pl_status_text(rc));
+    rc = pl_model_adapter_add(r->model, slot, a, err);
+    return rc != PL_OK && pl_leader_adapter_remove(&r->leader, slot) != PL_OK ? PL_ERANK : rc;
+}
+
+static void adapter_remove_all(void *self, uint32_t slot)
+{
+    struct model_runner *r = self;
+    if (pl_leader_adapter_remove(&r->leader, slot) != PL_OK)
+        pl_log_warn("an adapter could not be removed from the other ranks"); /* the next pass or beat fails too */
+    pl_model_adapter_remove(r->model, slot);
+}
+
+static pl_status beat(void *self)
+{
+    struct model_runner *r = self;
+    return pl_leader_beat(&r->leader);
 }
 
 static pl_status adapter_add(void *self, uint32_t slot, struct pl_lora_set *a, struct pl_err *err)
@@ -47,7 +94,9 @@ static void attach(void *self)
 static void free_runner(void *self)
 {
     struct model_runner *r = self;
-    r->dev->ops->kv_free(r->dev, r->kv);
+    pl_leader_fini(&r->leader);
+    if (r->kv != NULL)
+        r->dev->ops->kv_free(r->dev, r->kv);
     free(r);
 }
 
@@ -75,8 +124,25 @@ static uint64_t pages_of(uint64_t n_tokens)
 pl_status pl_engine_new(struct pl_engine **out, const struct pl_engine_opts *opts, struct pl_device *dev, struct pl_model *model,
                         const struct pl_tok *tok, struct pl_err *err)
 {
+    return pl_engine_new_ranks(out, opts, dev, model, &pl_comm_single, tok, err);
+}
+
+/* The device's cache; with several ranks, theirs too. */
+static pl_status make_cache(struct model_runner *r, struct pl_comm *comm, uint32_t n_pages, pl_dtype dtype)
+{
+    const struct pl_kv_shape shape = pl_model_kv_part(r->model, PL_KV_PAGE, n_pages, dtype);
+    pl_status rc = r->dev->ops->kv_new(r->dev, &shape, &r->kv);
+    if (comm->size == 1)
+        return rc;
+    const pl_status ready = pl_leader_init(&r->leader, comm);
+    return ready != PL_OK ? ready : pl_leader_start(&r->leader, PL_KV_PAGE, n_pages, dtype, rc);
+}
+
+pl_status pl_engine_new_ranks(struct pl_engine **out, const struct pl_engine_opts *opts, struct pl_device *dev, struct pl_model *model,
+                              struct pl_comm *comm, const struct pl_tok *tok, struct pl_err *err)
+{
     struct pl_engine_opts o = *opts;
-    struct pl_kv_shape shape = pl_model_kv_shape(model, PL_KV_PAGE, 1, o.kv_dtype);
+    const struct pl_kv_shape shape = pl_model_kv_shape(model, PL_KV_PAGE, 1, o.kv_dtype);
     uint64_t page_bytes = dev->ops->kv_bytes(dev, &shape), wanted = o.n_pages;
     if (wanted == 0) {
         uint64_t most = available_memory() / 2 / page_bytes;
@@ -87,14 +153,17 @@ pl_status pl_engine_new(struct pl_engine **out, const struct pl_engine_opts *opt
     if (wanted < 2 || wanted > INT32_MAX / PL_KV_PAGE)
         return pl_fail_param(err, PL_EINVAL, "kv-cache-mb", "the KV cache would have %llu pages of %llu bytes; 2 to %d are possible",
                              (unsigned long long)wanted, (unsigned long long)page_bytes, (int)(INT32_MAX / PL_KV_PAGE));
-    o.n_pages = shape.n_pages = (uint32_t)wanted;
+    o.n_pages = (uint32_t)wanted;
     struct model_runner *r = calloc(1, sizeof *r);
     if (r == NULL)
         return pl_fail(err, PL_ENOMEM, "no memory for the engine");
     *r = (struct model_runner){.dev = dev, .model = model};
-    pl_status st = dev->ops->kv_new(dev, &shape, &r->kv);
+    pl_status st = make_cache(r, comm, o.n_pages, o.kv_dtype);
     if (st != PL_OK) {
-        free(r);
+        const bool own = r->kv == NULL;
+        free_runner(r);
+        if (!own)
+            return pl_fail(err, st, "not every rank could load its part of the model: %s", pl_status_text(st));
         return pl_fail_param(err, st, "kv-cache-mb", "no memory for a KV cache of %llu MiB: lower kv-cache-mb",
                              (unsigned long long)(wanted * page_bytes >> 20));
     }
@@ -106,6 +175,14 @@ pl_status pl_engine_new(struct pl_engine **out, const struct pl_engine_opts *opt
                                .attach = attach,
                                .free = free_runner,
                                .n_vocab = pl_model_spec(model)->n_vocab};
+    if (comm->size > 1) {
+        runner.forward = forward_all;
+        runner.kv_copy = dev->ops->kv_copy != NULL ? kv_copy_all : NULL;
+        runner.adapter_add = adapter_add_all;
+        runner.adapter_remove = adapter_remove_all;
+        runner.beat = beat;
+        runner.beat_ms = pl_leader_beat_ms(&r->leader);
+    }
     st = pl_engine_new_with(out, &o, &runner, tok, err);
     if (st != PL_OK)
         free_runner(r);

@@ -86,7 +86,7 @@ static pl_status build_matrix(struct builder *b, const struct row *r, size_t n, 
     struct pl_weight_src src[MAX_PARTS];
     uint32_t rows = 0;
     for (size_t i = 0; i < n; i++) {
-        src[i] = (struct pl_weight_src){parts[i]->dtype, r[i].n_rows, r[i].n_cols, parts[i]->data};
+        src[i] = (struct pl_weight_src){.dtype = parts[i]->dtype, .rows = r[i].n_rows, .cols = r[i].n_cols, .data = parts[i]->data};
         rows += r[i].n_rows;
     }
     if (!net->o.full) {
@@ -176,7 +176,7 @@ static size_t table_fill(struct row *list, bool layer, const struct pl_spec *s, 
     const uint32_t Q = s->n_heads * s->head_dim, K = s->n_kv_heads * s->head_dim;
     size_t n = 0;
     (void)V, (void)P, (void)W, (void)F, (void)Q, (void)K;
-#define ADD(type, kind, field, archs, name, rows, cols, need)                                                          \
+#define ADD(type, kind, field, archs, name, rows, cols, need, cut)                                                       \
     if (((archs) & arch) != 0)                                                                                         \
         list[n++] = (struct row){kind, need, offsetof(struct type, field), name, rows, cols};
 #define X(...) ADD(pl_net_layer, __VA_ARGS__)

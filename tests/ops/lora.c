@@ -187,7 +187,8 @@ static void check_plus(const struct tally *t, struct pl_device *dev, const char 
     bool rows[T], ok = true;
     state = 3;
     float *x = fill(T * K), *plus = fill(T * 2 * F), *weights = fill(2 * F * K), got[2][T * F], row[F];
-    const struct pl_weight_src parts[2] = {{PL_F32, F, K, weights}, {PL_F32, F, K, weights + F * K}};
+    const struct pl_weight_src parts[2] = {{.dtype = PL_F32, .rows = F, .cols = K, .data = weights},
+                                           {.dtype = PL_F32, .rows = F, .cols = K, .data = weights + F * K}};
     for (uint32_t i = 0; i < T; i++) {
         rows[i] = i % 3 == 1;
         for (uint32_t c = 0; !rows[i] && c < 2 * F; c++)

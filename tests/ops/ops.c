@@ -117,6 +117,12 @@ static float *fill(size_t n)
     return v;
 }
 
+/* Rows with a gap between them, as they are where a weight is cut along its inputs. */
+static size_t row_stride(pl_dtype t, uint32_t K)
+{
+    return pl_dtype_row_bytes(t, K) + pl_dtype_block_bytes(t);
+}
+
 /* data: two pointers, to be freed after the weight */
 static struct pl_weight *new_parts(struct machine *m, struct pl_weight_src parts[2], void **data)
 {
@@ -124,7 +130,7 @@ static struct pl_weight *new_parts(struct machine *m, struct pl_weight_src parts
     struct pl_err err;
     for (int p = 0; p < 2; p++) {
         uint32_t K = parts[p].cols;
-        size_t bytes = pl_dtype_row_bytes(parts[p].dtype, K);
+        size_t bytes = row_stride(parts[p].dtype, K);
         data[p] = malloc(bytes * parts[p].rows + 1);
         for (uint32_t i = 0; i < parts[p].rows; i++) {
             float *v = fill(K);
@@ -132,6 +138,7 @@ static struct pl_weight *new_parts(struct machine *m, struct pl_weight_src parts
             free(v);
         }
         parts[p].data = data[p];
+        parts[p].stride = bytes;
     }
     must(m->dev->ops->weight_new(m->dev, parts, parts[1].rows > 0 ? 2 : 1, &w, &err));
     return w;
@@ -140,7 +147,7 @@ static struct pl_weight *new_parts(struct machine *m, struct pl_weight_src parts
 static struct pl_weight *new_weight(struct machine *m, const struct row *r, void **data)
 {
     uint32_t first = r->extra && r->N > 20 ? 20 : r->N;
-    struct pl_weight_src parts[2] = {{(pl_dtype)r->kind, first, r->K, NULL}, {PL_F16, r->N - first, r->K, NULL}};
+    struct pl_weight_src parts[2] = {{.dtype = (pl_dtype)r->kind, .rows = first, .cols = r->K}, {.dtype = PL_F16, .rows = r->N - first, .cols = r->K}};
     return new_parts(m, parts, data);
 }
 
@@ -165,7 +172,8 @@ static size_t run_matmul_glu(struct machine *m, const struct row *r, float *out)
     void *data[2];
     pl_act_kind act = r->extra ? PL_ACT_GELU_TANH : PL_ACT_SILU;
     float *x = fill((size_t)r->T * r->K), *bias = fill(2 * r->N);
-    struct pl_weight_src parts[2] = {{r->extra ? PL_F16 : (pl_dtype)r->kind, r->N, r->K, NULL}, {(pl_dtype)r->kind, r->N, r->K, NULL}};
+    struct pl_weight_src parts[2] = {{.dtype = r->extra ? PL_F16 : (pl_dtype)r->kind, .rows = r->N, .cols = r->K},
+                                     {.dtype = (pl_dtype)r->kind, .rows = r->N, .cols = r->K}};
     struct pl_weight *w = new_parts(m, parts, data);
     pl_view vx = new_view(m, r->T, r->K, r->K + 5, x), vb = new_view(m, 1, 2 * r->N, 2 * r->N, bias);
     pl_view vo = new_view(m, r->T, r->N, r->N, NULL);
@@ -214,7 +222,7 @@ static size_t run_embed(struct machine *m, const struct row *r, float *out)
     struct pl_weight *weight = new_weight(m, &w, data);
     pl_view vo = new_view(m, r->T, r->K, r->K, before);
     for (uint32_t t = 0; t < r->T; t++)
-        idx[t] = t * 7 % r->N;
+        idx[t] = t % 5 == 3 ? PL_NO_ROW : t * 7 % r->N;
     must(m->dev->ops->embed(m->dev, vo, weight, idx, r->extra));
     read_view(m, vo, out);
     free_view(m, vo);
@@ -523,7 +531,7 @@ static void reference(struct machine *ref, pl_dtype t)
 {
     struct row r = {MATMUL, t, 4, 24, 512, false, pl_dtype_block(t) > 1 ? 2e-4 : 1e-12, NULL};
     void *data[2];
-    size_t bytes = pl_dtype_row_bytes(t, r.K);
+    size_t bytes = row_stride(t, r.K);
     run(ref, &r, a);
     seed = 12345 + (uint64_t)r.op * 1000 + r.T * 10 + r.N;
     float *x = fill((size_t)r.T * r.K), *row = malloc(r.K * sizeof *row);

@@ -62,7 +62,7 @@ static int measure(struct pl_device *dev, const char *isa, pl_dtype t)
     struct pl_weight *w = NULL;
     struct pl_dbuf *x = NULL, *out = NULL;
     size_t row_bytes = pl_dtype_row_bytes(t, INPUTS);
-    struct pl_weight_src src = {t, OUTPUTS, INPUTS, make_rows(t, row_bytes)};
+    struct pl_weight_src src = {.dtype = t, .rows = OUTPUTS, .cols = INPUTS, .data = make_rows(t, row_bytes)};
     int bad = 1;
     if (src.data == NULL || dev->ops->weight_new(dev, &src, 1, &w, &err) != PL_OK ||
         dev->ops->buf_new(dev, (size_t)MAX_TOKENS * INPUTS, &x) != PL_OK ||

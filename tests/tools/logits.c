@@ -1,16 +1,19 @@
 /* logits: the model's next-token scores for given tokens, for comparison with a reference implementation.
- *   logits --model FILE [--adapter PATH] [--isa NAME] [--threads N] [--chunk N] [--kv-type TYPE] [--logprobs]
+ *   logits --model FILE [--adapter PATH] [--isa NAME] [--threads N] [--chunk N] [--kv-type TYPE] [--logprobs] [--ranks N | --mpi]
  * Standard input: a JSON object a line, {"tokens": [1, 2, …], "from": 0}. Standard output, for each line: uint32 rows,
  * uint32 vocabulary, then float32 [rows, vocabulary] in the machine's byte order; row i scores what follows token from + i.
+ * --ranks: the model cut over N threads; --mpi: over the processes that mpirun has started. Rank 0 reads and writes.
  * SPDX-License-Identifier: Apache-2.0 */
 #include <getopt.h>
 #include <jansson.h>
 #include <math.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "core/base/mem.h"
+#include "core/comm/link.h"
 #include "core/model/adapter.h"
 #include "tests/tools/run_model.h"
 
@@ -19,8 +22,11 @@ struct job {
     unsigned n_threads;
     uint32_t chunk;
     pl_dtype kv_type;
-    bool logprobs;
+    bool logprobs, mpi;
+    unsigned n_ranks;
 };
+
+enum { WAIT_MS = 120000 };
 
 static void to_logprobs(float *row, size_t n)
 {
@@ -65,7 +71,7 @@ out:
     return tokens;
 }
 
-static int run_line(struct runner *r, const struct job *job, const char *line)
+static int run_line(struct runner *r, const struct job *job, bool writes, const char *line)
 {
     const struct pl_spec *spec = pl_model_spec(r->model);
     struct run_seq s = {.chunk = job->chunk, .adapter = job->adapter != NULL};
@@ -82,7 +88,7 @@ static int run_line(struct runner *r, const struct job *job, const char *line)
         fprintf(stderr, "logits: %s\n", pl_status_text(rc));
     for (size_t i = 0; i < head[0] && job->logprobs; i++)
         to_logprobs(s.logits + i * V, V);
-    if (!bad)
+    if (!bad && writes)
         bad = fwrite(head, sizeof head, 1, stdout) != 1 || fwrite(s.logits, sizeof(float), n, stdout) != n || fflush(stdout) != 0;
     free(s.logits);
     free(tokens);
@@ -102,7 +108,18 @@ static pl_status use_adapter(struct runner *r, const char *path, struct pl_err *
     return rc;
 }
 
-static int run(const struct job *job)
+/* The next line of rank 0's input, on all ranks; false at its end. */
+static bool next_line(struct pl_comm *c, char **line, size_t *cap)
+{
+    int64_t n = c->rank == 0 ? getline(line, cap, stdin) : 0;
+    if (c->ops->broadcast(c, &n, sizeof n) != PL_OK || n <= 0)
+        return false;
+    if (*cap < (size_t)n + 1)
+        *line = pl_xrealloc(*line, *cap = (size_t)n + 1);
+    return c->ops->broadcast(c, *line, (size_t)n + 1) == PL_OK;
+}
+
+static int run(const struct job *job, struct pl_comm *comm)
 {
     struct pl_err err = {0};
     struct pl_gguf *g = NULL;
@@ -110,7 +127,7 @@ static int run(const struct job *job)
     char *line = NULL;
     size_t cap = 0;
     int bad = 0;
-    if (pl_gguf_open(&g, job->model, &err) != PL_OK || runner_open(&r, g, job->isa, job->n_threads, job->chunk, &err) != PL_OK) {
+    if (pl_gguf_open(&g, job->model, &err) != PL_OK || runner_open_part(&r, g, comm, job->isa, job->n_threads, job->chunk, &err) != PL_OK) {
         fprintf(stderr, "logits: %s: %s\n", job->model, err.msg);
         bad = 1;
     }
@@ -118,21 +135,76 @@ static int run(const struct job *job)
         fprintf(stderr, "logits: %s\n", err.msg);
         bad = 1;
     }
-    while (!bad && getline(&line, &cap, stdin) > 0)
-        bad = run_line(&r, job, line);
+    while (!bad && next_line(comm, &line, &cap))
+        bad = run_line(&r, job, comm->rank == 0, line);
+    if (bad)
+        comm->ops->give_up(comm);
     free(line);
     runner_close(&r);
     pl_gguf_close(g);
     return bad;
 }
 
+struct place {
+    const struct job *job;
+    struct pl_comm *comm;
+    pthread_t thread;
+    int status;
+};
+
+static void *run_place(void *arg)
+{
+    struct place *p = arg;
+    p->status = run(p->job, p->comm);
+    return NULL;
+}
+
+static int run_threads(const struct job *job)
+{
+    struct pl_comm *comms[PL_LINK_RANKS];
+    struct place places[PL_LINK_RANKS];
+    struct pl_err err = {0};
+    int bad = 0;
+    if (pl_comm_threads_new(comms, job->n_ranks, WAIT_MS, &err) != PL_OK) {
+        fprintf(stderr, "logits: %s\n", err.msg);
+        return 1;
+    }
+    for (unsigned r = 0; r < job->n_ranks; r++)
+        places[r] = (struct place){.job = job, .comm = comms[r]};
+    for (unsigned r = 1; r < job->n_ranks; r++)
+        if (pthread_create(&places[r].thread, NULL, run_place, &places[r]) != 0)
+            abort();
+    run_place(&places[0]);
+    for (unsigned r = 1; r < job->n_ranks; r++)
+        pthread_join(places[r].thread, NULL);
+    for (unsigned r = 0; r < job->n_ranks; r++) {
+        bad |= places[r].status;
+        comms[r]->ops->close(comms[r]);
+    }
+    return bad;
+}
+
+static int run_process(const struct job *job)
+{
+    struct pl_comm *comm = NULL;
+    struct pl_err err = {0};
+    if (pl_comm_mpi_open(&comm, NULL, WAIT_MS, &err) != PL_OK) {
+        fprintf(stderr, "logits: %s\n", err.msg);
+        return 1;
+    }
+    const int status = run(job, comm);
+    comm->ops->close(comm);
+    return status;
+}
+
 int main(int argc, char **argv)
 {
     bool bad = false;
-    struct job job = {.chunk = 128, .kv_type = PL_F16};
+    struct job job = {.chunk = 128, .kv_type = PL_F16, .n_ranks = 1};
     static const struct option options[] = {
         {"model", 1, NULL, 'm'},   {"isa", 1, NULL, 'i'},      {"threads", 1, NULL, 't'}, {"chunk", 1, NULL, 'c'},
-        {"adapter", 1, NULL, 'a'}, {"kv-type", 1, NULL, 'k'}, {"logprobs", 0, NULL, 'l'}, {NULL, 0, NULL, 0},
+        {"adapter", 1, NULL, 'a'}, {"kv-type", 1, NULL, 'k'}, {"logprobs", 0, NULL, 'l'},
+        {"ranks", 1, NULL, 'r'},   {"mpi", 0, NULL, 'p'},      {NULL, 0, NULL, 0},
     };
     for (int c; (c = getopt_long(argc, argv, "", options, NULL)) != -1;) {
         switch (c) {
@@ -143,12 +215,16 @@ int main(int argc, char **argv)
         case 'c': job.chunk = (uint32_t)strtoul(optarg, NULL, 10); break;
         case 'k': bad |= !pl_kv_type(optarg, &job.kv_type); break;
         case 'l': job.logprobs = true; break;
+        case 'r': job.n_ranks = (unsigned)strtoul(optarg, NULL, 10); break;
+        case 'p': job.mpi = true; break;
         default: return 2;
         }
     }
     if (bad || job.model == NULL || job.chunk == 0 || optind != argc) {
-        fputs("usage: logits --model FILE [--adapter PATH] [--isa NAME] [--threads N] [--chunk N] [--kv-type TYPE] [--logprobs]\n", stderr);
+        fputs("usage: logits --model FILE [--adapter PATH] [--isa NAME] [--threads N] [--chunk N] [--kv-type TYPE] [--logprobs]\n"
+              "              [--ranks N | --mpi]\n",
+              stderr);
         return 2;
     }
-    return run(&job);
+    return job.mpi ? run_process(&job) : job.n_ranks > 1 ? run_threads(&job) : run(&job, &pl_comm_single);
 }

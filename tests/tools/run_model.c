@@ -12,12 +12,18 @@ enum { PAGE = 32 };
 pl_status runner_open(struct runner *r, const struct pl_gguf *g, const char *isa, unsigned n_threads, uint32_t max_tokens,
                       struct pl_err *err)
 {
+    return runner_open_part(r, g, &pl_comm_single, isa, n_threads, max_tokens, err);
+}
+
+pl_status runner_open_part(struct runner *r, const struct pl_gguf *g, struct pl_comm *comm, const char *isa, unsigned n_threads,
+                           uint32_t max_tokens, struct pl_err *err)
+{
     *r = (struct runner){.max_tokens = max_tokens};
     pl_status rc = pl_pool_new(&r->pool, n_threads, err);
     if (rc == PL_OK)
         rc = pl_cpu_open(&r->dev, r->pool, isa, err);
     if (rc == PL_OK)
-        rc = pl_model_load(&r->model, g, r->dev, max_tokens, max_tokens, err);
+        rc = pl_model_load_part(&r->model, g, r->dev, comm, max_tokens, max_tokens, err);
     if (rc != PL_OK)
         runner_close(r);
     return rc;
@@ -148,7 +154,7 @@ pl_status run_seqs(struct runner *r, struct run_seq *seqs, uint32_t n_seqs, pl_d
         step += seqs[i].chunk < seqs[i].n ? seqs[i].chunk : seqs[i].n;
     }
     stage_init(&st, seqs, n_seqs, r->max_tokens);
-    const struct pl_kv_shape shape = pl_model_kv_shape(r->model, PAGE, st.n_pages, kv_type);
+    const struct pl_kv_shape shape = pl_model_kv_part(r->model, PAGE, st.n_pages, kv_type);
     pl_status rc = step > r->max_tokens ? PL_EINVAL : r->dev->ops->kv_new(r->dev, &shape, &kv);
     while (rc == PL_OK) {
         for (uint32_t i = 0; i < n_seqs; i++)
@@ -157,7 +163,7 @@ pl_status run_seqs(struct runner *r, struct run_seq *seqs, uint32_t n_seqs, pl_d
             break;
         const float *logits;
         rc = pl_model_forward(r->model, kv, &st.b, &logits);
-        if (rc == PL_OK)
+        if (rc == PL_OK && logits != NULL)
             collect(seqs, n_seqs, logits, V, before);
     }
     if (kv != NULL)

@@ -5,6 +5,7 @@
 #define PL_TESTS_RUN_MODEL_H
 
 #include "core/base/pool.h"
+#include "core/comm/comm.h"
 #include "core/model/gguf.h"
 #include "core/model/model.h"
 
@@ -18,6 +19,9 @@ struct runner {
 /* isa NULL = the best there is. */
 pl_status runner_open(struct runner *r, const struct pl_gguf *g, const char *isa, unsigned n_threads, uint32_t max_tokens,
                       struct pl_err *err) PL_MUST_CHECK;
+/* The same as one rank of comm's (borrowed); all of them call run_seqs with the same sequences. */
+pl_status runner_open_part(struct runner *r, const struct pl_gguf *g, struct pl_comm *comm, const char *isa, unsigned n_threads,
+                           uint32_t max_tokens, struct pl_err *err) PL_MUST_CHECK;
 void runner_close(struct runner *r);
 
 struct run_seq {
@@ -26,7 +30,7 @@ struct run_seq {
     uint32_t chunk;  /* tokens per step, above 0 */
     uint32_t from;   /* first position whose logits are wanted */
     uint32_t adapter; /* slot, 0 = none */
-    float *logits;   /* [n - from, V], the caller's */
+    float *logits;   /* [n - from, V], the caller's; left as it is on ranks other than 0 */
     uint32_t n_done; /* set by run_seqs */
 };
 

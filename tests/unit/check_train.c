@@ -325,7 +325,8 @@ START_TEST(frozen_weights_count_as_their_values)
             pl_dequant_row(types[t], bytes + r * row, values + r * K, K);
         }
         /* two parts, as of a fused product */
-        const struct pl_weight_src src[] = {{types[t], 8, K, bytes}, {types[t], N - 8, K, bytes + 8 * row}};
+        const struct pl_weight_src src[] = {{.dtype = types[t], .rows = 8, .cols = K, .data = bytes},
+                                            {.dtype = types[t], .rows = N - 8, .cols = K, .data = bytes + 8 * row}};
         struct pl_weight *w;
         OK(b.t->frozen_new(b.dev, src, 2, &w, NULL));
         const struct pl_train_mat frozen = {.rows = N, .cols = K, .frozen = w};

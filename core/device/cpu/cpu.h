@@ -33,6 +33,7 @@ struct pl_cpu_part {
     pl_dtype dtype;
     uint32_t rows, cols;
     const uint8_t *src; /* borrowed: the file's rows, for the embedding and the reference kernels */
+    size_t src_stride;  /* bytes from one of them to the next */
     uint8_t *packed;    /* NULL in the reference device */
     struct pl_cpu_chunk *chunk; /* where packed lies */
     size_t unit_bytes;

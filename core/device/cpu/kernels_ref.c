@@ -55,12 +55,11 @@ static float dot_blocks(const struct pl_cpu_part *w, const uint8_t *row, const i
 static void rows_block(const struct pl_cpu_part *w, uint32_t unit, uint32_t n_groups, const struct pl_cpu_act *x, uint32_t t0,
                        uint32_t n_t, float *out, size_t stride, bool add)
 {
-    size_t row_bytes = pl_dtype_row_bytes(w->dtype, w->cols);
     for (uint32_t i = 0; i < n_t; i++)
         for (uint32_t r = 0; r < n_groups * PL_CPU_GROUP; r++) {
             uint32_t row = unit * PL_CPU_UNIT + r;
             size_t t = t0 + i;
-            float sum = row >= w->rows ? 0 : dot_blocks(w, w->src + row * row_bytes, x->q + t * w->cols, x->d + t * (w->cols / 32));
+            float sum = row >= w->rows ? 0 : dot_blocks(w, w->src + row * w->src_stride, x->q + t * w->cols, x->d + t * (w->cols / 32));
             out[i * stride + r] = add ? out[i * stride + r] + sum : sum;
         }
 }
@@ -75,7 +74,7 @@ static void rows_float(const struct pl_cpu_part *w, uint32_t unit, uint32_t n_gr
             double sum = 0;
             for (uint32_t k = 0; row < w->rows && k < w->cols; k++) {
                 float v;
-                pl_dequant_row(w->dtype, w->src + ((size_t)row * w->cols + k) * element, &v, 1);
+                pl_dequant_row(w->dtype, w->src + row * w->src_stride + k * element, &v, 1);
                 sum += (double)v * x[i * stride + k];
             }
             float *to = out + i * out_stride + r;

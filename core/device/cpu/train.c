@@ -86,7 +86,11 @@ static pl_status frozen_new(struct pl_device *dev, const struct pl_weight_src *p
     w->cols = parts[0].cols;
     w->n_parts = (uint32_t)n;
     for (size_t i = 0; i < n; i++) {
-        w->parts[i] = (struct pl_cpu_part){.dtype = parts[i].dtype, .rows = parts[i].rows, .cols = parts[i].cols, .src = parts[i].data};
+        w->parts[i] = (struct pl_cpu_part){.dtype = parts[i].dtype,
+                                           .rows = parts[i].rows,
+                                           .cols = parts[i].cols,
+                                           .src = parts[i].data,
+                                           .src_stride = pl_weight_src_stride(&parts[i])};
         w->rows += parts[i].rows;
     }
     *out = w;
@@ -244,7 +248,7 @@ static void embed_row(const struct job *j, uint32_t t)
         row -= j->w->frozen->parts[i++].rows;
     const struct pl_cpu_part *p = &j->w->frozen->parts[i];
     float *temp = j->stats + (size_t)t * n;
-    pl_dequant_row(p->dtype, p->src + row * pl_dtype_row_bytes(p->dtype, n), j->add ? temp : to, n);
+    pl_dequant_row(p->dtype, p->src + row * p->src_stride, j->add ? temp : to, n);
     if (j->add)
         j->t->k->add(to, temp, 1, n);
 }

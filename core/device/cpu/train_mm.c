@@ -70,7 +70,7 @@ static const float *segment(const struct job *j, const struct pl_mm_src *s, uint
         row -= s->w->parts[i++].rows;
     const struct pl_cpu_part *p = &s->w->parts[i];
     const uint32_t block = pl_dtype_block(p->dtype), from = c0 / block * block, to = (c0 + n + block - 1) / block * block;
-    j->k->dequant(p->dtype, p->src + row * pl_dtype_row_bytes(p->dtype, p->cols) + pl_dtype_row_bytes(p->dtype, from), temp, to - from);
+    j->k->dequant(p->dtype, p->src + row * p->src_stride + pl_dtype_row_bytes(p->dtype, from), temp, to - from);
     return temp + (c0 - from);
 }
 

@@ -47,6 +47,7 @@ static void leave_chunk(struct pl_cpu *cpu, struct pl_cpu_chunk *c)
 static bool describe(struct pl_cpu_part *p, const struct pl_weight_src *src)
 {
     *p = (struct pl_cpu_part){.dtype = src->dtype, .rows = src->rows, .cols = src->cols, .src = src->data};
+    p->src_stride = pl_weight_src_stride(src);
     p->sub = pl_dtype_sub(src->dtype);
     switch (src->dtype) {
     case PL_F32:
@@ -125,10 +126,9 @@ static void pack_unit(void *arg, size_t unit, unsigned worker)
 {
     (void)worker;
     const struct pl_cpu_part *p = arg;
-    size_t row_bytes = pl_dtype_row_bytes(p->dtype, p->cols);
     uint8_t *to = p->packed + unit * p->unit_bytes;
     for (uint32_t r = 0; r < PL_CPU_UNIT && unit * PL_CPU_UNIT + r < p->rows; r++)
-        (p->bits != 0 ? pack_block_row : pack_float_row)(p, to, r, p->src + (unit * PL_CPU_UNIT + r) * row_bytes);
+        (p->bits != 0 ? pack_block_row : pack_float_row)(p, to, r, p->src + (unit * PL_CPU_UNIT + r) * p->src_stride);
 }
 
 pl_status pl_cpu_weight_new(struct pl_device *dev, const struct pl_weight_src *parts, size_t n_parts, struct pl_weight **out,
@@ -190,11 +190,16 @@ struct embed_job {
 static void embed_row(const struct embed_job *j, uint32_t t, float *work)
 {
     uint32_t row = j->idx[t], i = 0;
+    if (row == PL_NO_ROW) {
+        if (work == NULL)
+            memset(pl_cpu_row(j->out, t), 0, j->w->cols * sizeof(float));
+        return;
+    }
     while (i + 1 < j->w->n_parts && row >= j->w->parts[i].rows)
         row -= j->w->parts[i++].rows;
     const struct pl_cpu_part *p = &j->w->parts[i];
     float *to = pl_cpu_row(j->out, t), *values = work != NULL ? work : to;
-    pl_dequant_row(p->dtype, p->src + row * pl_dtype_row_bytes(p->dtype, p->cols), values, p->cols);
+    pl_dequant_row(p->dtype, p->src + row * p->src_stride, values, p->cols);
     for (uint32_t c = 0; work != NULL && c < p->cols; c++)
         to[c] += values[c];
 }
