@@ -339,7 +339,7 @@ pl_status pl_report_scores(struct pl_report *r, uint32_t step, const struct pl_s
     const pl_status rc = put_line(r->fd, &b, false, err);
     if (rc != PL_OK)
         return rc;
-    return put_figures(r->events, time, step, list, n) == PL_OK ? PL_OK : pl_fail(err, PL_EIO, "cannot write the tensorboard file: %s", strerror(errno));
+    return put_figures(r->events, time, step, list, n) == PL_OK ? PL_OK : io_failed(err, "the tensorboard file", errno);
 }
 
 /* The line's own figures. */
@@ -400,7 +400,8 @@ static bool keep_line(void *arg, const char *text, const json_t *o)
         return true;
     const uint32_t step = (uint32_t)json_integer_value(json_object_get(o, "step"));
     if (strcmp(type, "evaluation") == 0) { /* that of the end will be made again */
-        k->ok &= step > 0 || put_again(k->events, o) == PL_OK;
+        if (step == 0 && put_again(k->events, o) != PL_OK)
+            k->why = errno;
         if (step == 0)
             pl_buf_adds(&k->lines, text);
         return true;
