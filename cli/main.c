@@ -28,7 +28,8 @@ static const char help[] =
     "    parley tokenize --model FILE [--special] [TEXT]\n"
     "        token ids of TEXT, or of standard input\n"
     "    parley train --job FOLDER\n"
-    "        run the fine-tuning job that FOLDER/job.json describes; goes on where it was stopped\n"
+    "        run the job that FOLDER/job.json describes: fine-tuning, or training a model from nothing (docs/finetuning.md); goes on\n"
+    "        where it was stopped\n"
     "    parley train --bench 4x256x3 --model FILE [--kind lora|full] [--precision auto|f32] [--threads N]\n"
     "        speed of training steps: sequences x tokens x steps\n"
     "    parley version\n";

@@ -578,6 +578,15 @@ const void *pl_gguf_keys(const struct pl_gguf *g, uint64_t *n_keys, size_t *n_by
     return g->keys;
 }
 
+const void *pl_gguf_key_at(const struct pl_gguf *g, uint64_t i, size_t *n_bytes)
+{
+    enum { LENGTH = 8 }; /* of the name, before it */
+    const uint8_t *from = (const uint8_t *)g->kv[i].key.s - LENGTH;
+    const uint8_t *to = i + 1 < g->n_kv ? (const uint8_t *)g->kv[i + 1].key.s - LENGTH : g->keys + g->keys_bytes;
+    *n_bytes = (size_t)(to - from);
+    return from;
+}
+
 uint32_t pl_gguf_alignment(const struct pl_gguf *g)
 {
     return g->alignment;

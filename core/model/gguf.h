@@ -53,6 +53,8 @@ pl_status pl_gguf_array_i32(const struct pl_gguf *g, const char *key, int32_t *v
 
 /* All keys as they stand in the file, and how many: what a file made from this one begins with. */
 const void *pl_gguf_keys(const struct pl_gguf *g, uint64_t *n_keys, size_t *n_bytes);
+/* One of them: its name, type and value, n_bytes long; i below n_keys. */
+const void *pl_gguf_key_at(const struct pl_gguf *g, uint64_t i, size_t *n_bytes);
 uint32_t pl_gguf_alignment(const struct pl_gguf *g); /* of tensor data */
 
 #endif

@@ -60,6 +60,8 @@ int32_t pl_tok_map_find(const struct pl_tok *t, const char *s, size_t n); /* -1 
  * user-defined ones count if `user`. */
 int32_t pl_tok_special_at(const struct pl_tok *t, const char *s, size_t n, size_t n_control, bool user);
 pl_status pl_ids_push(struct pl_ids *ids, int32_t id) PL_MUST_CHECK;
+/* GPT-2's alphabet for bytes: the byte that each character below U+0200 stands for, -1 = none. */
+void pl_tok_byte_alphabet(int16_t byte_of[512]);
 
 /* Ordinary text without special tokens, appended to ids. */
 pl_status pl_tok_bpe(const struct pl_tok *t, const char *s, size_t n, size_t max, struct pl_ids *ids) PL_MUST_CHECK;

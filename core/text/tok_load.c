@@ -42,7 +42,7 @@ static bool is_plain(int byte)
     return (byte >= 33 && byte <= 126) || (byte >= 161 && byte <= 172) || byte >= 174;
 }
 
-static void byte_alphabet(int16_t byte_of[512])
+void pl_tok_byte_alphabet(int16_t byte_of[512])
 {
     int next = 256;
     for (int i = 0; i < 512; i++)
@@ -156,7 +156,7 @@ static pl_status read_texts(struct loader *l)
     struct pl_tok *t = l->t;
     int16_t byte_of[512];
     uint64_t total = 0;
-    byte_alphabet(byte_of);
+    pl_tok_byte_alphabet(byte_of);
     for (int32_t i = 0; i < t->n; i++) {
         if (l->texts[i].n > MAX_TOKEN_BYTES)
             return pl_fail(l->err, PL_EFORMAT, "token %d has %llu bytes", i, (unsigned long long)l->texts[i].n);
@@ -282,7 +282,7 @@ static pl_status read_merges(struct loader *l)
     else if (pl_gguf_array_str(l->g, "tokenizer.ggml.merges", texts, n) != PL_OK)
         st = pl_fail(l->err, PL_EFORMAT, "key tokenizer.ggml.merges is not an array of strings");
     int16_t byte_of[512];
-    byte_alphabet(byte_of);
+    pl_tok_byte_alphabet(byte_of);
     for (uint32_t i = 0; st == PL_OK && i < cap; i++)
         t->merges[i].pair = UINT64_MAX;
     for (uint64_t i = 0; st == PL_OK && i < n; i++) {

@@ -88,11 +88,25 @@ static bool fits_method(struct scan *s, pl_data_form form, struct pl_err *err)
                                        [PL_DATA_COMPLETION] = 1 << PL_METHOD_SUPERVISED | 1 << PL_METHOD_PRETRAIN,
                                        [PL_DATA_PREFERENCE] = 1 << PL_METHOD_DPO,
                                        [PL_DATA_TEXT] = 1 << PL_METHOD_PRETRAIN};
-    if (s->o->tok == NULL || (methods[form] >> s->o->method & 1) != 0)
+    if ((s->o->tok == NULL && s->o->text == NULL) || (methods[form] >> s->o->method & 1) != 0)
         return true;
     (void)pl_fail(err, PL_EFORMAT, "The file is in the %s format, but the specified fine-tuning job is not using '%s' as the training method "
                   "(provided method=%s)", form_names[form], wanted[form], pl_train_method_name(s->o->method));
     return false;
+}
+
+static pl_status give_text(const struct scan *s, const struct pl_data_line *l, struct pl_err *err)
+{
+    const size_t n = l->prompt.n + l->completion.n;
+    char *text = malloc(n + 1);
+    if (text == NULL)
+        return pl_fail(err, PL_ENOMEM, "out of memory");
+    if (l->prompt.n > 0)
+        memcpy(text, l->prompt.s, l->prompt.n);
+    memcpy(text + l->prompt.n, l->completion.s, l->completion.n);
+    const pl_status st = s->o->text(s->o->text_arg, text, n);
+    free(text);
+    return st == PL_OK ? PL_OK : pl_fail(err, st, "%s", pl_status_text(st));
 }
 
 /* PL_EFORMAT = the file as a whole cannot be used; a bad line is noted and PL_OK. */
@@ -123,6 +137,8 @@ static pl_status take_line(struct scan *s, char *line, size_t n, uint32_t number
         const pl_status encoded = pl_data_encode(&s->e, &l, &f);
         good = encoded != PL_EFORMAT;
         st = good ? encoded : PL_OK;
+    } else if (good && st == PL_OK && s->o->text != NULL) {
+        st = give_text(s, &l, err);
     }
     s->r->n_lines++;
     if (good)

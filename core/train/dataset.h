@@ -64,8 +64,13 @@ struct pl_data_report {
 };
 void pl_data_report_fini(struct pl_data_report *r);
 
+/* Anything but PL_OK ends the reading with that status. */
+typedef pl_status pl_data_text(void *arg, const char *s, size_t n);
+
 struct pl_data_opts {
-    const struct pl_tok *tok;   /* borrowed; NULL = only the form of lines is checked */
+    const struct pl_tok *tok;   /* borrowed; NULL = only the form of lines is checked, */
+    pl_data_text *text;         /* and this is called with the whole text of each good completion or text; may be NULL */
+    void *text_arg;
     const struct pl_chat *chat; /* borrowed; NULL = the model has no template: chats are bad lines */
     pl_train_method method;
     pl_train_on train_on;

@@ -25,7 +25,7 @@ static const struct {
 #define AT(field) offsetof(struct pl_train_job, field)
     {"id", AT(id), true},
     {"name", AT(name), true},
-    {"base", AT(base), true},
+    {"base", AT(base), true}, /* but for a model from nothing */
     {"base_id", AT(base_id), false},
     {"base_adapter", AT(base_adapter), false},
     {"chat_template", AT(chat_template), false},
@@ -41,17 +41,18 @@ static char **text_of(const struct pl_train_job *job, size_t i)
 
 static pl_status take(struct pl_train_job *job, const json_t *root, struct pl_err *err)
 {
-    for (size_t i = 0; i < PL_COUNT_OF(texts); i++) {
-        const json_t *v = json_object_get(root, texts[i].name);
-        if (json_is_string(v))
-            *text_of(job, i) = pl_xstrdup(json_string_value(v));
-        else if (texts[i].required || (v != NULL && !json_is_null(v)))
-            return pl_fail_param(err, PL_EFORMAT, texts[i].name, "job.json: '%s' must be a string, not %s", texts[i].name, pl_json_kind(v));
-    }
-    const json_t *seed = json_object_get(root, "seed"), *created = json_object_get(root, "created_at");
     const pl_status st = pl_train_spec_read(&job->spec, json_object_get(root, "spec"), NULL, err);
     if (st != PL_OK)
         return st;
+    for (size_t i = 0; i < PL_COUNT_OF(texts); i++) {
+        const json_t *v = json_object_get(root, texts[i].name);
+        const bool required = texts[i].required && !(job->spec.scratch && texts[i].offset == AT(base));
+        if (json_is_string(v))
+            *text_of(job, i) = pl_xstrdup(json_string_value(v));
+        else if (required || (v != NULL && !json_is_null(v)))
+            return pl_fail_param(err, PL_EFORMAT, texts[i].name, "job.json: '%s' must be a string, not %s", texts[i].name, pl_json_kind(v));
+    }
+    const json_t *seed = json_object_get(root, "seed"), *created = json_object_get(root, "created_at");
     if (seed != NULL && (!json_is_integer(seed) || json_integer_value(seed) < 0 || json_integer_value(seed) > UINT32_MAX))
         return pl_fail_param(err, PL_EFORMAT, "seed", "job.json: 'seed' must be an integer from 0 to 4294967295");
     job->spec.seed = (uint32_t)json_integer_value(seed);

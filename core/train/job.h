@@ -10,7 +10,7 @@
 
 struct pl_train_job {
     char *id, *name;       /* name: under which the result will be served, "ft:…" */
-    char *base;            /* GGUF file */
+    char *base;            /* GGUF file; NULL for a model from nothing with a tokenizer of its own */
     char *base_id;         /* pl_train_base_id of it, NULL = not checked */
     char *base_adapter;    /* PEFT folder on top of it, NULL = none */
     char *chat_template;   /* file used instead of the model's own template, NULL = none */

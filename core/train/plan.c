@@ -42,10 +42,31 @@ static uint64_t memory(const struct pl_train_plan *p, const struct pl_train_base
     return weights + 16 * p->n_trained_params + 4 * (tokens * layers + 2 * logits) + (p->training.n_tokens + p->validation.n_tokens) * 5;
 }
 
-pl_status pl_train_plan(struct pl_train_plan *p, const struct pl_train_spec *asked, const char *training, const char *validation,
-                        const struct pl_train_base *base, uint32_t n_threads, struct pl_err *err)
+/* Makes the model that the shape describes; what is automatic in it is said from here on. */
+static pl_status open_scratch(struct pl_train_plan *p, struct pl_train_spec *asked, const char *training, const char *base, uint64_t available,
+                              struct pl_err *err)
 {
-    *p = (struct pl_train_plan){.spec = *asked};
+    const pl_status st = pl_scratch_open(&p->scratch, asked, training, base, available, &p->training, err);
+    p->spec = *asked;
+    p->base = (struct pl_train_base){.path = base, .tok = p->scratch.tok, .chat = p->scratch.chat, .spec = &p->scratch.model,
+                                     .n_ctx = p->scratch.model.n_ctx, .n_params = p->scratch.n_params};
+    return st;
+}
+
+static pl_status check_memory(const struct pl_train_plan *p, uint64_t available, struct pl_err *err)
+{
+    if (!p->spec.scratch || available == 0 || p->memory <= available)
+        return PL_OK;
+    return pl_fail_param(err, PL_EINVAL, "method.pretrain.shape", "a model of this shape (%llu parameters) takes about %.1f GiB to train with micro-batches "
+                         "of %u × %u tokens, but %.1f GiB are there: lower layers, width, ff or vocab_size, or compute.micro_batch_size and "
+                         "hyperparameters.max_length", (unsigned long long)p->n_trained_params, (double)p->memory / (1 << 30), p->spec.micro_batch,
+                         p->spec.max_length, (double)available / (1 << 30));
+}
+
+static pl_status check_files(struct pl_train_plan *p, const struct pl_train_spec *asked, const char *training, const char *validation, uint32_t n_threads,
+                             struct pl_err *err)
+{
+    const struct pl_train_base *base = &p->base;
     struct pl_data_opts o = {.tok = base->tok, .chat = base->chat, .method = asked->method, .train_on = (pl_train_on)asked->train_on,
                              .min_examples = PL_DATA_MIN_EXAMPLES, .stop = base->stop};
     struct pl_train_facts f = {.model = base->spec, .n_ctx = base->n_ctx, .n_threads = n_threads, .validation = validation != NULL,
@@ -74,16 +95,30 @@ pl_status pl_train_plan(struct pl_train_plan *p, const struct pl_train_spec *ask
     }
     p->epoch_steps = pl_train_epoch_steps(&p->spec, f.n_examples);
     p->total_steps = pl_train_total_steps(&p->spec, f.n_examples);
-    p->trained_tokens = p->spec.n_epochs * p->training.n_tokens;
-    p->n_trained_params = trained_params(&p->spec, base);
-    p->memory = memory(p, base);
-    /* forward 2, backward of inputs 2, of weights 2 operations for each parameter and token */
-    p->flops = (double)p->trained_tokens * (4.0 * (double)base->n_params + 2.0 * (double)p->n_trained_params);
     return PL_OK;
+}
+
+pl_status pl_train_plan(struct pl_train_plan *p, const struct pl_train_spec *asked, const char *training, const char *validation,
+                        const struct pl_train_base *base, uint32_t n_threads, uint64_t available, struct pl_err *err)
+{
+    struct pl_train_spec spec = *asked;
+    *p = (struct pl_train_plan){.spec = spec, .base = *base};
+    pl_status st = spec.scratch ? open_scratch(p, &spec, training, base->path, available, err) : PL_OK;
+    if (st == PL_OK)
+        st = check_files(p, &spec, training, validation, n_threads, err);
+    if (st != PL_OK)
+        return st;
+    p->trained_tokens = p->spec.n_epochs * p->training.n_tokens;
+    p->n_trained_params = trained_params(&p->spec, &p->base);
+    p->memory = memory(p, &p->base);
+    /* forward 2, backward of inputs 2, of weights 2 operations for each parameter and token */
+    p->flops = (double)p->trained_tokens * (4.0 * (double)p->base.n_params + 2.0 * (double)p->n_trained_params);
+    return check_memory(p, available, err);
 }
 
 void pl_train_plan_fini(struct pl_train_plan *p)
 {
     pl_data_report_fini(&p->training);
     pl_data_report_fini(&p->validation);
+    pl_scratch_fini(&p->scratch);
 }

@@ -14,8 +14,7 @@
 #include "core/base/clock.h"
 #include "core/base/mem.h"
 #include "core/base/pool.h"
-#include "core/base/readfile.h"
-#include "core/model/model.h"
+#include "core/train/base.h"
 #include "core/train/checkpoint.h"
 #include "core/train/evaluate.h"
 #include "core/train/job.h"
@@ -36,9 +35,8 @@ struct run {
     int lock;
     struct pl_train_job job;
     char base_id[PL_SHA256_HEX];
-    struct pl_gguf *gguf;
-    struct pl_tok *tok;
-    struct pl_chat *chat;
+    char base[PATH_MAX]; /* the model's file: the job's, or made by this worker */
+    struct pl_train_model model;
     struct pl_pool *pool;
     struct pl_device *dev;
     struct pl_net *net;
@@ -68,49 +66,68 @@ static pl_status open_folder(struct run *r)
     return pl_train_job_read(&r->job, r->folder, r->err);
 }
 
-/* The base's template, or the file that the job names; none is fine for data that is not chats. */
-static pl_status open_chat(struct run *r)
+/* Values for whatever is still "auto": a job folder that somebody wrote by hand. */
+static pl_status resolve(struct run *r, struct pl_train_plan *plan)
 {
-    struct pl_gguf_str source = {0};
-    void *text = NULL;
-    pl_status rc = PL_OK;
-    if (r->job.chat_template != NULL) {
-        size_t n = 0;
-        rc = pl_readfile(&text, &n, r->job.chat_template, PL_CHAT_MAX_TEMPLATE, r->err);
-        source = (struct pl_gguf_str){text, n};
-    } else if (pl_gguf_string(r->gguf, "tokenizer.chat_template", &source) != PL_OK) {
-        return PL_OK;
-    }
+    struct pl_train_base base = {.path = r->job.base};
+    if (!r->job.spec.scratch)
+        base = pl_train_model_base(&r->model, r->base);
+    const pl_status rc = pl_train_plan(plan, &r->job.spec, r->job.training_file, r->job.validation_file, &base, pl_pool_cpus(), pl_mem_available(), r->err);
     if (rc == PL_OK)
-        rc = pl_chat_new(&r->chat, source.s, source.n, r->tok, r->err);
-    free(text);
+        r->job.spec = plan->spec;
     return rc;
 }
 
-/* Values for whatever is still "auto": a job folder that somebody wrote by hand. */
-static pl_status resolve(struct run *r)
+/* A model from nothing, in the job's folder, unless it is there. */
+static pl_status make_base(struct run *r)
 {
-    struct pl_spec model;
-    unsigned arch;
-    struct pl_train_plan plan;
-    struct pl_train_base base = {.tok = r->tok, .chat = r->chat, .spec = &model};
-    pl_status rc = pl_model_check(&model, &arch, &base.n_params, r->gguf, r->err);
-    if (rc == PL_OK && r->job.spec.automatic == 0 && r->job.spec.max_length > model.n_ctx)
-        return pl_fail_param(r->err, PL_EINVAL, "max_length", "'max_length' is %u but the model takes %u tokens", r->job.spec.max_length, model.n_ctx);
-    if (rc != PL_OK || r->job.spec.automatic == 0)
-        return rc;
-    base.n_ctx = model.n_ctx;
-    rc = pl_train_plan(&plan, &r->job.spec, r->job.training_file, r->job.validation_file, &base, pl_pool_cpus(), r->err);
+    struct pl_train_spec *s = &r->job.spec;
+    struct pl_train_plan plan = {0};
+    char origin[PL_SHA256_HEX];
+    pl_status rc = s->automatic != 0 ? resolve(r, &plan) : PL_OK;
     if (rc == PL_OK)
-        r->job.spec = plan.spec;
+        rc = pl_scratch_origin(s, r->job.training_file, r->job.base, origin, r->err);
+    if (rc == PL_OK && !pl_scratch_is(r->base, origin)) {
+        if (plan.scratch.tok == NULL)
+            rc = pl_scratch_open(&plan.scratch, s, r->job.training_file, r->job.base, pl_mem_available(), &plan.training, r->err);
+        if (rc == PL_OK)
+            rc = pl_scratch_write(&plan.scratch, r->base, s->seed, origin, r->err);
+    }
     pl_train_plan_fini(&plan);
+    return rc;
+}
+
+static pl_status open_base(struct run *r)
+{
+    struct pl_train_plan plan = {0};
+    pl_status rc = PL_OK;
+    if (r->job.base != NULL) {
+        rc = pl_train_base_id(r->job.base, r->base_id, r->err);
+        if (rc == PL_OK && r->job.base_id != NULL && strcmp(r->job.base_id, r->base_id) != 0)
+            rc = pl_fail_param(r->err, PL_EINVAL, "base", "%s is not the model that this job was made for", r->job.base);
+    }
+    snprintf(r->base, sizeof r->base, "%s", r->job.base != NULL ? r->job.base : "");
+    if (rc == PL_OK && r->job.spec.scratch) {
+        snprintf(r->base, sizeof r->base, "%s/base.gguf", r->folder);
+        rc = make_base(r);
+        if (rc == PL_OK)
+            rc = pl_train_base_id(r->base, r->base_id, r->err);
+    }
+    if (rc == PL_OK)
+        rc = pl_train_model_open(&r->model, r->base, r->job.chat_template, r->err);
+    if (rc == PL_OK && r->job.spec.automatic != 0) {
+        rc = resolve(r, &plan);
+        pl_train_plan_fini(&plan);
+    } else if (rc == PL_OK && r->job.spec.max_length > r->model.spec.n_ctx) {
+        rc = pl_fail_param(r->err, PL_EINVAL, "max_length", "'max_length' is %u but the model takes %u tokens", r->job.spec.max_length, r->model.spec.n_ctx);
+    }
     return rc;
 }
 
 static pl_status read_data(struct run *r, const char *path, const char *param, uint32_t least, struct pl_dataset **out)
 {
     const struct pl_train_spec *s = &r->job.spec;
-    const struct pl_data_opts o = {.tok = r->tok, .chat = r->chat, .method = s->method, .train_on = (pl_train_on)s->train_on,
+    const struct pl_data_opts o = {.tok = r->model.tok, .chat = r->model.chat, .method = s->method, .train_on = (pl_train_on)s->train_on,
                                    .max_length = s->max_length, .min_examples = least};
     struct pl_data_report report = {0};
     const pl_status rc = pl_dataset_read(out, path, &o, &report, r->err);
@@ -133,7 +150,7 @@ static pl_status open_net(struct run *r)
         rc = r->dev->ops->train->set_precision(r->dev, low ? PL_MM_BF16 : PL_MM_F32, r->err);
     }
     if (rc == PL_OK)
-        rc = pl_net_new(&r->net, r->gguf, r->dev, &o, r->err);
+        rc = pl_net_new(&r->net, r->model.gguf, r->dev, &o, r->err);
     if (rc != PL_OK || r->job.base_adapter == NULL)
         return rc;
     if (o.full)
@@ -212,9 +229,9 @@ static pl_status open_state(struct run *r)
 static pl_status answer(struct run *r, const struct pl_gguf *gguf, const char *adapter, struct pl_scores *scores)
 {
     const struct pl_train_spec *s = &r->job.spec;
-    const struct pl_answers_opts o = {.gguf = gguf, .tok = r->tok, .adapter = adapter, .n_threads = s->threads, .max_tokens = s->answer_tokens,
+    const struct pl_answers_opts o = {.gguf = gguf, .tok = r->model.tok, .adapter = adapter, .n_threads = s->threads, .max_tokens = s->answer_tokens,
                                       .stop = r->options->stop};
-    const struct pl_data_opts last = {.tok = r->tok, .chat = r->chat, .method = s->method, .train_on = PL_TRAIN_ON_LAST, .max_length = s->max_length,
+    const struct pl_data_opts last = {.tok = r->model.tok, .chat = r->model.chat, .method = s->method, .train_on = PL_TRAIN_ON_LAST, .max_length = s->max_length,
                                       .min_examples = 1};
     struct pl_data_report report = {0};
     struct pl_dataset *d = NULL;
@@ -231,17 +248,7 @@ static pl_status answer(struct run *r, const struct pl_gguf *gguf, const char *a
 
 static pl_status open_all(struct run *r)
 {
-    pl_status rc = pl_train_base_id(r->job.base, r->base_id, r->err);
-    if (rc == PL_OK && r->job.base_id != NULL && strcmp(r->job.base_id, r->base_id) != 0)
-        rc = pl_fail_param(r->err, PL_EINVAL, "base", "%s is not the model that this job was made for", r->job.base);
-    if (rc == PL_OK)
-        rc = pl_gguf_open(&r->gguf, r->job.base, r->err);
-    if (rc == PL_OK)
-        rc = pl_tok_load(&r->tok, r->gguf, r->err);
-    if (rc == PL_OK)
-        rc = open_chat(r);
-    if (rc == PL_OK)
-        rc = resolve(r);
+    pl_status rc = open_base(r);
     if (rc == PL_OK)
         rc = read_data(r, r->job.training_file, "training_file", PL_DATA_MIN_EXAMPLES, &r->training);
     if (rc == PL_OK && r->job.validation_file != NULL)
@@ -249,7 +256,7 @@ static pl_status open_all(struct run *r)
     r->before = pl_scores_none();
     r->wants_before = !pl_report_has_scores(r->folder);
     if (rc == PL_OK && r->wants_before) /* now, while there are no gradients in memory */
-        rc = answer(r, r->gguf, r->job.base_adapter, &r->before);
+        rc = answer(r, r->model.gguf, r->job.base_adapter, &r->before);
     if (rc == PL_OK)
         rc = open_net(r);
     if (rc == PL_OK)
@@ -278,9 +285,7 @@ static void close_all(struct run *r)
     pl_dataset_free(r->training);
     pl_dataset_free(r->validation);
     close_net(r);
-    pl_chat_free(r->chat);
-    pl_tok_free(r->tok);
-    pl_gguf_close(r->gguf);
+    pl_train_model_close(&r->model);
     pl_train_job_fini(&r->job);
     if (r->lock >= 0)
         close(r->lock);
@@ -341,7 +346,7 @@ static pl_status save_checkpoint(struct run *r)
         return PL_OK;
     pl_status rc = pl_report_flush(&r->report, r->err);
     if (rc == PL_OK)
-        rc = pl_ckpt_write(r->folder, r->net, r->gguf, r->job.base, &r->state, r->err);
+        rc = pl_ckpt_write(r->folder, r->net, r->model.gguf, r->base, &r->state, r->err);
     if (rc == PL_OK)
         rc = pl_report_checkpoint(&r->report, &r->last, r->err);
     if (rc != PL_OK)
@@ -438,7 +443,7 @@ static pl_status score(struct run *r, struct pl_scores *s)
     if (rc == PL_OK && r->validation != NULL && r->job.spec.method != PL_METHOD_DPO)
         s->perplexity = exp(s->valid_loss);
     if (rc == PL_OK && r->job.spec.forgetting)
-        rc = pl_evaluate_general(&s->general_loss, r->net, r->tok, r->job.general_text, r->err);
+        rc = pl_evaluate_general(&s->general_loss, r->net, r->model.tok, r->job.general_text, r->err);
     return rc;
 }
 
@@ -463,7 +468,7 @@ static pl_status score_after(struct run *r, const char *result)
         if (r->job.spec.peft == PL_PEFT_FULL)
             rc = pl_gguf_open(&tuned, path, r->err);
         if (rc == PL_OK)
-            rc = answer(r, tuned != NULL ? tuned : r->gguf, tuned != NULL ? NULL : result, &s);
+            rc = answer(r, tuned != NULL ? tuned : r->model.gguf, tuned != NULL ? NULL : result, &s);
         pl_gguf_close(tuned);
     }
     return rc != PL_OK ? rc : pl_report_scores(&r->report, r->last.step, &s, r->err);
@@ -490,7 +495,7 @@ static pl_status finish(struct run *r)
     if (rc == PL_OK && mkdir(from, 0750) != 0)
         rc = pl_fail(r->err, pl_status_of_errno(errno), "cannot make %s: %s", from, strerror(errno));
     if (rc == PL_OK)
-        rc = pl_save_model(from, r->net, r->gguf, r->job.base, r->err);
+        rc = pl_save_model(from, r->net, r->model.gguf, r->base, r->err);
     if (rc == PL_OK)
         rc = pl_ckpt_publish(from, to, r->folder, r->err);
     if (rc == PL_OK)

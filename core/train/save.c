@@ -6,14 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "core/base/buf.h"
 #include "core/base/mem.h"
-#include "core/base/newfile.h"
-
-static uint64_t rounded(uint64_t n, uint64_t to)
-{
-    return (n + to - 1) / to * to;
-}
+#include "core/model/gguf_out.h"
 
 static const struct pl_net_param *param_named(const struct pl_net *n, struct pl_gguf_str name)
 {
@@ -23,100 +17,38 @@ static const struct pl_net_param *param_named(const struct pl_net *n, struct pl_
     return NULL;
 }
 
-/* A trained tensor's type in the file; others keep theirs. */
-static pl_dtype type_of(const struct pl_net_param *p, const struct pl_gguf_tensor *t)
+struct trained {
+    const struct pl_net_param **params; /* [tensors] NULL = the tensor is copied */
+    const float *values;
+};
+
+static void trained_row(void *arg, size_t tensor, uint64_t row, float *out)
 {
-    return p == NULL ? t->dtype : p->rows > 1 ? PL_F16 : PL_F32;
+    const struct trained *t = arg;
+    const struct pl_net_param *p = t->params[tensor];
+    memcpy(out, t->values + p->offset + row * p->cols, p->cols * sizeof *out);
 }
 
-static uint64_t bytes_of(const struct pl_net_param *p, const struct pl_gguf_tensor *t)
+/* The keys as in the base's file. */
+static pl_status save_gguf(const char *path, const struct pl_net *n, const struct pl_gguf *g, const float *values, struct pl_err *err)
 {
-    return p == NULL ? t->n_bytes : p->rows * pl_dtype_row_bytes(type_of(p, t), p->cols);
-}
-
-static void put_u32(struct pl_buf *b, uint32_t v)
-{
-    pl_buf_add(b, &v, sizeof v);
-}
-
-static void put_u64(struct pl_buf *b, uint64_t v)
-{
-    pl_buf_add(b, &v, sizeof v);
-}
-
-/* The keys as in the base's file, and the tensors' places. */
-static void put_header(struct pl_buf *b, const struct pl_net *n, const struct pl_gguf *g, uint64_t *alignment)
-{
-    size_t n_bytes;
-    uint64_t n_keys, at = 0;
-    const void *keys = pl_gguf_keys(g, &n_keys, &n_bytes);
-    *alignment = pl_gguf_alignment(g);
-    pl_buf_adds(b, "GGUF");
-    put_u32(b, 3);
-    put_u64(b, pl_gguf_n_tensors(g));
-    put_u64(b, n_keys);
-    pl_buf_add(b, keys, n_bytes);
+    struct trained trained = {pl_xcalloc(pl_gguf_n_tensors(g) + 1, sizeof *trained.params), values};
+    struct pl_gguf_out o;
+    pl_gguf_out_init(&o);
+    pl_gguf_out_all_keys(&o, g);
     for (size_t i = 0; i < pl_gguf_n_tensors(g); i++) {
-        const struct pl_gguf_tensor *t = pl_gguf_tensor_at(g, i);
-        const struct pl_net_param *p = param_named(n, t->name);
-        put_u64(b, t->name.n);
-        pl_buf_add(b, t->name.s, t->name.n);
-        put_u32(b, t->n_dims);
-        for (uint32_t d = 0; d < t->n_dims; d++)
-            put_u64(b, t->ne[d]);
-        put_u32(b, type_of(p, t));
-        put_u64(b, at);
-        at = rounded(at + bytes_of(p, t), *alignment);
+        struct pl_gguf_tensor t = *pl_gguf_tensor_at(g, i);
+        const struct pl_net_param *p = param_named(n, t.name);
+        trained.params[i] = p;
+        if (p != NULL) {
+            t.dtype = p->rows > 1 ? PL_F16 : PL_F32;
+            t.data = NULL;
+        }
+        pl_gguf_out_tensor(&o, &t);
     }
-    while (b->len % *alignment != 0 && !b->failed)
-        pl_buf_addc(b, 0);
-}
-
-static pl_status put_tensor(struct pl_newfile *f, uint64_t at, const float *values, const struct pl_net_param *p, pl_dtype type, struct pl_err *err)
-{
-    const size_t row = pl_dtype_row_bytes(type, p->cols), n = row * p->rows;
-    uint8_t *bytes = malloc(n);
-    if (bytes == NULL)
-        return pl_fail(err, PL_ENOMEM, "no memory for %s", p->name);
-    for (uint32_t r = 0; r < p->rows; r++)
-        pl_quant_row(type, values + (size_t)r * p->cols, bytes + r * row, p->cols);
-    const pl_status rc = pl_newfile_put(f, at, bytes, n, err);
-    free(bytes);
-    return rc;
-}
-
-static pl_status save_gguf(const char *path, const struct pl_net *n, const struct pl_gguf *g, const float *w, struct pl_err *err)
-{
-    struct pl_newfile f;
-    struct pl_buf b;
-    uint64_t alignment;
-    pl_buf_init(&b, 0);
-    put_header(&b, n, g, &alignment);
-    if (b.failed) {
-        pl_buf_fini(&b);
-        return pl_fail(err, PL_ENOMEM, "no memory for the header of %s", path);
-    }
-    pl_status rc = pl_newfile_open(&f, path, err);
-    if (rc != PL_OK) {
-        pl_buf_fini(&b);
-        return rc;
-    }
-    rc = pl_newfile_put(&f, 0, pl_buf_str(&b), b.len, err);
-    uint64_t at = b.len;
-    pl_buf_fini(&b);
-    static const char zeros[64];
-    for (size_t i = 0; rc == PL_OK && i < pl_gguf_n_tensors(g); i++) {
-        const struct pl_gguf_tensor *t = pl_gguf_tensor_at(g, i);
-        const struct pl_net_param *p = param_named(n, t->name);
-        rc = p != NULL ? put_tensor(&f, at, w + p->offset, p, type_of(p, t), err) : pl_newfile_put(&f, at, t->data, t->n_bytes, err);
-        const uint64_t end = at + bytes_of(p, t);
-        at = rounded(end, alignment);
-        for (uint64_t pad = end; rc == PL_OK && pad < at; pad += sizeof zeros)
-            rc = pl_newfile_put(&f, pad, zeros, at - pad < sizeof zeros ? at - pad : sizeof zeros, err);
-    }
-    if (rc == PL_OK)
-        return pl_newfile_commit(&f, err);
-    pl_newfile_abandon(&f);
+    const pl_status rc = pl_gguf_out_write(&o, path, trained_row, &trained, err);
+    pl_gguf_out_fini(&o);
+    free(trained.params);
     return rc;
 }
 

@@ -60,19 +60,25 @@ bool pl_train_has_bf16(void)
 #endif
 }
 
-double pl_train_base_rate(pl_train_method m, int peft)
+double pl_train_base_rate(const struct pl_train_spec *s)
 {
+    static const double from_nothing = 6e-4;
     static const double rates[PL_METHOD_COUNT][2] = {
         [PL_METHOD_SUPERVISED] = {[PL_PEFT_FULL] = 2e-5, [PL_PEFT_LORA] = 2e-4},
         [PL_METHOD_DPO] = {[PL_PEFT_FULL] = 1e-6, [PL_PEFT_LORA] = 1e-5},
         [PL_METHOD_PRETRAIN] = {[PL_PEFT_FULL] = 1e-4, [PL_PEFT_LORA] = 2e-4},
     };
-    return rates[m][peft];
+    return s->scratch ? from_nothing : rates[s->method][s->peft];
 }
 
 static bool has(const struct pl_hyper_row *r, pl_train_method m)
 {
     return strchr(r->methods, method_letters[m]) != NULL;
+}
+
+static bool in_group(size_t i, const char *group)
+{
+    return strcmp(rows[i].group, group) == 0;
 }
 
 /* ---- reading ------------------------------------------------------------------------------------------------------- */
@@ -181,8 +187,10 @@ static pl_status read_group(struct pl_train_spec *s, const json_t *object, const
         pl_status st = PL_OK;
         if (i < N_ROWS)
             st = read_row(s, i, &w, v);
-        else if (group[0] == '\0' && is_group(s->method, key) && json_is_object(v))
+        else if (group[0] == '\0' && is_group(s->method, key) && json_is_object(v)) {
+            s->scratch |= strcmp(key, "shape") == 0;
             st = read_group(s, v, key, w.path, err);
+        }
         else if (group[0] == '\0' && is_group(s->method, key))
             st = json_is_null(v) ? PL_OK : bad(&w, "an object", v);
         else
@@ -212,20 +220,25 @@ static pl_status read_type(struct pl_train_spec *s, const json_t *method, struct
     return pl_fail_param(err, PL_EINVAL, w.path, "'method.type' must be one of supervised, dpo, pretrain, not \"%.60s\"", name);
 }
 
-/* Full tuning has no adapters. */
+/* Full tuning has no adapters; only a model from nothing has its shape in the job. */
 static bool applies(const struct pl_train_spec *s, size_t i)
 {
-    return has(&rows[i], s->method) && (s->peft == PL_PEFT_LORA || strcmp(rows[i].group, "peft") != 0 || strcmp(rows[i].name, "kind") == 0);
+    if (in_group(i, "shape") && !s->scratch)
+        return false;
+    return has(&rows[i], s->method) && (s->peft == PL_PEFT_LORA || !in_group(i, "peft") || strcmp(rows[i].name, "kind") == 0);
 }
 
 /* A learning rate and a multiplier that contradict each other, and settings without effect. */
 static pl_status check_pairs(const struct pl_train_spec *s, struct pl_err *err)
 {
-    const double from_multiplier = s->learning_rate_multiplier * pl_train_base_rate(s->method, s->peft);
+    const double from_multiplier = s->learning_rate_multiplier * pl_train_base_rate(s);
     uint64_t given = 0;
     char path[64];
+    if (s->scratch && s->peft != PL_PEFT_FULL)
+        return pl_fail_param(err, PL_EINVAL, "method.pretrain.peft.kind",
+                             "'method.pretrain.peft.kind' must be full for a model from nothing: leave it out, or leave out method.pretrain.shape");
     for (size_t i = 0; i < N_ROWS; i++)
-        if (!(s->automatic >> i & 1) && has(&rows[i], s->method)) {
+        if (!(s->automatic >> i & 1) && has(&rows[i], s->method) && (s->scratch || !in_group(i, "shape"))) {
             snprintf(path, sizeof path, "method.%s.%s.%s", method_names[s->method], rows[i].group, rows[i].name);
             if (!applies(s, i))
                 return pl_fail_param(err, PL_EINVAL, path, "'%s' has no effect with peft.kind full: leave it out", path);
@@ -237,7 +250,7 @@ static pl_status check_pairs(const struct pl_train_spec *s, struct pl_err *err)
     if (given == 3 && fabs(s->learning_rate - from_multiplier) > 1e-6 * from_multiplier) {
         snprintf(path, sizeof path, "method.%s.hyperparameters.learning_rate", method_names[s->method]);
         return pl_fail_param(err, PL_EINVAL, path, "'learning_rate' is %.9g but learning_rate_multiplier × %g makes %.9g: give one of them",
-                             s->learning_rate, pl_train_base_rate(s->method, s->peft), from_multiplier);
+                             s->learning_rate, pl_train_base_rate(s), from_multiplier);
     }
     return PL_OK;
 }
@@ -274,9 +287,13 @@ pl_status pl_train_spec_read(struct pl_train_spec *s, const json_t *method, cons
     s->automatic = N_ROWS == 64 ? UINT64_MAX : (UINT64_C(1) << N_ROWS) - 1;
     if (method != NULL && !json_is_null(method))
         st = read_method(s, method, err);
-    for (size_t i = 0; i < N_ROWS; i++)
-        if (!has(&rows[i], s->method))
-            s->automatic &= ~(UINT64_C(1) << i);
+    for (size_t i = 0; i < N_ROWS; i++) {
+        const uint64_t bit = UINT64_C(1) << i;
+        if (!has(&rows[i], s->method) || (in_group(i, "shape") && !s->scratch))
+            s->automatic &= ~bit;
+        if ((s->automatic & bit) != 0 && rows[i].offset == offsetof(struct pl_train_spec, peft) && s->scratch)
+            s->peft = PL_PEFT_FULL;
+    }
     if (st != PL_OK)
         return st;
     if (hyperparameters != NULL && !json_is_null(hyperparameters)) {
@@ -338,6 +355,20 @@ static unsigned all_targets(const struct pl_train_facts *f)
     return all;
 }
 
+/* Heads of about 64 values, an even number of them if the width allows. */
+static double auto_heads(uint32_t width)
+{
+    uint32_t heads = width / 64 > 0 ? width / 64 : 1;
+    while (heads > 1 && (width % heads != 0 || width / heads % 2 != 0))
+        heads--;
+    return heads;
+}
+
+static double auto_ff(const struct pl_train_spec *s)
+{
+    return s->shape_arch == PL_SHAPE_GPT2 ? 4.0 * s->shape_width : ceil(s->shape_width * 8.0 / 3 / 32) * 32;
+}
+
 /* One function for each row: the row's expression. */
 #define RULE(field, type, a)                                                                                           \
     static type auto_##field(const struct pl_train_spec *s, const struct pl_train_facts *f)                            \
@@ -390,12 +421,15 @@ static pl_status check_facts(const struct pl_train_spec *s, const struct pl_trai
     return PL_OK;
 }
 
-pl_status pl_train_spec_resolve(struct pl_train_spec *s, const struct pl_train_facts *f, struct pl_err *err)
+/* Gives the automatic rows of a group (NULL = all) their values. */
+static void resolve_rows(struct pl_train_spec *s, const struct pl_train_facts *f, const char *group)
 {
     size_t i = 0;
 #define SET_ROW(f_)                                                                                                    \
-    if (s->automatic >> i & 1)                                                                                         \
+    if ((s->automatic >> i & 1) && (group == NULL || in_group(i, group))) {                                            \
         s->f_ = auto_##f_(s, f);                                                                                       \
+        s->automatic &= ~(UINT64_C(1) << i);                                                                           \
+    }                                                                                                                  \
     i++;
 #define INT(m, g, f_, n, lo, hi, a, h) SET_ROW(f_)
 #define REAL(m, g, f_, n, lo, hi, a, h) SET_ROW(f_)
@@ -408,9 +442,58 @@ pl_status pl_train_spec_resolve(struct pl_train_spec *s, const struct pl_train_f
 #undef BOOL
 #undef WORD
 #undef SET
-    s->automatic = 0;
-    s->learning_rate_multiplier = s->learning_rate / pl_train_base_rate(s->method, s->peft);
+}
+
+pl_status pl_train_spec_resolve(struct pl_train_spec *s, const struct pl_train_facts *f, struct pl_err *err)
+{
+    resolve_rows(s, f, NULL);
+    s->learning_rate_multiplier = s->learning_rate / pl_train_base_rate(s);
     return check_facts(s, f, err);
+}
+
+/* ---- shapes -------------------------------------------------------------------------------------------------------- */
+
+#define SHAPE "method.pretrain.shape."
+
+uint32_t pl_train_shape_specials(const struct pl_train_spec *s)
+{
+    return s->shape_chat == PL_SHAPE_CHAT_ML ? 3 : 1;
+}
+
+static pl_status check_heads(const struct pl_train_spec *s, struct pl_err *err)
+{
+    const uint32_t width = s->shape_width, heads = s->shape_heads, kv = s->shape_kv_heads, size = width / heads;
+    uint32_t near = heads < width ? heads : width;
+    while (width % near != 0)
+        near--;
+    if (width % heads != 0)
+        return pl_fail_param(err, PL_EINVAL, SHAPE "heads", "'heads' is %u, but width %u is no multiple of it: take %u", heads, width, near);
+    if (s->shape_arch == PL_SHAPE_LLAMA && size % 2 != 0)
+        return pl_fail_param(err, PL_EINVAL, SHAPE "heads", "'heads' is %u, so that a head of width %u has %u values, and rotary positions need an even "
+                             "number: change heads or width, or take architecture gpt2", heads, width, size);
+    if (size > PL_MAX_HEAD_DIM)
+        return pl_fail_param(err, PL_EINVAL, SHAPE "heads", "'heads' is %u, so that a head of width %u has %u values; at most %d are supported: take "
+                             "more heads", heads, width, size, PL_MAX_HEAD_DIM);
+    if (heads % kv != 0)
+        return pl_fail_param(err, PL_EINVAL, SHAPE "kv_heads", "'kv_heads' is %u, but heads %u is no multiple of it", kv, heads);
+    if (heads / kv > PL_MAX_QUERIES_PER_KV)
+        return pl_fail_param(err, PL_EINVAL, SHAPE "kv_heads", "'kv_heads' is %u; with %u heads at least %u are needed", kv, heads,
+                             (heads + PL_MAX_QUERIES_PER_KV - 1) / PL_MAX_QUERIES_PER_KV);
+    if (s->shape_arch == PL_SHAPE_GPT2 && kv != heads)
+        return pl_fail_param(err, PL_EINVAL, SHAPE "kv_heads", "'kv_heads' is %u, but gpt2 has as many as heads, %u: leave it out, or take architecture llama",
+                             kv, heads);
+    return PL_OK;
+}
+
+pl_status pl_train_shape_resolve(struct pl_train_spec *s, const struct pl_train_facts *f, struct pl_err *err)
+{
+    resolve_rows(s, f, "shape");
+    const uint32_t least = 256 + pl_train_shape_specials(s);
+    if (s->shape_tokenizer == PL_SHAPE_BPE && s->shape_chat == PL_SHAPE_CHAT_BASE)
+        return pl_fail_param(err, PL_EINVAL, SHAPE "chat_template", "chat_template \"base\" needs tokenizer \"base\": take \"chatml\" or \"none\"");
+    if (s->shape_tokenizer == PL_SHAPE_BPE && s->shape_vocab < least)
+        return pl_fail_param(err, PL_EINVAL, SHAPE "vocab_size", "'vocab_size' is %u; the bytes and control tokens alone are %u", s->shape_vocab, least);
+    return check_heads(s, err);
 }
 
 /* ---- writing ------------------------------------------------------------------------------------------------------- */

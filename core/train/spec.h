@@ -24,9 +24,13 @@ typedef enum { PL_FINAL_LAST, PL_FINAL_BEST } pl_train_final;
 typedef enum { PL_SCHEDULE_CONSTANT, PL_SCHEDULE_LINEAR, PL_SCHEDULE_COSINE, PL_SCHEDULE_WSD } pl_train_schedule;
 typedef enum { PL_PACKING_NONE, PL_PACKING_BFD } pl_train_packing;
 typedef enum { PL_PRECISION_F32, PL_PRECISION_BF16 } pl_train_precision;
+typedef enum { PL_SHAPE_LLAMA, PL_SHAPE_GPT2 } pl_shape_arch;
+typedef enum { PL_SHAPE_BPE, PL_SHAPE_BASE } pl_shape_tokenizer;
+typedef enum { PL_SHAPE_CHAT_NONE, PL_SHAPE_CHAT_ML, PL_SHAPE_CHAT_BASE } pl_shape_chat;
 
 struct pl_train_spec {
     pl_train_method method;
+    bool scratch;       /* pretrain: the base is made from a shape (rows of that group) */
     uint64_t automatic; /* bit i: row i of hyper.def is still "auto"; 0 once resolved */
     uint32_t seed;      /* of data order, dropout, initial values */
     /* One member for each row of hyper.def. */
@@ -45,7 +49,8 @@ struct pl_train_spec {
 
 /* What "auto" depends on. */
 struct pl_train_facts {
-    const struct pl_spec *model; /* borrowed */
+    const struct pl_spec *model; /* borrowed; not needed for a shape */
+    uint64_t text_bytes;         /* of the training file's texts, for a shape */
     uint32_t n_examples;         /* of the training file; pairs for dpo */
     uint32_t longest;            /* tokens of the longest example */
     uint32_t n_ctx;              /* tokens that the model takes */
@@ -60,6 +65,10 @@ pl_status pl_train_spec_read(struct pl_train_spec *s, const json_t *method, cons
 /* Gives every automatic row its value, and checks what only the facts can tell (targets that the model lacks, max_length
  * above its context). */
 pl_status pl_train_spec_resolve(struct pl_train_spec *s, const struct pl_train_facts *f, struct pl_err *err) PL_MUST_CHECK;
+/* The shape's rows alone, which the others depend on: needs f->text_bytes only. What does not fit together is refused. */
+pl_status pl_train_shape_resolve(struct pl_train_spec *s, const struct pl_train_facts *f, struct pl_err *err) PL_MUST_CHECK;
+/* Control tokens of a vocabulary that is learned. */
+uint32_t pl_train_shape_specials(const struct pl_train_spec *s);
 /* {"type": …, "<type>": {…}} with every row of the method, automatic ones as "auto". A new reference; NULL = no memory.
  * Reading it gives the same spec. */
 json_t *pl_train_spec_json(const struct pl_train_spec *s);
@@ -69,7 +78,7 @@ json_t *pl_train_spec_hyperparameters(const struct pl_train_spec *s);
 /* The processor multiplies bf16. */
 bool pl_train_has_bf16(void);
 const char *pl_train_method_name(pl_train_method m);
-double pl_train_base_rate(pl_train_method m, int peft);
+double pl_train_base_rate(const struct pl_train_spec *s);
 /* Optimizer steps of an epoch and of the whole job. */
 uint32_t pl_train_epoch_steps(const struct pl_train_spec *s, uint32_t n_examples);
 uint32_t pl_train_total_steps(const struct pl_train_spec *s, uint32_t n_examples);

@@ -187,19 +187,32 @@ static pl_status read_file(struct pl_jobs *j, const json_t *root, const char *na
     return st;
 }
 
-static pl_status read_model(struct pl_jobs *j, const json_t *root, struct pl_job_row *row, struct pl_err *err)
+/* The model's name, its files if it is a tuned one, and what tells the daemon's model from another if the job depends on that. */
+static pl_status read_model(struct pl_jobs *j, const json_t *root, struct pl_job_row *row, const struct pl_train_spec *spec, struct pl_err *err)
 {
+    static const char nothing[] = "scratch";
     const char *model;
     char *path = NULL;
     pl_status st = want_string(root, "model", true, &model, err);
     if (st != PL_OK)
         return st;
-    if (strcmp(model, j->server->model_id) != 0 && (st = pl_jobs_model_path(j, model, &path, err)) == PL_ENOENT)
-        st = pl_fail_param(err, PL_ENOENT, "model", "The model '%.100s' is not available for fine-tuning; this server has '%.100s' and the models "
-                           "tuned from it", model, j->server->model_id);
+    if (spec->scratch && strcmp(model, nothing) != 0)
+        return pl_fail_param(err, PL_EINVAL, "model", "'model' must be \"%s\" with method.pretrain.shape, which makes a model from nothing; to go on training "
+                             "'%.100s' leave the shape out", nothing, model);
+    if (!spec->scratch && strcmp(model, j->server->model_id) != 0) {
+        if (strcmp(model, nothing) == 0)
+            return pl_fail_param(err, PL_EINVAL, "method", "model \"%s\" needs method {\"type\": \"pretrain\", \"pretrain\": {\"shape\": {…}}}; an empty "
+                                 "shape takes the defaults", nothing);
+        st = pl_jobs_model_path(j, model, &path, err);
+    }
+    if (st == PL_ENOENT)
+        st = pl_fail_param(err, PL_ENOENT, "model", "The model '%.100s' is not available for fine-tuning; this server has '%.100s', the models tuned from "
+                           "it, and \"%s\"", model, j->server->model_id, nothing);
     if (st == PL_OK) {
         pl_row_set(&row->model, model);
         pl_row_set(&row->base_adapter, path);
+        if (!spec->scratch || spec->shape_tokenizer == PL_SHAPE_BASE)
+            pl_row_set(&row->base_id, j->base_id);
     }
     free(path);
     return st;
@@ -216,12 +229,13 @@ static pl_status read_method(const json_t *root, struct pl_job_row *row, struct 
     return row->method != NULL ? PL_OK : pl_fail(err, PL_ENOMEM, "out of memory");
 }
 
-static void name_job(struct pl_jobs *j, struct pl_job_row *row)
+static void name_job(struct pl_jobs *j, struct pl_job_row *row, const struct pl_train_spec *spec)
 {
     char id[PL_ID_MAX], *name = NULL;
     pl_store_new_id(id, "ftjob-");
     pl_row_set(&row->id, id);
-    if (asprintf(&name, "ft:%s:parley:%s:%.8s", j->server->model_id, row->suffix != NULL ? row->suffix : "", id + strlen("ftjob-")) >= 0)
+    const char *base = spec->scratch ? row->model : j->server->model_id;
+    if (asprintf(&name, "ft:%s:parley:%s:%.8s", base, row->suffix != NULL ? row->suffix : "", id + strlen("ftjob-")) >= 0)
         row->name = name;
 }
 
@@ -244,7 +258,9 @@ static pl_status read_job(struct pl_jobs *j, const json_t *root, struct pl_job_r
             return pl_fail_param(err, PL_EINVAL, "preview", "'preview' must be an integer from 0 to %d", MAX_PREVIEW);
         *preview = (uint32_t)json_integer_value(v);
     }
-    pl_status st = read_model(j, root, row, err);
+    pl_status st = read_method(root, row, spec, err);
+    if (st == PL_OK)
+        st = read_model(j, root, row, spec, err);
     if (st == PL_OK)
         st = read_file(j, root, "training_file", true, &row->training_file, err);
     if (st == PL_OK)
@@ -253,8 +269,6 @@ static pl_status read_job(struct pl_jobs *j, const json_t *root, struct pl_job_r
         st = read_suffix(root, &row->suffix, err);
     if (st == PL_OK)
         st = read_seed(root, &row->seed, err);
-    if (st == PL_OK)
-        st = read_method(root, row, spec, err);
     if (st == PL_OK)
         st = read_integrations(root, &row->integrations, err);
     return st == PL_OK ? read_metadata(root, &row->metadata, err) : st;
@@ -283,7 +297,7 @@ void pl_api_jobs_create(struct pl_http_req *req, struct pl_http_resp *resp)
     if (st == PL_OK)
         st = read_job(j, root, &row, &spec, NULL, &err);
     if (st == PL_OK) {
-        name_job(j, &row);
+        name_job(j, &row, &spec);
         st = pl_jobs_create(j, &row, &err);
     }
     if (st != PL_OK)
@@ -302,6 +316,7 @@ struct dry_run {
     struct pl_jobs *j;
     struct pl_job_row row;
     struct pl_train_spec spec;
+    const struct pl_tok *tok; /* of the model that is trained */
     uint32_t n_preview;
     json_t *preview;
 };
@@ -327,7 +342,7 @@ static bool preview_example(void *arg, const struct pl_example *e)
     pl_buf_init(&text, 0);
     for (uint32_t i = 0; i < e->n; i++) {
         size_t n;
-        const char *bytes = pl_tok_bytes(d->j->server->tok, e->ids[i], true, &n);
+        const char *bytes = pl_tok_bytes(d->tok, e->ids[i], true, &n);
         pl_buf_add(&text, bytes, n);
         n_loss += e->loss[i];
         if (i + 1 == e->n || e->loss[i + 1] != e->loss[i]) {
@@ -343,11 +358,12 @@ static bool preview_example(void *arg, const struct pl_example *e)
 
 static pl_status preview(struct dry_run *d, const char *training, const struct pl_train_plan *plan, struct pl_err *err)
 {
-    const struct pl_data_opts o = {.tok = d->j->server->tok, .chat = d->j->server->chat, .method = plan->spec.method,
+    const struct pl_data_opts o = {.tok = plan->base.tok, .chat = plan->base.chat, .method = plan->spec.method,
                                    .train_on = (pl_train_on)plan->spec.train_on, .max_length = plan->spec.max_length};
     struct pl_data_report r;
     if (d->n_preview == 0)
         return PL_OK;
+    d->tok = plan->base.tok;
     const pl_status st = pl_data_scan(training, &o, preview_example, d, &r, err);
     pl_data_report_fini(&r);
     return st;
@@ -358,11 +374,12 @@ static void run_dry(void *arg, struct pl_http_resp *resp)
 {
     struct dry_run *d = arg;
     struct pl_train_plan plan = {0};
+    struct pl_train_model own;
     struct pl_err err = {0};
     char *training = pl_jobs_path(d->j->store, "files", d->row.training_file);
     char *validation = d->row.validation_file != NULL ? pl_jobs_path(d->j->store, "files", d->row.validation_file) : NULL;
     d->preview = json_array();
-    pl_status st = pl_jobs_plan(d->j, &d->spec, training, validation, &plan, &err);
+    pl_status st = pl_jobs_plan(d->j, &d->spec, &d->row, training, validation, &own, &plan, &err);
     if (st == PL_OK)
         st = preview(d, training, &plan, &err);
     if (st == PL_OK) {
@@ -382,6 +399,7 @@ static void run_dry(void *arg, struct pl_http_resp *resp)
     }
     json_decref(d->preview);
     pl_train_plan_fini(&plan);
+    pl_train_model_close(&own);
     free(training);
     free(validation);
 }

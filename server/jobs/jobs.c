@@ -141,7 +141,6 @@ pl_status pl_jobs_create(struct pl_jobs *j, struct pl_job_row *row, struct pl_er
     char *folder = pl_jobs_folder(j, row->id), *parent = pl_jobs_path(j->store, "jobs", "");
     row->created_at = time(NULL);
     pl_row_set(&row->status, "validating_files");
-    pl_row_set(&row->base_id, j->base_id);
     pl_status st = mkdir(folder, 0700) == 0 ? PL_OK : pl_fail(err, pl_status_of_errno(errno), "cannot make %s: %s", folder, strerror(errno));
     if (st == PL_OK)
         st = link_file(j, row->training_file, folder, "training.jsonl", err);
@@ -164,29 +163,70 @@ pl_status pl_jobs_create(struct pl_jobs *j, struct pl_job_row *row, struct pl_er
 
 /* ---- checks -------------------------------------------------------------------------------------------------------- */
 
-pl_status pl_jobs_plan(struct pl_jobs *j, const struct pl_train_spec *method, const char *training, const char *validation, struct pl_train_plan *plan,
-                       struct pl_err *err)
+uint64_t pl_jobs_memory(const struct pl_jobs *j)
+{
+    const int mb = j->server->config->train_memory_mb;
+    return mb > 0 ? (uint64_t)mb << 20 : pl_mem_available();
+}
+
+/* The whole model that a row goes on from, in *path (free()) if there is one: named itself, or by the folder that holds it. */
+static pl_status find_own_base(const struct pl_job_row *row, char **path, struct pl_err *err)
+{
+    *path = NULL;
+    if (row->base_adapter == NULL)
+        return PL_OK;
+    if (pl_jobs_has_own_base(row)) {
+        *path = pl_xstrdup(row->base_adapter);
+        return PL_OK;
+    }
+    if (asprintf(path, "%s/model.gguf", row->base_adapter) < 0) {
+        *path = NULL;
+        return pl_fail(err, PL_ENOMEM, "out of memory");
+    }
+    if (access(*path, F_OK) != 0) {
+        free(*path);
+        *path = NULL;
+    }
+    return PL_OK;
+}
+
+pl_status pl_jobs_plan(struct pl_jobs *j, const struct pl_train_spec *method, const struct pl_job_row *row, const char *training, const char *validation,
+                       struct pl_train_model *model, struct pl_train_plan *plan, struct pl_err *err)
 {
     const struct pl_server *s = j->server;
     const struct pl_spec *spec = pl_model_spec(s->model);
     struct stat is;
-    const struct pl_train_base base = {
-        .tok = s->tok, .chat = s->chat, .spec = spec, .n_ctx = spec->n_ctx, .n_params = pl_model_n_params(s->model),
-        .n_file = stat(s->model_path, &is) == 0 ? (uint64_t)is.st_size : 0, .stop = pl_tasks_stopping(j->tasks),
+    char *own;
+    struct pl_train_base base = {
+        .path = s->model_path, .tok = s->tok, .chat = s->chat, .spec = spec, .n_ctx = spec->n_ctx, .n_params = pl_model_n_params(s->model),
+        .n_file = stat(s->model_path, &is) == 0 ? (uint64_t)is.st_size : 0,
     };
+    const char *template = s->config->chat_template[0] != '\0' ? s->config->chat_template : NULL;
+    *model = (struct pl_train_model){0};
+    pl_status st = find_own_base(row, &own, err);
+    if (st == PL_OK && own != NULL && (st = pl_train_model_open(model, own, template, err)) == PL_OK)
+        base = pl_train_model_base(model, own);
+    base.stop = pl_tasks_stopping(j->tasks);
     const unsigned threads = s->config->train_threads > 0 ? (unsigned)s->config->train_threads : (pl_pool_cpus() + 1) / 2;
-    return pl_train_plan(plan, method, training, validation, &base, threads, err);
+    if (st == PL_OK)
+        st = pl_train_plan(plan, method, training, validation, &base, threads, pl_jobs_memory(j), err);
+    plan->base.path = NULL; /* own goes */
+    free(own);
+    return st;
 }
 
 json_t *pl_jobs_estimate(const struct pl_train_plan *p)
 {
     /* What a processor of today does in products of this kind; a running job's estimated_finish is measured. */
     const double flops_per_thread = p->spec.precision == PL_PRECISION_BF16 ? 200e9 : 60e9;
-    return json_pack("{s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "examples", (json_int_t)p->training.n_examples, "validation_examples",
+    json_t *e = json_pack("{s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "examples", (json_int_t)p->training.n_examples, "validation_examples",
                      (json_int_t)p->validation.n_examples, "tokens", (json_int_t)p->training.n_tokens, "loss_tokens", (json_int_t)p->training.n_loss_tokens,
                      "cut_examples", (json_int_t)p->training.n_cut, "total_steps", (json_int_t)p->total_steps, "trained_tokens",
                      (json_int_t)p->trained_tokens, "trained_parameters", (json_int_t)p->n_trained_params, "memory_bytes", (json_int_t)p->memory, "seconds",
                      (json_int_t)(p->flops / (flops_per_thread * p->spec.threads)) + 1);
+    if (p->spec.scratch)
+        json_object_set_new(e, "tokenizer_bytes", json_integer((json_int_t)p->scratch.tokenizer_bytes));
+    return e;
 }
 
 json_t *pl_jobs_lines(const struct pl_data_report *r)
@@ -227,6 +267,7 @@ struct validation {
 static pl_status plan_row(struct pl_jobs *j, const struct pl_job_row *row, struct pl_train_plan *plan, struct pl_err *err)
 {
     struct pl_train_spec asked;
+    struct pl_train_model own = {0};
     char *folder = pl_jobs_folder(j, row->id), *training = NULL, *validation = NULL;
     json_t *method = json_loads(row->method, 0, NULL);
     *plan = (struct pl_train_plan){0};
@@ -234,7 +275,8 @@ static pl_status plan_row(struct pl_jobs *j, const struct pl_job_row *row, struc
     if (st == PL_OK && (asprintf(&training, "%s/training.jsonl", folder) < 0 || asprintf(&validation, "%s/validation.jsonl", folder) < 0))
         st = pl_fail(err, PL_ENOMEM, "out of memory");
     if (st == PL_OK)
-        st = pl_jobs_plan(j, &asked, training, row->validation_file != NULL ? validation : NULL, plan, err);
+        st = pl_jobs_plan(j, &asked, row, training, row->validation_file != NULL ? validation : NULL, &own, plan, err);
+    pl_train_model_close(&own); /* the caller asks for numbers only */
     json_decref(method);
     free(folder);
     free(training);

@@ -15,6 +15,7 @@
 
 #include "core/base/buf.h"
 #include "core/base/sha256.h"
+#include "core/train/base.h"
 #include "core/train/dataset.h"
 #include "core/train/plan.h"
 #include "server/jobs/store.h"
@@ -51,9 +52,12 @@ void pl_jobs_validate_later(struct pl_jobs *j, const struct pl_job_row *row);
 /* The same for every job that waits for its checks, unless some are being made. */
 void pl_jobs_validate_waiting(struct pl_jobs *j);
 /* The same at once, for a dry run and for the above. method: as read from the request; paths of the files, validation NULL = none. The plan is
- * fini'd by the caller in either case. */
-pl_status pl_jobs_plan(struct pl_jobs *j, const struct pl_train_spec *method, const char *training, const char *validation, struct pl_train_plan *plan,
-                       struct pl_err *err) PL_MUST_CHECK;
+ * fini'd by the caller in either case. model: what is trained if that is a whole model of its own (as its job row has it), borrowed by the plan
+ * and closed by the caller after it. */
+pl_status pl_jobs_plan(struct pl_jobs *j, const struct pl_train_spec *method, const struct pl_job_row *row, const char *training, const char *validation,
+                       struct pl_train_model *model, struct pl_train_plan *plan, struct pl_err *err) PL_MUST_CHECK;
+/* Bytes that a worker may take: train-memory-mb, or what is free now. */
+uint64_t pl_jobs_memory(const struct pl_jobs *j);
 /* What a plan says, as JSON: examples, tokens, steps, memory. A new reference. */
 json_t *pl_jobs_estimate(const struct pl_train_plan *plan);
 /* The error code OpenAI has for what a plan complains about: "invalid_training_file", "invalid_n_examples", … */
@@ -62,7 +66,7 @@ const char *pl_jobs_code(pl_status st, const struct pl_err *err);
 json_t *pl_jobs_lines(const struct pl_data_report *r);
 
 /* A new job's folder with its files (as links, so that deleting a file does no harm), its row and first events. row's id, name, model, files, method,
- * seed, suffix, metadata, integrations and base_adapter are the caller's. */
+ * seed, suffix, metadata, integrations, base_id and base_adapter are the caller's. */
 pl_status pl_jobs_create(struct pl_jobs *j, struct pl_job_row *row, struct pl_err *err) PL_MUST_CHECK;
 
 /* Changes of state that clients ask for. PL_ENOENT; PL_EINVAL when the job's state does not allow it. On PL_OK *row is the job as

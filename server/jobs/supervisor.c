@@ -97,21 +97,6 @@ static char *worker_program(const char *setting)
     return asprintf(&path, "%s/parley", self) >= 0 ? path : pl_xstrdup("");
 }
 
-static uint64_t memory_limit(const struct pl_config *c)
-{
-    char line[128];
-    unsigned long long kib = 0;
-    if (c->train_memory_mb > 0)
-        return (uint64_t)c->train_memory_mb << 20;
-    FILE *f = fopen("/proc/meminfo", "re");
-    while (f != NULL && kib == 0 && fgets(line, sizeof line, f) != NULL)
-        if (sscanf(line, "MemAvailable: %llu kB", &kib) != 1)
-            kib = 0;
-    if (f != NULL)
-        fclose(f);
-    return kib << 10;
-}
-
 static pl_status write_job(struct pl_jobs *j, const struct pl_job_row *row, const char *folder, struct pl_err *err)
 {
     struct pl_train_job job = {.id = row->id, .name = row->name, .created_at = row->created_at};
@@ -124,11 +109,11 @@ static pl_status write_job(struct pl_jobs *j, const struct pl_job_row *row, cons
         return st;
     if (asprintf(&training, "%s/training.jsonl", folder) < 0 || asprintf(&validation, "%s/validation.jsonl", folder) < 0)
         return pl_fail(err, PL_ENOMEM, "out of memory");
-    const bool tuned_whole = pl_jobs_has_own_base(row);
-    job.base = tuned_whole ? row->base_adapter : (char *)(uintptr_t)j->server->model_path;
+    const bool tuned_whole = pl_jobs_has_own_base(row), from_nothing = job.spec.scratch && job.spec.shape_tokenizer == PL_SHAPE_BPE;
+    job.base = tuned_whole ? row->base_adapter : from_nothing ? NULL : (char *)(uintptr_t)j->server->model_path;
     job.base_id = tuned_whole ? NULL : row->base_id;
     job.base_adapter = tuned_whole ? NULL : row->base_adapter;
-    job.chat_template = c->chat_template[0] != '\0' ? (char *)(uintptr_t)c->chat_template : NULL;
+    job.chat_template = c->chat_template[0] != '\0' && !job.spec.scratch ? (char *)(uintptr_t)c->chat_template : NULL;
     job.general_text = c->train_general_text[0] != '\0' ? (char *)(uintptr_t)c->train_general_text : NULL;
     job.training_file = training;
     job.validation_file = row->validation_file != NULL ? validation : NULL;
@@ -240,7 +225,7 @@ static bool launch(struct pl_supervisor *s, struct pl_job_row *row)
     const struct pl_config *c = s->j->server->config;
     char *folder = pl_jobs_folder(s->j, row->id);
     struct job_worker *w = pl_xcalloc(1, sizeof *w);
-    const struct pl_worker_opts o = {s->program, folder, c->train_nice, memory_limit(c), &s->cpus};
+    const struct pl_worker_opts o = {s->program, folder, c->train_nice, pl_jobs_memory(s->j), &s->cpus};
     const bool again = pl_retry_find(s->retries, row->id) != NULL;
     pl_status st = write_job(s->j, row, folder, &err);
     if (st == PL_OK)

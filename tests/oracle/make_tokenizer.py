@@ -140,6 +140,31 @@ def model_case(path, all_texts):
     return bpe_cases(Bpe(get["tokens"], get["token_type"], get["merges"], get["pre"]), all_texts)
 
 
+RUNS = ["aaaaaaa aaa aaaa bababab abab aab aabb " * 3, "x" * 1000 + " " + "xy" * 300, "==== ======= = == -- --- ----", "\u5b57" * 50, "one one two"]
+
+
+def learned(every, folder):
+    """What BpeTrainer learns, merge for merge: texts of texts.json from 0 on, texts of its own, or a file as one text."""
+    cases = []
+    for name, source, special, size, least in (
+            ("ugly", {"first": len(every)}, 0, 1000, 0), ("ugly, twice at least", {"first": len(every)}, 3, 4000, 2),
+            ("runs", {"texts": RUNS}, 1, 10000, 0), ("too little", {"texts": ["hello hello", "", "a"]}, 1, 300, 2),
+            ("lamps", {"file": "data/northlight-train.jsonl"}, 1, 1500, 2)):
+        tok = Tokenizer(models.BPE())
+        tok.pre_tokenizer = pre_tokenizers.ByteLevel(False)
+        controls = CONTROLS[:special]
+        trainer = trainers.BpeTrainer(vocab_size=size, min_frequency=least, special_tokens=controls, max_token_length=257, show_progress=False,
+                                      initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
+        texts_ = every[:source["first"]] if "first" in source else source.get("texts") or [(folder / source["file"]).read_text()]
+        tok.train_from_iterator(texts_, trainer)
+        model = json.loads(tok.to_str())["model"]
+        merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+        tokens = [t for t, _ in sorted(model["vocab"].items(), key=lambda kv: kv[1])]
+        assert tokens == controls + sorted(pre_tokenizers.ByteLevel.alphabet()) + [m.replace(" ", "") for m in merges], name
+        cases.append({"name": name, **source, "special": special, "size": size, "least": least, "merges": merges})
+    return {"cases": cases}
+
+
 def make(model):
     small = texts.BASE + texts.mixtures(150)
     files = {"texts.json": {"texts": small, "pieces": texts.PIECES}}
@@ -153,6 +178,7 @@ def make(model):
     files["spm.json"] = spm_case({"byte_fallback": True}, True, small)
     files["spm-unknown.json"] = spm_case({"byte_fallback": False}, True, small)
     files["spm-no-prefix.json"] = spm_case({"byte_fallback": True, "add_dummy_prefix": False}, False, small)
+    files["learned.json"] = learned(small, FOLDER.parents[3])
     if model:
         files["smollm2.json"] = model_case(model, small)
     return {name: (json.dumps(v, ensure_ascii=False, separators=(",", ":")) + "\n").encode() for name, v in files.items()}

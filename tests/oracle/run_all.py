@@ -51,6 +51,8 @@ def main():
         results[what[0]] = subprocess.run([sys.executable, str(HERE / what[0]), "--check", *what[1:]]).returncode == 0
     train = [sys.executable, str(HERE / "make_train.py"), "--bin", str(BIN), "--check"]
     results["make_train.py"] = subprocess.run(train).returncode == 0
+    scratch = [sys.executable, str(HERE / "make_scratch.py"), "--bin", str(BIN), "--check"]
+    results["make_scratch.py"] = subprocess.run(scratch).returncode == 0
     adapters = [sys.executable, str(HERE / "make_adapter.py"), "real", "--bin", str(BIN), "--model", str(MODEL)]
     results["make_adapter.py"] = subprocess.run(adapters).returncode == 0
     training = [sys.executable, str(HERE / "check_training.py"), "--bin", str(BIN), "--model", str(MODEL)]

@@ -14,6 +14,7 @@
 #include "core/base/buf.h"
 #include "core/model/gguf.h"
 #include "core/text/tok.h"
+#include "core/text/tok_train.h"
 #include "tests/tools/tiny_vocab.h"
 
 Suite *suite_tok(void);
@@ -564,6 +565,111 @@ START_TEST(refused)
 }
 END_TEST
 
+/* ---- learning a vocabulary ---- */
+
+static void add_text(struct pl_tok_trainer *t, const json_t *text)
+{
+    ck_assert_int_eq(pl_tok_trainer_add(t, json_string_value(text), json_string_length(text)), PL_OK);
+}
+
+static void add_texts(struct pl_tok_trainer *t, const json_t *c, const json_t *every)
+{
+    const json_t *first = json_object_get(c, "first"), *own = json_object_get(c, "texts");
+    const char *path = json_string_value(json_object_get(c, "file"));
+    if (path != NULL) {
+        static char text[1 << 18];
+        FILE *f = fopen(path, "rb");
+        ck_assert_msg(f != NULL, "%s", path);
+        const size_t n = fread(text, 1, sizeof text, f);
+        fclose(f);
+        ck_assert_int_eq(pl_tok_trainer_add(t, text, n), PL_OK);
+    }
+    for (json_int_t i = 0; i < json_integer_value(first); i++)
+        add_text(t, json_array_get(every, (size_t)i));
+    for (size_t i = 0; i < json_array_size(own); i++)
+        add_text(t, json_array_get(own, i));
+}
+
+/* Merges and vocabulary are those of Hugging Face's trainer. */
+START_TEST(learned)
+{
+    json_t *file = fixture("texts.json"), *j = fixture("learned.json"), *c;
+    size_t k;
+    json_array_foreach(json_object_get(j, "cases"), k, c)
+    {
+        const char *name = json_string_value(json_object_get(c, "name"));
+        const json_t *merges = json_object_get(c, "merges");
+        const uint32_t n_special = (uint32_t)json_integer_value(json_object_get(c, "special"));
+        struct pl_tok_trainer *t;
+        struct pl_bpe b;
+        struct pl_buf text;
+        struct pl_err err = {0};
+        ck_assert_int_eq(pl_tok_trainer_new(&t, "gpt-2", &err), PL_OK);
+        add_texts(t, c, json_object_get(file, "texts"));
+        for (int again = 0; again < 2; again++) { /* what was counted stays */
+            ck_assert_int_eq(pl_tok_trainer_learn(&b, t, n_special, (uint32_t)json_integer_value(json_object_get(c, "size")),
+                                                  (uint64_t)json_integer_value(json_object_get(c, "least")), &err), PL_OK);
+            pl_buf_init(&text, 0);
+            for (uint32_t i = 0; i < b.n_merges && i < json_array_size(merges); i++) {
+                pl_buf_clear(&text);
+                pl_bpe_text(&b, b.merges[i].left, &text);
+                pl_buf_addc(&text, ' ');
+                pl_bpe_text(&b, b.merges[i].right, &text);
+                ck_assert_msg(strcmp(pl_buf_str(&text), json_string_value(json_array_get(merges, i))) == 0, "%s, merge %u: %s instead of %s", name, i,
+                              pl_buf_str(&text), json_string_value(json_array_get(merges, i)));
+            }
+            ck_assert_msg(b.n_merges == json_array_size(merges), "%s: %u merges instead of %zu", name, b.n_merges, json_array_size(merges));
+            pl_buf_clear(&text); /* the alphabet's order */
+            pl_bpe_text(&b, (int32_t)n_special, &text);
+            pl_bpe_text(&b, (int32_t)n_special + 255, &text);
+            ck_assert_str_eq(pl_buf_str(&text), "!\u0143");
+            pl_buf_fini(&text);
+            pl_bpe_fini(&b);
+        }
+        pl_tok_trainer_free(t);
+    }
+    json_decref(file);
+    json_decref(j);
+}
+END_TEST
+
+/* One fragment of a million bytes, and of two that alternate: neither takes quadratic time. Then more than is kept. */
+START_TEST(learning_is_bounded)
+{
+    enum { N = 1 << 20 };
+    char *text = malloc(N);
+    struct pl_tok_trainer *t;
+    struct pl_bpe b;
+    struct pl_err err = {0};
+    const clock_t begun = clock();
+    ck_assert_int_eq(pl_tok_trainer_new(&t, "gpt-2", &err), PL_OK);
+    memset(text, 'a', N);
+    ck_assert_int_eq(pl_tok_trainer_add(t, text, N), PL_OK);
+    for (size_t i = 0; i < N; i++)
+        text[i] = (char)('a' + i % 2 + i % 3);
+    ck_assert_int_eq(pl_tok_trainer_add(t, text, N), PL_OK);
+    ck_assert_int_eq(pl_tok_trainer_learn(&b, t, 1, 1000, 1, &err), PL_OK);
+    for (uint32_t i = 0; i < PL_BPE_BYTES + b.n_merges; i++)
+        ck_assert_uint_le(b.start[i + 1] - b.start[i], PL_BPE_MAX_TOKEN);
+    ck_assert_uint_gt(b.n_merges, 10);
+    pl_bpe_fini(&b);
+    pl_status st = PL_OK;
+    uint32_t state = 1;
+    for (int k = 0; k < 64 && st == PL_OK; k++) {
+        for (size_t i = 0; i < N; i++) {
+            state = state * 1664525 + 1013904223;
+            text[i] = (char)('a' + (state >> 24) % 26);
+        }
+        st = pl_tok_trainer_add(t, text, N);
+    }
+    ck_assert_int_eq(st, PL_EFULL);
+    ck_assert_int_eq(pl_tok_trainer_add(t, "x", 1), PL_EFULL);
+    pl_tok_trainer_free(t);
+    free(text);
+    ck_assert_int_lt((clock() - begun) / CLOCKS_PER_SEC, 60);
+}
+END_TEST
+
 Suite *suite_tok(void)
 {
     Suite *s = suite_create("tok");
@@ -578,6 +684,8 @@ Suite *suite_tok(void)
     tcase_add_test(c, limits_and_bos);
     tcase_add_test(c, names);
     tcase_add_test(c, user_defined);
+    tcase_add_test(c, learned);
+    tcase_add_test(c, learning_is_bounded);
     tcase_add_loop_test(c, refused, 0, (int)(sizeof faults / sizeof faults[0]));
     suite_add_tcase(s, c);
     return s;

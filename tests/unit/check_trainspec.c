@@ -127,6 +127,7 @@ START_TEST(given)
 END_TEST
 
 #define SUP(x) "{\"type\":\"supervised\",\"supervised\":" x "}"
+#define PRE(x) "{\"type\":\"pretrain\",\"pretrain\":" x "}"
 #define HYP(x) SUP("{\"hyperparameters\":" x "}")
 static const struct {
     const char *method, *param, *message;
@@ -171,6 +172,23 @@ static const struct {
     {SUP("{\"train_on\":1}"), "method.supervised.train_on", "a string"},
     {SUP("{\"final\":\"best\"}"), "method.supervised.final", "needs a validation_file"},
     {SUP("{\"early_stopping\":{\"patience\":2}}"), "method.supervised.early_stopping.patience", "needs a validation_file"},
+    {SUP("{\"shape\":{}}"), "method.supervised.shape", "not a setting of method supervised"},
+    {PRE("{\"shape\":[]}"), "method.pretrain.shape", "an object, not an array"},
+    {PRE("{\"shape\":{\"depth\":2}}"), "method.pretrain.shape.depth", "not a setting"},
+    {PRE("{\"shape\":{},\"peft\":{\"kind\":\"lora\"}}"), "method.pretrain.peft.kind", "must be full"},
+    {PRE("{\"shape\":{},\"peft\":{\"rank\":4}}"), "method.pretrain.peft.rank", "no effect"},
+    {PRE("{\"shape\":{\"architecture\":\"bert\"}}"), "method.pretrain.shape.architecture", "llama|gpt2"},
+    {PRE("{\"shape\":{\"layers\":0}}"), "method.pretrain.shape.layers", "from 1 to 1024"},
+    {PRE("{\"shape\":{\"width\":\"wide\"}}"), "method.pretrain.shape.width", "an integer or \"auto\""},
+    {PRE("{\"shape\":{\"heads\":5}}"), "method.pretrain.shape.heads", "width 384 is no multiple of it: take 4"},
+    {PRE("{\"shape\":{\"width\":96,\"heads\":32}}"), "method.pretrain.shape.heads", "has 3 values"},
+    {PRE("{\"shape\":{\"width\":1024,\"heads\":2}}"), "method.pretrain.shape.heads", "at most 256"},
+    {PRE("{\"shape\":{\"heads\":6,\"kv_heads\":4}}"), "method.pretrain.shape.kv_heads", "heads 6 is no multiple"},
+    {PRE("{\"shape\":{\"width\":2048,\"heads\":64,\"kv_heads\":2}}"), "method.pretrain.shape.kv_heads", "at least 4"},
+    {PRE("{\"shape\":{\"architecture\":\"gpt2\",\"kv_heads\":2}}"), "method.pretrain.shape.kv_heads", "as many as heads, 6"},
+    {PRE("{\"shape\":{\"vocab_size\":256}}"), "method.pretrain.shape.vocab_size", "from 257"},
+    {PRE("{\"shape\":{\"vocab_size\":258,\"chat_template\":\"chatml\"}}"), "method.pretrain.shape.vocab_size", "alone are 259"},
+    {PRE("{\"shape\":{\"chat_template\":\"base\"}}"), "method.pretrain.shape.chat_template", "needs tokenizer \"base\""},
     {SUP("{\"compute\":{\"micro_batch_size\":5},\"hyperparameters\":{\"batch_size\":4}}"), "method.supervised.compute.micro_batch_size", "has 4"},
 };
 
@@ -180,6 +198,8 @@ START_TEST(refused)
     struct pl_err err;
     const struct pl_train_facts f = facts(100);
     pl_status st = read_spec(&s, bad[_i].method, &err);
+    if (st == PL_OK && s.scratch)
+        st = pl_train_shape_resolve(&s, &f, &err);
     if (st == PL_OK)
         st = pl_train_spec_resolve(&s, &f, &err);
     ck_assert_msg(st != PL_OK, "%s", bad[_i].method);
@@ -200,7 +220,7 @@ START_TEST(the_table)
     fclose(f);
     for (size_t i = 0; i < n; i++) {
         char text[300], path[64], in_docs[64];
-        const char *method = strchr(rows[i].methods, 's') != NULL ? "supervised" : "dpo";
+        const char *method = strchr(rows[i].methods, 's') != NULL ? "supervised" : strchr(rows[i].methods, 'd') != NULL ? "dpo" : "pretrain";
         snprintf(in_docs, sizeof in_docs, "`%s%s%s`", rows[i].group, rows[i].group[0] != '\0' ? "." : "", rows[i].name);
         ck_assert_msg(strstr(docs, in_docs) != NULL, "docs/finetuning.md does not name %s", in_docs);
         ck_assert_msg(strstr(docs, rows[i].help) != NULL, "docs/finetuning.md does not say of %s: %s", in_docs, rows[i].help);
@@ -254,6 +274,57 @@ START_TEST(gpt2_targets)
 }
 END_TEST
 
+/* What an empty shape becomes, with the other settings that it changes; a job file of it has no base. */
+START_TEST(shapes)
+{
+    static const struct {
+        const char *shape;
+        uint32_t width, heads, kv_heads, ff;
+    } rows[] = {
+        {"{}", 384, 6, 6, 1024}, {"{\"architecture\":\"gpt2\",\"width\":768}", 768, 12, 12, 3072}, {"{\"width\":40}", 40, 1, 1, 128},
+        {"{\"width\":200,\"heads\":\"auto\"}", 200, 2, 2, 544}, {"{\"width\":576,\"heads\":9,\"kv_heads\":3,\"ff\":1500}", 576, 9, 3, 1500},
+    };
+    struct pl_train_spec s, again;
+    struct pl_err err = {0};
+    for (size_t i = 0; i < PL_COUNT_OF(rows); i++) {
+        char text[200];
+        struct pl_train_facts f = facts(100);
+        f.text_bytes = 1 << 20;
+        f.n_ctx = 512;
+        snprintf(text, sizeof text, PRE("{\"shape\":%s}"), rows[i].shape);
+        ck_assert_msg(read_spec(&s, text, &err) == PL_OK, "%s", err.msg);
+        ck_assert(s.scratch && s.peft == PL_PEFT_FULL);
+        ck_assert_msg(pl_train_shape_resolve(&s, &f, &err) == PL_OK, "%s", err.msg);
+        ck_assert_int_ne(s.automatic, 0);
+        ck_assert_msg(pl_train_spec_resolve(&s, &f, &err) == PL_OK, "%s", err.msg);
+        ck_assert_uint_eq(s.shape_width, rows[i].width);
+        ck_assert_uint_eq(s.shape_heads, rows[i].heads);
+        ck_assert_uint_eq(s.shape_kv_heads, rows[i].kv_heads);
+        ck_assert_uint_eq(s.shape_ff, rows[i].ff);
+        ck_assert_uint_eq(s.shape_vocab, 4096);
+        ck_assert_double_eq(s.learning_rate, 6e-4);
+        char *echo = text_of(pl_train_spec_json(&s));
+        ck_assert_ptr_null(strstr(echo, "auto"));
+        ck_assert_msg(read_spec(&again, echo, &err) == PL_OK, "%s", err.msg);
+        char *twice = text_of(pl_train_spec_json(&again));
+        ck_assert_str_eq(twice, echo);
+        free(twice);
+        free(echo);
+    }
+    char folder[] = "/tmp/parley-job-XXXXXX", path[64];
+    ck_assert_ptr_nonnull(mkdtemp(folder));
+    struct pl_train_job a = {.id = "ftjob-1", .name = "ft:scratch", .training_file = "/t.jsonl", .spec = again}, b;
+    ck_assert_msg(pl_train_job_write(&a, folder, &err) == PL_OK, "%s", err.msg);
+    ck_assert_msg(pl_train_job_read(&b, folder, &err) == PL_OK, "%s", err.msg);
+    ck_assert_int_eq(memcmp(&a.spec, &b.spec, sizeof a.spec), 0);
+    ck_assert_ptr_null(b.base);
+    pl_train_job_fini(&b);
+    snprintf(path, sizeof path, "%s/job.json", folder);
+    unlink(path);
+    rmdir(folder);
+}
+END_TEST
+
 START_TEST(job_file)
 {
     char folder[] = "/tmp/parley-job-XXXXXX", path[64];
@@ -293,6 +364,7 @@ Suite *suite_trainspec(void)
     tcase_add_test(c, the_table);
     tcase_add_test(c, older_form);
     tcase_add_test(c, gpt2_targets);
+    tcase_add_test(c, shapes);
     tcase_add_test(c, job_file);
     suite_add_tcase(s, c);
     return s;
