@@ -231,8 +231,8 @@ static pl_status answer(struct run *r, const struct pl_gguf *gguf, const char *a
     const struct pl_train_spec *s = &r->job.spec;
     const struct pl_answers_opts o = {.gguf = gguf, .tok = r->model.tok, .adapter = adapter, .n_threads = s->threads, .max_tokens = s->answer_tokens,
                                       .stop = r->options->stop};
-    const struct pl_data_opts last = {.tok = r->model.tok, .chat = r->model.chat, .method = s->method, .train_on = PL_TRAIN_ON_LAST, .max_length = s->max_length,
-                                      .min_examples = 1};
+    const struct pl_data_opts last = {.tok = r->model.tok, .chat = r->model.chat, .method = s->method, .train_on = PL_TRAIN_ON_LAST,
+                                      .max_length = s->max_length, .min_examples = 1};
     struct pl_data_report report = {0};
     struct pl_dataset *d = NULL;
     scores->words = (pl_words_kind)s->words;
