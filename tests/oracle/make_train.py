@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 # make_train: writes the fixtures that tests/unit/check_train.c compares the trainer with: every operation's result and
-# gradients, loss and all gradients of whole tiny models, and the losses of 20 steps, from PyTorch and PEFT in float32.
+# gradients, loss and all gradients of whole tiny models, the losses of 20 steps, the same of DPO, gradients under dropout, and
+# learning rates, from PyTorch, PEFT and transformers in float32.
 # Each operation's PyTorch gradient is first checked against finite differences in float64.
-#   make_train.py --bin DIR           fixtures/train/{ops,models}.{json,bin}; DIR holds make_model
+#   make_train.py --bin DIR           fixtures/train/{ops,models,more}.{json,bin}; DIR holds make_model
 #   make_train.py --bin DIR --check   makes them anew and compares with what is committed
 # SPDX-License-Identifier: Apache-2.0
 import argparse
@@ -297,6 +298,132 @@ def make_models(store, bin_):
                        step_losses=step_losses(subject, examples), plan=PLAN)
 
 
+# ---- DPO, dropout, schedules ----
+
+PRODUCTS = [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]  # as core/model/adapter.h orders them
+N_TARGETS = 8
+
+
+class Masked(torch.nn.Module):
+    """Dropout whose choices are those of core/device/cpu/train.c: a hash of key, row of the micro-batch and column."""
+
+    def __init__(self, key, share, at):
+        super().__init__()
+        self.key, self.share, self.at = key, share, at  # at: the first row of the example at hand
+
+    def forward(self, x):
+        rows, cols = x.shape[-2:]
+        at = np.arange(self.at[0] * cols, (self.at[0] + rows) * cols, dtype=np.uint64)
+        z = np.uint64(self.key) + at * np.uint64(0x9e3779b97f4a7c15)
+        z = (z ^ z >> np.uint64(30)) * np.uint64(0xbf58476d1ce4e5b9)
+        z = (z ^ z >> np.uint64(27)) * np.uint64(0x94d049bb133111eb)
+        kept = (z >> np.uint64(32)) >= np.uint64(int(self.share * 2 ** 32))
+        return x * torch.from_numpy(kept.reshape(rows, cols)).to(x.dtype) / (1 - self.share)
+
+
+def tiny_subject(d, i, bin_, flags, adapter):
+    path = os.path.join(d, "m.gguf")
+    subprocess.run([os.path.join(bin_, "make_model"), *flags, "--out", path], check=True)
+    torch.manual_seed(i)
+    return Lora(path, adapter) if adapter else Full(path)
+
+
+def random_examples(rng, vocab, lengths):
+    examples = [(rng.integers(0, vocab, n).tolist(), [0, *(rng.random(n - 1) < 0.6).astype(int).tolist()]) for n in lengths]
+    for _, mask in examples:
+        mask[-1] = 1
+    return examples
+
+
+def as_json(examples):
+    return [{"ids": a, "loss": b} for a, b in examples]
+
+
+def values_of(subject, adapter):
+    return {k: subject.in_file_order(k, p).detach().clone() for k, p in subject.parameters().items()} if adapter else {"none": np.zeros(1)}
+
+
+def sum_logp(subject, example):
+    ids, mask = example
+    logp = F.log_softmax(subject.logits(torch.tensor(ids))[:-1], -1)[torch.arange(len(ids) - 1), torch.tensor(ids[1:])]
+    return logp[torch.tensor(mask[1:], dtype=torch.bool)].sum()
+
+
+def make_dpo(store, bin_, i, name, flags, adapter, beta):
+    with tempfile.TemporaryDirectory() as d:
+        subject = tiny_subject(d, i, bin_, flags, adapter)
+        examples = random_examples(np.random.default_rng(i), subject.config.vocab_size, [9, 14, 21, 6, 12, 12])
+        values = values_of(subject, adapter)
+        reference = [float(sum_logp(subject, e).detach()) for e in examples]
+        losses, params = [], subject.parameters()
+        groups = [{"params": [p for p in params.values() if p.dim() > 1], "weight_decay": PLAN["weight_decay"]},
+                  {"params": [p for p in params.values() if p.dim() == 1], "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=1, betas=(PLAN["beta1"], PLAN["beta2"]), eps=PLAN["epsilon"])
+        for step in range(STEPS):
+            for g in optimizer.param_groups:
+                g["lr"] = rate(step)
+            optimizer.zero_grad()
+            loss = 0
+            for k in range(0, len(examples), 2):
+                z = beta * ((sum_logp(subject, examples[k]) - reference[k]) - (sum_logp(subject, examples[k + 1]) - reference[k + 1]))
+                loss = loss - F.logsigmoid(z) / (len(examples) // 2)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(list(params.values()), PLAN["max_grad_norm"])
+            optimizer.step()
+            losses.append(float(loss.detach()))
+        assert abs(losses[0] - np.log(2)) < 1e-6 and losses[-1] < 0.9 * losses[0], losses
+        store.case(name, values, kind="dpo", flags=flags, adapter=adapter, examples=as_json(examples), beta=beta, reference=reference, losses=losses, plan=PLAN)
+
+
+def make_dropout(store, bin_, i, name, flags, adapter, key):
+    with tempfile.TemporaryDirectory() as d:
+        subject = tiny_subject(d, i, bin_, flags, adapter)
+        at = [0]
+        for module_name, module in subject.model.named_modules():
+            if hasattr(module, "lora_dropout"):
+                layer, target = next(int(x) for x in module_name.split(".") if x.isdigit()), module_name.split(".")[-1]
+                product = next(k for k, names in enumerate(PRODUCTS) if target in names)
+                own = key + (layer * len(PRODUCTS) + product) * N_TARGETS + PRODUCTS[product].index(target) + 1
+                module.lora_dropout["default"] = Masked(own, adapter["dropout"], at)
+        logits = subject.logits
+
+        def placed(tokens):
+            out = logits(tokens)
+            at[0] += len(tokens)
+            return out
+        subject.logits = placed
+        examples = random_examples(np.random.default_rng(i), subject.config.vocab_size, [13, 2, 30])
+        loss = loss_of(subject, examples)
+        loss.backward()
+        arrays = {"d " + k: v.clone() for k, v in subject.gradients().items()} | values_of(subject, adapter)
+        store.case(name, arrays, kind="dropout", flags=flags, adapter=adapter, examples=as_json(examples), key=key, loss=float(loss.detach()))
+
+
+def make_rates(store):
+    import transformers as t
+    top, total, warmup, low, fall = 2.0, 40, 6, 0.1, 0.25
+    for name, begin in (
+            ("constant", lambda o: t.get_constant_schedule_with_warmup(o, warmup)),
+            ("linear", lambda o: t.get_polynomial_decay_schedule_with_warmup(o, warmup, total, lr_end=low * top, power=1)),
+            ("cosine", lambda o: t.get_scheduler("cosine_with_min_lr", o, warmup, total, {"min_lr_rate": low})),
+            ("wsd", lambda o: t.get_wsd_schedule(o, warmup, int(fall * total), num_training_steps=total, decay_type="linear", min_lr_ratio=low))):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=top)
+        schedule, rates = begin(optimizer), []
+        for _ in range(total):
+            rates.append(schedule.get_last_lr()[0])
+            optimizer.step()
+            schedule.step()
+        store.case(name, {"rates": np.array(rates)}, kind="rates", learning_rate=top, total=total, warmup_steps=warmup, min_ratio=low, decay_ratio=fall)
+
+
+def make_more(store, bin_):
+    make_dpo(store, bin_, 20, "llama-full-dpo", SMALL, None, 0.5)
+    make_dpo(store, bin_, 21, "gpt2-full-dpo", ["--arch", "gpt2", "--ctx", "64", *SMALL[:6], "--ff", "64"], None, 0.1)
+    make_dpo(store, bin_, 22, "llama-q8_0-lora-dpo", [*SMALL, "--type", "q8_0"], {"r": 4, "alpha": 8, "rslora": False}, 0.3)
+    make_dropout(store, bin_, 23, "llama-lora-dropout", SMALL, {"r": 4, "alpha": 8, "rslora": False, "dropout": 0.25}, 123456789012345)
+    make_rates(store)
+
+
 def same(a, b):
     x, y = np.frombuffer(a, "<f4"), np.frombuffer(b, "<f4")
     return len(x) == len(y) and np.linalg.norm(x - y) <= 1e-4 * np.linalg.norm(y)
@@ -309,7 +436,7 @@ def main():
     args = p.parse_args()
     FIXTURES.mkdir(parents=True, exist_ok=True)
     ok = True
-    for stem, make in (("ops", make_ops), ("models", lambda s: make_models(s, args.bin))):
+    for stem, make in (("ops", make_ops), ("models", lambda s: make_models(s, args.bin)), ("more", lambda s: make_more(s, args.bin))):
         store = Store()
         make(store)
         if args.check:

@@ -11,7 +11,9 @@
 
 #include "core/base/mem.h"
 #include "core/base/pool.h"
+#include "core/train/dataset.h"
 #include "core/train/net.h"
+#include "core/train/objective.h"
 #include "core/train/optim.h"
 #include "tests/tools/tiny_model.h"
 
@@ -400,6 +402,7 @@ static void subject_open(struct subject *s, const json_t *c, bool recompute)
         o.rank = (uint32_t)json_integer_value(json_object_get(adapter, "r"));
         o.alpha = (float)real_of(adapter, "alpha");
         o.rslora = json_is_true(json_object_get(adapter, "rslora"));
+        o.dropout = (float)real_of(adapter, "dropout");
         o.targets = targets_of(adapter, arch.s[0] == 'l' ? "llama" : "gpt2");
     }
     ck_assert_msg(pl_net_new(&s->net, s->g, s->bed.dev, &o, &err) == PL_OK, "%s", err.msg);
@@ -515,17 +518,31 @@ static void expect_gradients(struct subject *s, const struct fixture *f, const j
     ck_assert_uint_eq(n_checked, n_there);
 }
 
-static void each_model(const char *isa, unsigned threads, void (*check)(struct subject *, const struct fixture *, const json_t *))
+/* The cases of a kind; NULL = all. */
+static void each_case(const char *isa, unsigned threads, const char *stem, const char *kind,
+                      void (*check)(struct subject *, const struct fixture *, const json_t *))
 {
     struct fixture f;
     struct subject s;
+    size_t n = 0;
     if (!bed_open(&s.bed, isa, threads))
         return;
-    fixture_open(&f, "models");
-    for (size_t i = 0; i < json_array_size(f.cases); i++)
-        check(&s, &f, json_array_get(f.cases, i));
+    fixture_open(&f, stem);
+    for (size_t i = 0; i < json_array_size(f.cases); i++) {
+        const json_t *c = json_array_get(f.cases, i), *is = json_object_get(c, "kind");
+        if (kind == NULL || strcmp(json_string_value(is), kind) == 0) {
+            check(&s, &f, c);
+            n++;
+        }
+    }
+    ck_assert_uint_gt(n, 0);
     fixture_close(&f);
     bed_close(&s.bed);
+}
+
+static void each_model(const char *isa, unsigned threads, void (*check)(struct subject *, const struct fixture *, const json_t *))
+{
+    each_case(isa, threads, "models", NULL, check);
 }
 
 static void check_model(struct subject *s, const struct fixture *f, const json_t *c)
@@ -622,6 +639,122 @@ START_TEST(twenty_steps_agree_with_pytorch)
 }
 END_TEST
 
+static struct pl_dataset *pairs_of(const json_t *examples)
+{
+    struct pl_dataset *d = pl_xcalloc(1, sizeof *d);
+    d->n = (uint32_t)json_array_size(examples);
+    d->pairs = true;
+    d->examples = pl_xcalloc(d->n, sizeof *d->examples);
+    for (uint32_t i = 0; i < d->n; i++) {
+        const json_t *x = json_array_get(examples, i), *ids = json_object_get(x, "ids"), *loss = json_object_get(x, "loss");
+        struct pl_example *e = &d->examples[i];
+        e->n = (uint32_t)json_array_size(ids);
+        e->ids = malloc(e->n * sizeof *e->ids + e->n);
+        e->loss = (uint8_t *)(e->ids + e->n);
+        for (uint32_t k = 0; k < e->n; k++) {
+            e->ids[k] = (int32_t)json_integer_value(json_array_get(ids, k));
+            e->loss[k] = (uint8_t)json_integer_value(json_array_get(loss, k));
+        }
+    }
+    return d;
+}
+
+static void check_dpo(struct subject *s, const struct fixture *f, const json_t *c)
+{
+    const json_t *losses = json_object_get(c, "losses"), *wanted = json_object_get(c, "reference");
+    const struct pl_train_spec plan = plan_of(json_object_get(c, "plan"));
+    const uint32_t n = (uint32_t)json_array_size(losses);
+    struct pl_dataset *d = pairs_of(json_object_get(c, "examples"));
+    struct pl_batch_plan b;
+    struct pl_objective step;
+    struct pl_objective_result r;
+    double reference[16], norm, worst = 0;
+    subject_open(s, c, false);
+    set_values(s, f, c);
+    OK(pl_batch_init(&b, d, 1, 24, true, 0, NULL)); /* several micro-batches */
+    OK(pl_objective_init(&step, s->net, real_of(c, "beta"), b.capacity, NULL));
+    OK(pl_objective_reference(&step, &b, reference));
+    for (uint32_t i = 0; i < d->n; i++)
+        ck_assert_double_eq_tol(reference[i], json_number_value(json_array_get(wanted, i)), 1e-4 * fabs(reference[i]));
+    for (uint32_t i = 0; i < n; i++) {
+        OK(pl_batch_take(&b, UINT32_MAX, 0, b.n_units));
+        ck_assert_uint_gt(b.n_micro, 1);
+        OK(pl_objective_run(&step, &b, reference, true, 0, &r));
+        const double expected = json_number_value(json_array_get(losses, i)), off = fabs(r.loss - expected) / expected;
+        worst = off > worst ? off : worst;
+        ck_assert_msg(off <= 1e-3, "%s, step %u: loss %.6f, PyTorch's is %.6f", case_name(c), i, r.loss, expected);
+        OK(pl_optim_step(s->net, &plan, i, pl_optim_rate(&plan, i, n), &norm));
+    }
+    printf("train: %s: losses of %u steps agree within %.1e\n", case_name(c), n, worst);
+    pl_objective_fini(&step);
+    pl_batch_fini(&b);
+    pl_dataset_free(d);
+    subject_close(s);
+}
+
+START_TEST(dpo_agrees_with_pytorch)
+{
+    each_case(NULL, 2, "more", "dpo", check_dpo);
+}
+END_TEST
+
+static void check_dropout(struct subject *s, const struct fixture *f, const json_t *c)
+{
+    struct batch *b = pl_xcalloc(1, sizeof *b);
+    const json_t *examples = json_object_get(c, "examples");
+    pack(b, examples, 0, json_array_size(examples));
+    for (int recompute = 0; recompute < 2; recompute++) {
+        subject_open(s, c, recompute != 0);
+        set_values(s, f, c);
+        const double without = forward_backward(s, b, b->m.n_rows);
+        subject_close(s);
+        subject_open(s, c, recompute != 0);
+        set_values(s, f, c);
+        s->net->dropout_key = (uint64_t)json_integer_value(json_object_get(c, "key"));
+        const double loss = forward_backward(s, b, b->m.n_rows), expected = real_of(c, "loss");
+        ck_assert_msg(fabs(loss - expected) <= 1e-5 * expected, "%s: loss %.8f, PyTorch's is %.8f", case_name(c), loss, expected);
+        ck_assert(fabs(without - loss) > 1e-3);
+        expect_gradients(s, f, c, 1e-4);
+        subject_close(s);
+    }
+    free(b);
+}
+
+START_TEST(dropout_agrees_with_pytorch)
+{
+    each_case(isas[_i], 2, "more", "dropout", check_dropout);
+}
+END_TEST
+
+/* While it rises, the rate is (step + 1) / (warmup + 1) of the highest (transformers begins with 0); then it is theirs. */
+START_TEST(rates_are_those_of_transformers)
+{
+    struct fixture f;
+    static const char *const kinds[] = {"constant", "linear", "cosine", "wsd"};
+    size_t n = 0;
+    fixture_open(&f, "more");
+    for (size_t i = 0; i < json_array_size(f.cases); i++) {
+        const json_t *c = json_array_get(f.cases, i);
+        const struct array rates = array_of(&f, c, "rates");
+        if (rates.values == NULL)
+            continue;
+        struct pl_train_spec s = {.learning_rate = real_of(c, "learning_rate"), .warmup_steps = (uint32_t)real_of(c, "warmup_steps"),
+                                  .min_ratio = real_of(c, "min_ratio"), .decay_ratio = real_of(c, "decay_ratio"), .schedule = -1};
+        for (int k = 0; k < (int)PL_COUNT_OF(kinds); k++)
+            s.schedule = strcmp(case_name(c), kinds[k]) == 0 ? k : s.schedule;
+        ck_assert_int_ge(s.schedule, 0);
+        for (uint32_t step = 0; step < rates.cols; step++) {
+            const double got = pl_optim_rate(&s, step, rates.cols);
+            const double wanted = step < s.warmup_steps ? s.learning_rate * (step + 1) / (s.warmup_steps + 1) : (double)rates.values[step];
+            ck_assert_msg(fabs(got - wanted) <= 1e-6 * wanted, "%s, step %u: %.9g, not %.9g", case_name(c), step, got, wanted);
+        }
+        n++;
+    }
+    ck_assert_uint_eq(n, PL_COUNT_OF(kinds));
+    fixture_close(&f);
+}
+END_TEST
+
 /* The gradients' bits with another number of threads. */
 static void check_threads(struct subject *s, const struct fixture *f, const json_t *c)
 {
@@ -660,6 +793,9 @@ Suite *suite_train(void)
     tcase_add_loop_test(tc, whole_models_agree_with_pytorch, 0, PL_COUNT_OF(isas));
     tcase_add_test(tc, micro_batches_add_up_to_the_batch);
     tcase_add_test(tc, twenty_steps_agree_with_pytorch);
+    tcase_add_test(tc, dpo_agrees_with_pytorch);
+    tcase_add_loop_test(tc, dropout_agrees_with_pytorch, 0, PL_COUNT_OF(isas));
+    tcase_add_test(tc, rates_are_those_of_transformers);
     tcase_add_test(tc, threads_give_the_same_bits);
     suite_add_tcase(s, tc);
     return s;
