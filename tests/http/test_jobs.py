@@ -724,6 +724,12 @@ def test_scope(start, tiny):
         assert d.request(method, path, headers={"Authorization": "Bearer admin-key-1"})[0] in (200, 400, 404)
 
 
+def test_a_general_text_that_is_not_there(start, tmp_path, tiny):
+    d = start("--train-general-text", tmp_path / "nowhere.txt", model=tiny)
+    status, _, body = d.get("/v1/files")
+    assert status == 503 and "nowhere.txt" in json.loads(body)["error"]["message"] and d.get("/v1/models")[0] == 200
+
+
 def test_a_corrupted_store(start, tmp_path, tiny):
     (tmp_path / "data").mkdir()
     (tmp_path / "data/parley.db").write_bytes(b"not a database" * 1000)

@@ -261,6 +261,16 @@ def test_no_figure_that_is_not_wanted(tmp_path, base):
     assert all("general_loss" not in x and "forgetting" not in x and "valid_loss" in x for x in scores(folder))
 
 
+def test_a_general_text_of_the_operator(tmp_path, base):
+    folder = make_job(tmp_path / "job", base)
+    (tmp_path / "general.txt").write_text("the dog saw the sea. " * 100)
+    job = json.loads((folder / "job.json").read_text())
+    (folder / "job.json").write_text(json.dumps({**job, "general_text": str(tmp_path / "general.txt")}))
+    run(folder)
+    by_hand = subprocess.run([PARLEY, "eval", "--model", base, "--general", tmp_path / "general.txt", "--json"], capture_output=True, check=True).stdout
+    assert scores(folder)[0]["general_loss"] == pytest.approx(json.loads(by_hand)["general_loss"], rel=1e-5)
+
+
 def test_a_pause_while_it_answers(tmp_path, base):
     folder = make_job(tmp_path / "job", base, more={"evaluation": {"answers": 1000, "max_tokens": 4000}})
     line = (folder / "valid.jsonl").read_text().splitlines()[0]
