@@ -139,14 +139,14 @@ static void run_remove(struct pl_engine_task *task, struct pl_engine *e)
     free_served(a);
 }
 
-/* Under the lock: has it removed when nobody holds it. Without an engine it stays in the list until the end. */
-static void leave_if_unused(struct pl_served *a)
+/* Under the lock: has it removed when nobody holds it. False: it stays in the list for now; to the end when the engine is going, which frees its
+ * memory itself. */
+static bool leave_if_unused(struct pl_served *a)
 {
     if (a->state != PL_SERVED_LEAVING || a->refs > 0 || a->owner->engine == NULL)
-        return;
+        return false;
     a->task.run = run_remove;
-    const pl_status rc = pl_engine_post(a->owner->engine, &a->task);
-    (void)rc; /* an engine that is going frees its memory itself */
+    return pl_engine_post(a->owner->engine, &a->task) == PL_OK;
 }
 
 /* ---- loading ------------------------------------------------------------------------------------------------------- */
@@ -341,8 +341,8 @@ bool pl_adapters_evict(struct pl_adapters *as, bool (*may)(void *arg, const stru
         const uint64_t id = oldest->id;
         pl_log_info("adapter %s is unloaded: nobody has asked for it for %.0f s", oldest->name, (double)(now - oldest->found_ns) * 1e-9);
         oldest->state = PL_SERVED_LEAVING;
-        leave_if_unused(oldest);
-        while (is_in(as, id) && as->engine != NULL)
+        const bool leaves = leave_if_unused(oldest);
+        while (leaves && is_in(as, id) && as->engine != NULL)
             pthread_cond_wait(&as->added, &as->lock);
     }
     pthread_mutex_unlock(&as->lock);

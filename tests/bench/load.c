@@ -395,8 +395,8 @@ static void print_samples(const char *name, struct samples *s)
 {
     if (s->n > 0)
         qsort(s->v, s->n, sizeof s->v[0], pl_by_value);
-    printf(", \"%s\": {\"n\": %zu, \"p50\": %.3f, \"p99\": %.3f, \"max\": %.3f}", name, s->n, percentile(s, 50), percentile(s, 99),
-           percentile(s, 100));
+    printf(", \"%s\": {\"n\": %zu, \"p50\": %.3f, \"p95\": %.3f, \"p99\": %.3f, \"max\": %.3f}", name, s->n, percentile(s, 50), percentile(s, 95),
+           percentile(s, 99), percentile(s, 100));
 }
 
 static void print_result(const struct client *clients, long n)
