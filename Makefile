@@ -60,6 +60,55 @@ $(B)/parley: $(cli_obj) $(B)/libparley.a
 build/parleyd build/parley: build/%: $(B)/%
 	ln -sfn $(BUILD)/$* $@
 
+# ---- the CUDA device: a library of its own, loaded at run time -----------------------------------------------------------
+# By nvcc where there is one; and always by the host's compiler against stand-in headers, for tests (tests/cuda_emu). Both
+# are of their own objects, position independent, and carry the few plain modules of core that they call.
+NVCC ?= nvcc
+CUDA_HOME ?= $(shell $(NVCC) -dryrun -x cu /dev/null 2>&1 | sed -n 's/^\#\$$ TOP=//p')
+# Compute capabilities 7.5 to 12.x: code for each, and PTX for what has none (8.7, 8.8, 12.1 and what is still to come).
+CUDA_CODE := 75 80 86 89 90 100 103 110 120
+CUDA_PTX := 75 80 120
+CUDA_GENCODE := $(foreach a,$(CUDA_CODE),-gencode arch=compute_$(a),code=sm_$(a)) $(foreach a,$(CUDA_PTX),-gencode arch=compute_$(a),code=compute_$(a))
+CUDA_CFLAGS := -std=gnu17 $(MODE_$(BUILD)) -fPIC -fvisibility=hidden $(WARN) -Werror $(EXTRA_CFLAGS)
+NVCC_FLAGS := -std=c++17 -O3 -lineinfo $(CUDA_GENCODE) -Werror all-warnings -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra,-Wno-unused-parameter -Xfatbin -compress-all --threads 2
+EMU := -Itests/cuda_emu/include
+EMU_CXXFLAGS := -std=gnu++17 $(MODE_$(BUILD)) -fPIC -fvisibility=hidden -ffp-contract=off -fsanitize=alignment,bounds -fno-sanitize-recover=alignment,bounds -Wall -Wextra -Werror -Wno-unknown-pragmas $(EXTRA_CFLAGS)
+cuda_core := $(addprefix core/,base/status.c base/log.c base/buf.c base/utf8.c model/dtype.c)
+cuda_c := $(call sources,cuda)
+cuda_cu := $(wildcard cuda/*.cu)
+cuda_obj := $(patsubst %,$(B)/gpu/%.o,$(cuda_c) $(cuda_cu) $(cuda_core))
+emu_obj := $(patsubst %,$(B)/emu/%.o,$(filter-out cuda/blas.c,$(cuda_c)) $(cuda_cu) $(cuda_core) $(wildcard tests/cuda_emu/*.c tests/cuda_emu/*.cpp))
+
+$(B)/gpu/%.c.o: %.c $(B)/.flags
+	@mkdir -p $(@D)
+	@echo "cc $< (CUDA)"
+	@$(CC) $(CPPFLAGS) $(CUDA_CFLAGS) -isystem $(CUDA_HOME)/include -MMD -MP -c $< -o $@
+$(B)/gpu/%.cu.o: %.cu $(B)/.flags
+	@mkdir -p $(@D)
+	@echo "nvcc $<"
+	@$(NVCC) $(CPPFLAGS) $(NVCC_FLAGS) -MMD -MP -c $< -o $@
+$(B)/libparley_cuda.so: $(cuda_obj)
+	$(CXX) -shared -Wl,--as-needed -Wl,-z,relro,-z,now,-z,defs $^ -L$(CUDA_HOME)/lib64 -lcudart_static -lpthread -ldl -lrt -o $@
+
+$(B)/emu/%.c.o: %.c $(B)/.flags
+	@mkdir -p $(@D)
+	@echo "cc $< (emulated CUDA)"
+	@$(CC) $(CPPFLAGS) $(CUDA_CFLAGS) $(EMU) -MMD -MP -c $< -o $@
+$(B)/emu/%.cu.o: %.cu $(B)/.flags
+	@mkdir -p $(@D)
+	@echo "c++ $< (emulated CUDA)"
+	@$(CXX) $(CPPFLAGS) $(EMU_CXXFLAGS) $(EMU) -MMD -MP -x c++ -c $< -o $@
+$(B)/emu/%.cpp.o: %.cpp $(B)/.flags
+	@mkdir -p $(@D)
+	@echo "c++ $< (emulated CUDA)"
+	@$(CXX) $(CPPFLAGS) $(EMU_CXXFLAGS) $(EMU) -MMD -MP -c $< -o $@
+$(B)/libparley_cuda_emu.so: $(emu_obj)
+	$(CXX) -shared -Wl,-z,defs $(MODE_$(BUILD)) -fsanitize=alignment,bounds $^ -lpthread -o $@
+
+cuda: $(B)/libparley_cuda.so
+	ln -sfn $(BUILD)/libparley_cuda.so build/libparley_cuda.so
+cuda-emu: $(B)/libparley_cuda_emu.so
+
 # ---- tests --------------------------------------------------------------------------------------------------------------
 # The runner's list of suites is what tests/unit/check_*.c is: each exports suite_<module>().
 $(B)/suites.h: $(unit_src)
@@ -116,6 +165,6 @@ $(B)/.flags: FORCE
 	@mkdir -p $(B)
 	@echo '$(FLAGS)' | cmp -s - $@ || echo '$(FLAGS)' > $@
 
-.PHONY: all tools test test-unit ops test-http oracle bench bench-tools lint install clean help FORCE
+.PHONY: all cuda cuda-emu tools test test-unit ops test-http oracle bench bench-tools lint install clean help FORCE
 .SECONDARY:
 -include $(shell find $(B) -name '*.d' 2>/dev/null)

@@ -121,6 +121,9 @@ struct pl_device_ops {
      * ties it and its team to one processor each. Not needed for results. */
     void (*attach)(struct pl_device *dev);
 
+    /* What the device's own memory has left, and all of it; NULL where that is the host's. */
+    pl_status (*memory)(struct pl_device *dev, size_t *free_bytes, size_t *total);
+
     pl_status (*buf_new)(struct pl_device *dev, size_t n_floats, struct pl_dbuf **out);
     void (*buf_free)(struct pl_device *dev, struct pl_dbuf *buf);
     pl_status (*put)(struct pl_device *dev, struct pl_dbuf *buf, size_t offset, const float *src, size_t n);
