@@ -34,7 +34,7 @@ config_obj := $(call objects,$(call sources,config))
 server_obj := $(call objects,$(call sources,server server/api server/jobs))
 cli_obj := $(call objects,$(call sources,cli))
 unit_src := $(wildcard tests/unit/*.c)
-tool_main := $(filter-out tests/tools/gguf_write.c tests/tools/tiny_%.c tests/tools/run_model.c,$(wildcard tests/tools/*.c))
+tool_main := $(filter-out tests/tools/gguf_write.c tests/tools/tiny_%.c tests/tools/run_model.c tests/tools/emulated.c,$(wildcard tests/tools/*.c))
 tool_obj := $(call objects,$(filter-out $(tool_main),$(wildcard tests/tools/*.c)))
 TOOLS := $(patsubst tests/tools/%.c,$(B)/%,$(tool_main))
 
@@ -120,7 +120,7 @@ $(B)/tests/unit/main.o: $(B)/suites.h
 $(B)/unit: $(call objects,$(unit_src)) $(tool_obj) $(config_obj) $(addprefix $(B)/server/,schema.o prompt.o apierr.o gen_text.o multipart.o) $(B)/libparley.a
 	$(CC) $(LDFLAGS) -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc $^ $(LIBS) $(shell pkg-config --libs check) -o $@
 
-$(B)/ops: $(call objects,$(wildcard tests/ops/*.c)) $(B)/libparley.a
+$(B)/ops: $(call objects,$(wildcard tests/ops/*.c)) $(B)/tests/tools/emulated.o $(B)/libparley.a
 	$(CC) $(LDFLAGS) $^ $(LIBS) -o $@
 
 $(TOOLS): $(B)/%: $(B)/tests/tools/%.o $(tool_obj) $(B)/libparley.a
@@ -136,7 +136,7 @@ bench-tools: all $(B)/calibrate $(B)/load
 tools: $(TOOLS)
 test-unit: $(B)/unit
 	$(B)/unit
-ops: $(B)/ops
+ops: $(B)/ops $(B)/libparley_cuda_emu.so
 	$(B)/ops
 test-http: all tools bench-tools
 	PARLEYD=$(B)/parleyd PARLEY_TOOLS=$(B) $(PYTHON) -m pytest -q tests/http

@@ -212,4 +212,8 @@ static inline pl_view pl_view_rows(pl_view v, uint32_t from, uint32_t n)
 struct pl_pool;
 pl_status pl_cpu_open(struct pl_device **out, struct pl_pool *pool, const char *isa, struct pl_err *err) PL_MUST_CHECK;
 
+/* Any device by its name: "cpu", "cpu-ISA", "cuda", "cuda:INDEX", or "auto": a GPU where one can be used, else the CPU (a log
+ * line says why). cuda_library: see core/device/cuda.h. PL_EINVAL, with param "device", names the remedy. */
+pl_status pl_device_open(struct pl_device **out, const char *name, const char *cuda_library, struct pl_pool *pool, struct pl_err *err) PL_MUST_CHECK;
+
 #endif

@@ -1,6 +1,6 @@
 /* runtime: the CUDA runtime's calls on host memory. The environment can make it fail as real machines do:
  *     PARLEY_EMU_FAULT=no-driver | old-driver | no-gpu
- *     PARLEY_EMU_MEMORY_MB=N     the device's memory (default 16384)
+ *     PARLEY_EMU_MEMORY_MB=N     the device's memory (default 256)
  * SPDX-License-Identifier: Apache-2.0 */
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -69,7 +69,7 @@ cudaError_t cudaSetDevice(int index)
 static size_t memory(void)
 {
     const char *mb = getenv("PARLEY_EMU_MEMORY_MB");
-    return (mb != NULL ? strtoull(mb, NULL, 10) : 16384) << 20;
+    return (mb != NULL ? strtoull(mb, NULL, 10) : 256) << 20;
 }
 
 cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *p, int index)
