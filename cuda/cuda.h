@@ -67,6 +67,8 @@ struct pl_cuda {
         void *p;
         size_t cap;
     } scratch[PL_CUDA_SCRATCH_KINDS];
+    struct pl_cuda_attn_tile *tiles; /* of the last attention, on the host */
+    size_t tiles_cap;
 };
 
 static inline struct pl_cuda *pl_cuda_of(struct pl_device *dev)

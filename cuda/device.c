@@ -265,6 +265,7 @@ static void close_device(struct pl_device *dev)
     drop_stage(c);
     for (int i = 0; i < PL_CUDA_SCRATCH_KINDS; i++)
         pl_cuda_release(c, c->scratch[i].p);
+    free(c->tiles);
     if (c->blas.close != NULL)
         c->blas.close(&c->blas);
     if (c->stream != NULL)

@@ -20,11 +20,11 @@ struct pl_cuda_mat {
     size_t stride;
 };
 
-/* A part of a weight: rows of `row_bytes`, each as the file holds it. */
+/* A part of a weight. f32, f16 and bf16: rows of `row_bytes`, as the file holds them; block types: as pack.h lays them out. */
 struct pl_cuda_part {
     int dtype; /* pl_dtype */
     uint32_t rows, cols;
-    size_t row_bytes;
+    size_t row_bytes; /* 0 for block types */
     uint8_t *data;
 };
 
@@ -96,19 +96,51 @@ cudaError_t pl_cuda_finish(cudaStream_t s, struct pl_cuda_mat out, const float *
 
 /* ---- quant.cu: products of the other types ---------------------------------------------------------------------------------- */
 
-/* out (+)= x · wᵀ (+ bias, NULL = none), with x rounded to int8 per 32 as on the CPU (pl_cuda_quant's result) */
-struct pl_cuda_act {
-    int8_t *q; /* [T][K] */
-    float *d;  /* [T][K / 32] */
+/* Rows rounded to int8 per 32 as on the CPU, filled up with zeros to a multiple of 256 inputs */
+struct pl_cuda_act_scale {
+    float d;         /* largest / 127; NaN when one of the 32 is not finite */
+    int16_t sum[2];  /* of q, for each 16 */
 };
+struct pl_cuda_act {
+    int8_t *q;                       /* [T][padded] */
+    struct pl_cuda_act_scale *scale; /* [T][padded / 32] */
+    uint32_t padded;
+};
+static inline uint32_t pl_cuda_act_padded(uint32_t cols)
+{
+    return (cols + 255) / 256 * 256;
+}
 cudaError_t pl_cuda_quant(cudaStream_t s, struct pl_cuda_mat x, struct pl_cuda_act to);
+/* out (+)= x · wᵀ (+ bias, NULL = none); a row's result does not depend on how many there are */
 cudaError_t pl_cuda_product(cudaStream_t s, struct pl_cuda_mat out, struct pl_cuda_act x, const struct pl_cuda_part *w, const float *bias,
                             bool add);
+/* What pl_cuda_glu makes of the products with both parts, of one type and size, for at most PL_CUDA_QUANT_FEW rows */
+enum { PL_CUDA_QUANT_FEW = 8 };
+cudaError_t pl_cuda_product_glu(cudaStream_t s, bool gelu, struct pl_cuda_mat out, struct pl_cuda_act x, const struct pl_cuda_part *gate,
+                                const struct pl_cuda_part *up, const float *bias, struct pl_cuda_mat plus, const bool *plus_rows);
 
 /* ---- attn.cu ------------------------------------------------------------------------------------------------------------ */
 
+enum { PL_CUDA_SPAN = 128, PL_CUDA_QUERIES = 16 }; /* positions that are folded as one; queries of a tile */
+
+/* Tokens of one sequence, at most PL_CUDA_QUERIES divided by the query heads of a key/value head */
+struct pl_cuda_attn_tile {
+    uint32_t seq, token, n_tokens;
+};
+
+/* partial: NULL = each tile goes through its context by itself, else spans are shared out and n_spans is at least the longest context's;
+ * pl_cuda_attn_partial floats. rotated: room for q where kv.rotate_bits is not 0. */
+struct pl_cuda_attn_plan {
+    const struct pl_cuda_attn_tile *tiles;
+    uint32_t n_tiles, n_spans;
+    float *partial, *rotated;
+};
+static inline size_t pl_cuda_attn_partial(const struct pl_cuda_kv *kv, uint32_t n_tiles, uint32_t n_spans)
+{
+    return (size_t)n_tiles * kv->n_kv_heads * n_spans * PL_CUDA_QUERIES * (kv->head_dim + 2);
+}
 cudaError_t pl_cuda_attn(cudaStream_t s, struct pl_cuda_mat out, struct pl_cuda_mat q, struct pl_cuda_kv kv, uint32_t layer, float scale,
-                         struct pl_cuda_batch b);
+                         struct pl_cuda_batch b, struct pl_cuda_attn_plan plan);
 
 /* ---- lora.cu ------------------------------------------------------------------------------------------------------------ */
 

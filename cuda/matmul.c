@@ -36,20 +36,25 @@ static pl_status blas_product(struct product *p, struct pl_cuda_mat out, const s
     return pl_cuda_check(c, pl_cuda_finish(c->stream, out, y, scale, bias, add), "finishing a product");
 }
 
-static pl_status block_product(struct product *p, struct pl_cuda_mat out, const struct pl_cuda_part *w, const float *bias, bool add)
+static pl_status round_x(struct product *p)
 {
     struct pl_cuda *c = p->c;
-    if (p->act.q == NULL) {
-        const size_t n = (size_t)p->x.rows * p->x.cols;
-        p->act.q = pl_cuda_scratch(c, PL_CUDA_SCRATCH_QUANT, n + n / 32 * sizeof(float));
-        if (p->act.q == NULL)
-            return pl_cuda_failed(c);
-        p->act.d = (float *)(p->act.q + n);
-        const pl_status rc = pl_cuda_check(c, pl_cuda_quant(c->stream, p->x, p->act), "rounding activations");
-        if (rc != PL_OK)
-            return rc;
-    }
-    return pl_cuda_check(c, pl_cuda_product(c->stream, out, p->act, w, bias, add), "a product");
+    const uint32_t padded = pl_cuda_act_padded(p->x.cols);
+    const size_t n = (size_t)p->x.rows * padded;
+    if (p->act.q != NULL)
+        return PL_OK;
+    p->act.q = pl_cuda_scratch(c, PL_CUDA_SCRATCH_QUANT, n + n / 32 * sizeof *p->act.scale);
+    if (p->act.q == NULL)
+        return pl_cuda_failed(c);
+    p->act.scale = (struct pl_cuda_act_scale *)(p->act.q + n);
+    p->act.padded = padded;
+    return pl_cuda_check(c, pl_cuda_quant(c->stream, p->x, p->act), "rounding activations");
+}
+
+static pl_status block_product(struct product *p, struct pl_cuda_mat out, const struct pl_cuda_part *w, const float *bias, bool add)
+{
+    const pl_status rc = round_x(p);
+    return rc != PL_OK ? rc : pl_cuda_check(p->c, pl_cuda_product(p->c->stream, out, p->act, w, bias, add), "a product");
 }
 
 static pl_status product(struct pl_cuda *c, struct pl_cuda_mat out, struct pl_cuda_mat x, const struct pl_weight *w, const float *bias, bool add)
@@ -95,6 +100,12 @@ pl_status pl_cuda_matmul_glu_op(struct pl_device *dev, pl_act_kind kind, pl_view
         if (rows == NULL)
             return pl_cuda_failed(c);
         values = pl_cuda_mat(plus->values);
+    }
+    if (x.rows <= PL_CUDA_QUANT_FEW && w->n_parts == 2 && w->parts[0].dtype == w->parts[1].dtype && !is_float(w->parts[0].dtype)) {
+        struct product p = {.c = c, .x = pl_cuda_mat(x)};
+        const pl_status rc = round_x(&p);
+        return rc != PL_OK ? rc : pl_cuda_check(c, pl_cuda_product_glu(c->stream, kind == PL_ACT_GELU_TANH, pl_cuda_mat(out), p.act, &w->parts[0], &w->parts[1],
+                                                                       pl_cuda_vector(bias), values, rows), "a gated product");
     }
     const struct pl_cuda_mat both = {pl_cuda_scratch(c, PL_CUDA_SCRATCH_PRODUCT, (size_t)x.rows * w->rows * sizeof(float)), x.rows, w->rows, w->rows};
     if (both.p == NULL)

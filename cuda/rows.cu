@@ -1,6 +1,6 @@
 /* rows: kernels that work row by row: norms, rotations, activations, gathering.
  * SPDX-License-Identifier: Apache-2.0 */
-#include "cuda/launch.h"
+#include "cuda/activate.h"
 
 enum { NORM_THREADS = 256, ROPE_THREADS = 128, ACT_THREADS = 256 };
 
@@ -61,13 +61,6 @@ cudaError_t pl_cuda_rope(cudaStream_t s, bool halves, struct pl_cuda_mat x, uint
 }
 
 /* ---- activations: threads side by side over the columns --------------------------------------------------------------------- */
-
-static __device__ __forceinline__ float activate(bool gelu, float x)
-{
-    if (!gelu)
-        return x / (1 + expf(-x));
-    return 0.5f * x * (1 + tanhf(0.7978845608028654f * (x + 0.044715f * x * x * x)));
-}
 
 static __global__ void act_kernel(bool gelu, pl_cuda_mat x)
 {

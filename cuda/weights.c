@@ -1,8 +1,17 @@
-/* weights: matrices in the device's memory, each row as the file holds it.
+/* weights: matrices in the device's memory: rows of floats as the file holds them, block types packed (pack.h).
  * SPDX-License-Identifier: Apache-2.0 */
 #include <stdlib.h>
 
 #include "cuda/cuda.h"
+#include "cuda/pack.h"
+
+static pl_status copy(struct pl_cuda *c, struct pl_cuda_part *p, const void *data, size_t n)
+{
+    pl_status rc = pl_cuda_alloc(c, (void **)&p->data, n);
+    if (rc == PL_OK)
+        rc = pl_cuda_check(c, cudaMemcpyAsync(p->data, data, n, cudaMemcpyHostToDevice, c->stream), "copying a weight");
+    return rc != PL_OK ? rc : pl_cuda_check(c, cudaStreamSynchronize(c->stream), "copying a weight");
+}
 
 static pl_status add_part(struct pl_cuda *c, struct pl_weight *w, const struct pl_weight_src *src, struct pl_err *err)
 {
@@ -11,15 +20,17 @@ static pl_status add_part(struct pl_cuda *c, struct pl_weight *w, const struct p
         return pl_fail(err, PL_EINVAL, "parts of a weight do not fit together");
     if (pl_dtype_name(src->dtype) == NULL)
         return pl_fail(err, PL_ENOTSUP, "tensor type %d is not supported by the CUDA device", (int)src->dtype);
-    *p = (struct pl_cuda_part){src->dtype, src->rows, src->cols, pl_dtype_row_bytes(src->dtype, src->cols), NULL};
-    const size_t n = p->row_bytes * p->rows;
-    pl_status rc = pl_cuda_alloc(c, (void **)&p->data, n);
-    if (rc == PL_OK) {
-        w->n_parts++;
-        rc = pl_cuda_check(c, cudaMemcpyAsync(p->data, src->data, n, cudaMemcpyHostToDevice, c->stream), "copying a weight");
-    }
-    if (rc == PL_OK)
-        rc = pl_cuda_check(c, cudaStreamSynchronize(c->stream), "copying a weight");
+    const bool packed = pl_dtype_block(src->dtype) > 1;
+    *p = (struct pl_cuda_part){src->dtype, src->rows, src->cols, packed ? 0 : pl_dtype_row_bytes(src->dtype, src->cols), NULL};
+    const size_t n = packed ? pl_pack_bytes(src->dtype, src->rows, src->cols) : p->row_bytes * p->rows;
+    void *work = packed ? malloc(n) : NULL;
+    if (packed && work == NULL)
+        return pl_fail(err, PL_ENOMEM, "no memory for a weight of %u × %u", src->rows, src->cols);
+    if (packed)
+        pl_pack(src->dtype, src->rows, src->cols, src->data, work);
+    const pl_status rc = copy(c, p, packed ? work : src->data, n);
+    free(work);
+    w->n_parts++;
     if (rc == PL_ENOMEM)
         return pl_fail(err, rc, "the GPU has no memory left for a weight of %u × %u", src->rows, src->cols);
     return rc == PL_OK ? rc : pl_fail(err, rc, "copying a weight to the GPU failed");
