@@ -27,19 +27,25 @@ template <bool BF16> static __device__ __forceinline__ void mma_half(float *c, c
 
 /* ---- by the lanes themselves ----------------------------------------------------------------------------------------------- */
 
-/* Word `i` of lane `from` */
-static __device__ __forceinline__ uint32_t lane_word(uint32_t v, unsigned from)
-{
-    return __shfl_sync(ALL_LANES, v, from);
-}
+/* The words of another lane */
+#ifdef __CUDACC__
+#define PL_MMA_LANES(low, high, b) const uint32_t mma_words[3] = {low, high, b}
+#define PL_MMA_LANE(from, i) __shfl_sync(ALL_LANES, mma_words[i], from)
+#else /* all three by one exchange, which is what emulation spends its time with */
+#define PL_MMA_LANES(low, high, b)                                                                                     \
+    const uint32_t mma_words[3] = {low, high, b};                                                                      \
+    const emu_value *const mma_all = emu_exchange("mma", ALL_LANES, mma_words, sizeof mma_words, __FILE__, __LINE__)
+#define PL_MMA_LANE(from, i) reinterpret_cast<const uint32_t *>(mma_all[from].bytes)[i]
+#endif
 
 /* One half of k: rows g and g + 8, columns 2 t and 2 t + 1; DOT multiplies two words and adds */
 #define PL_MMA_BY_LANES(c, a_low, a_high, b, DOT)                                                                      \
     do {                                                                                                               \
         const unsigned mma_lane = threadIdx.x % WARP, mma_g = mma_lane / 4, mma_t = mma_lane % 4;                      \
+        PL_MMA_LANES(a_low, a_high, b);                                                                                \
         for (unsigned mma_k = 0; mma_k < 4; mma_k++) {                                                                 \
-            const uint32_t low = lane_word(a_low, mma_g * 4 + mma_k), high = lane_word(a_high, mma_g * 4 + mma_k);     \
-            const uint32_t left = lane_word(b, mma_t * 8 + mma_k), right = lane_word(b, mma_t * 8 + 4 + mma_k);        \
+            const uint32_t low = PL_MMA_LANE(mma_g * 4 + mma_k, 0), high = PL_MMA_LANE(mma_g * 4 + mma_k, 1);          \
+            const uint32_t left = PL_MMA_LANE(mma_t * 8 + mma_k, 2), right = PL_MMA_LANE(mma_t * 8 + 4 + mma_k, 2);    \
             (c)[0] = DOT(low, left, (c)[0]);                                                                           \
             (c)[1] = DOT(low, right, (c)[1]);                                                                          \
             (c)[2] = DOT(high, left, (c)[2]);                                                                          \

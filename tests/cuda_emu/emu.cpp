@@ -6,11 +6,13 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "emu.h"
 
+#include <climits>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
 #include <cuda_runtime.h>
 #include <mutex>
+#include <pthread.h>
 #include <sys/mman.h>
 
 #ifdef __SANITIZE_ADDRESS__
@@ -18,6 +20,7 @@
 #endif
 
 uint3 threadIdx, blockIdx;
+unsigned emu_thread;
 dim3 blockDim, gridDim;
 
 namespace {
@@ -64,13 +67,13 @@ struct group {
     unsigned mask, arrived, generation;
     const char *what, *file;
     int line;
-    uint64_t values[2][32];
+    emu_value values[2][32];
 };
 
 struct {
     fiber fibers[MAX_THREADS];
     context scheduler;
-    unsigned n, current;
+    unsigned n, left;
     const char *kernel;
     void (*body)(const void *);
     const void *closure;
@@ -81,7 +84,7 @@ struct {
         int line;
     } barrier;
     group groups[MAX_THREADS / 32][MASKS];
-    const uint8_t *host_stack;
+    const void *host_stack;
     size_t host_size;
 } block;
 
@@ -94,38 +97,43 @@ void switch_to(context *from, context *to, const void *stack, size_t size, bool 
 #ifdef __SANITIZE_ADDRESS__
     __sanitizer_start_switch_fiber(last ? nullptr : &from->fake, stack, size);
     emu_switch(&from->sp, to->sp);
-    const void *bottom;
-    size_t n;
-    __sanitizer_finish_switch_fiber(from->fake, &bottom, &n);
-    if (from == &block.scheduler)
-        return;
-    block.host_stack = static_cast<const uint8_t *>(bottom);
-    block.host_size = n;
+    __sanitizer_finish_switch_fiber(from->fake, nullptr, nullptr);
 #else
     (void)stack, (void)size, (void)last;
     emu_switch(&from->sp, to->sp);
 #endif
 }
 
-void leave(bool last)
-{
-    fiber &f = block.fibers[block.current];
-    switch_to(&f.at, &block.scheduler, block.host_stack, block.host_size, last);
-}
+void hand_over(fiber &f, bool last);
 
 void enter()
 {
 #ifdef __SANITIZE_ADDRESS__
-    const void *bottom;
-    size_t n;
-    __sanitizer_finish_switch_fiber(nullptr, &bottom, &n);
-    block.host_stack = static_cast<const uint8_t *>(bottom);
-    block.host_size = n;
+    __sanitizer_finish_switch_fiber(nullptr, nullptr, nullptr);
 #endif
     block.body(block.closure);
-    block.fibers[block.current].done = true;
-    leave(true);
+    fiber &f = block.fibers[emu_thread];
+    f.done = true;
+    block.left--;
+    hand_over(f, true);
     abort();
+}
+
+/* The scheduler's own stack, where a sanitizer asks. */
+void find_host_stack()
+{
+#ifdef __SANITIZE_ADDRESS__
+    static thread_local void *stack;
+    static thread_local size_t size;
+    if (stack == nullptr) {
+        pthread_attr_t attr;
+        pthread_getattr_np(pthread_self(), &attr);
+        pthread_attr_getstack(&attr, &stack, &size);
+        pthread_attr_destroy(&attr);
+    }
+    block.host_stack = stack;
+    block.host_size = size;
+#endif
 }
 
 void start(fiber &f)
@@ -153,6 +161,11 @@ void place(unsigned thread)
     threadIdx.z = thread / blockDim.x / blockDim.y;
 }
 
+bool same(const char *a, const char *b)
+{
+    return a == b || strcmp(a, b) == 0;
+}
+
 /* ---- a block ----------------------------------------------------------------------------------------------------------- */
 
 bool ready(const fiber &f)
@@ -160,15 +173,42 @@ bool ready(const fiber &f)
     return !f.done && (f.generation == nullptr || *f.generation != f.seen);
 }
 
+/* The next thread that can go on, after `from`; block.n when there is none before the last. */
+unsigned next_ready(unsigned from)
+{
+    if (reverse) {
+        while (from-- > 0)
+            if (ready(block.fibers[from]))
+                return from;
+        return block.n;
+    }
+    while (++from < block.n && !ready(block.fibers[from]))
+        continue;
+    return from;
+}
+
+/* From a thread that waits, or has ended, to the next one that can go on; from the last one to the scheduler. */
+void hand_over(fiber &f, bool last)
+{
+    const unsigned next = next_ready(emu_thread);
+    if (next == block.n) {
+        switch_to(&f.at, &block.scheduler, block.host_stack, block.host_size, last);
+        return;
+    }
+    emu_thread = next;
+    place(next);
+    switch_to(&f.at, &block.fibers[next].at, block.fibers[next].stack, STACK, last);
+}
+
 void wait(const unsigned *generation, unsigned seen, const char *what, const char *file, int line)
 {
-    fiber &f = block.fibers[block.current];
+    fiber &f = block.fibers[emu_thread];
     f.generation = generation;
     f.seen = seen;
     f.what = what;
     f.file = file;
     f.line = line;
-    leave(false);
+    hand_over(f, false);
     f.generation = nullptr;
 }
 
@@ -185,7 +225,7 @@ void wait(const unsigned *generation, unsigned seen, const char *what, const cha
     for (unsigned i = waits / 32 * 32; i < block.n && strcmp(f.what, "__syncthreads") != 0 && i < waits / 32 * 32 + 32; i++)
         if (block.fibers[i].done || block.fibers[i].generation != f.generation)
             ended = i;
-    block.current = waits;
+    emu_thread = waits;
     place(waits);
     if (ended == block.n || block.fibers[ended].done)
         emu_wrong("waits in %s (%s:%d), which not all threads reach: thread %u has ended", f.what, f.file, f.line, ended);
@@ -195,26 +235,18 @@ void wait(const unsigned *generation, unsigned seen, const char *what, const cha
 
 void run_block()
 {
-    unsigned left = block.n;
+    block.left = block.n;
     block.barrier.arrived = 0;
     memset(block.groups, 0, sizeof block.groups[0] * (block.n / 32));
     for (unsigned i = 0; i < block.n; i++)
         start(block.fibers[i]);
-    while (left > 0) {
-        bool progress = false;
-        for (unsigned k = 0; k < block.n; k++) {
-            const unsigned i = reverse ? block.n - 1 - k : k;
-            fiber &f = block.fibers[i];
-            if (!ready(f))
-                continue;
-            block.current = i;
-            place(i);
-            progress = true;
-            switch_to(&block.scheduler, &f.at, f.stack, STACK, false);
-            left -= f.done;
-        }
-        if (!progress)
+    while (block.left > 0) {
+        const unsigned first = next_ready(reverse ? block.n : UINT_MAX);
+        if (first == block.n)
             stuck();
+        emu_thread = first;
+        place(first);
+        switch_to(&block.scheduler, &block.fibers[first].at, block.fibers[first].stack, STACK, false);
     }
 }
 
@@ -227,7 +259,7 @@ void emu_wrong(const char *fmt, ...)
     va_start(args, fmt);
     vsnprintf(text, sizeof text, fmt, args);
     va_end(args);
-    fprintf(stderr, "cuda_emu: kernel %s, block (%u, %u, %u), thread %u: %s\n", block.kernel, blockIdx.x, blockIdx.y, blockIdx.z, block.current,
+    fprintf(stderr, "cuda_emu: kernel %s, block (%u, %u, %u), thread %u: %s\n", block.kernel, blockIdx.x, blockIdx.y, blockIdx.z, emu_thread,
             text);
     abort();
 }
@@ -237,18 +269,13 @@ void *emu_shared()
     return block.shared;
 }
 
-unsigned emu_lane()
-{
-    return block.current % 32;
-}
-
 void emu_barrier(const char *file, int line)
 {
     auto &b = block.barrier;
     if (b.arrived == 0) {
         b.file = file;
         b.line = line;
-    } else if (b.line != line || strcmp(b.file, file) != 0) {
+    } else if (b.line != line || !same(b.file, file)) {
         emu_wrong("__syncthreads at %s:%d while others wait at %s:%d", file, line, b.file, b.line);
     }
     const unsigned seen = b.generation;
@@ -260,10 +287,10 @@ void emu_barrier(const char *file, int line)
     }
 }
 
-const uint64_t *emu_exchange(const char *what, unsigned mask, uint64_t value, const char *file, int line)
+const emu_value *emu_exchange(const char *what, unsigned mask, const void *value, size_t n, const char *file, int line)
 {
-    const unsigned lane = block.current % 32;
-    group *g = block.groups[block.current / 32];
+    const unsigned lane = emu_thread % 32;
+    group *g = block.groups[emu_thread / 32];
     if (!(mask >> lane & 1))
         emu_wrong("%s (%s:%d): lane %u is not in its own mask %08x", what, file, line, lane, mask);
     for (int i = 0; g->mask != mask && g->mask != 0; i++, g++)
@@ -274,11 +301,11 @@ const uint64_t *emu_exchange(const char *what, unsigned mask, uint64_t value, co
         g->what = what;
         g->file = file;
         g->line = line;
-    } else if (g->line != line || g->what != what || strcmp(g->file, file) != 0) {
+    } else if (g->line != line || !same(g->what, what) || !same(g->file, file)) {
         emu_wrong("%s at %s:%d while other lanes wait in %s at %s:%d", what, file, line, g->what, g->file, g->line);
     }
     const unsigned seen = g->generation;
-    g->values[seen % 2][lane] = value;
+    memcpy(&g->values[seen % 2][lane], value, n);
     g->arrived |= 1u << lane;
     if (g->arrived == mask) {
         g->arrived = 0;
@@ -293,6 +320,7 @@ void emu_run(const char *kernel, dim3 grid, dim3 threads, size_t shared, void (*
 {
     const std::lock_guard<std::mutex> guard(lock);
     launches++;
+    find_host_stack();
     block.kernel = kernel;
     block.n = threads.x * threads.y * threads.z;
     block.body = body;

@@ -1,6 +1,6 @@
 /* runtime: the CUDA runtime's calls on host memory. The environment can make it fail as real machines do:
  *     PARLEY_EMU_FAULT=no-driver | old-driver | no-gpu
- *     PARLEY_EMU_MEMORY_MB=N     the device's memory (default 256)
+ *     PARLEY_EMU_MEMORY_MB=N     the device's memory (default 1024)
  * SPDX-License-Identifier: Apache-2.0 */
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -10,7 +10,7 @@
 
 #include "cuda_runtime_api.h"
 
-enum { GPUS = 2, HEADER = 256 };
+enum { GPUS = 2, HEADER = 256, LARGE = 16 << 20 };
 
 static atomic_size_t used;
 static _Thread_local cudaError_t last;
@@ -69,7 +69,7 @@ cudaError_t cudaSetDevice(int index)
 static size_t memory(void)
 {
     const char *mb = getenv("PARLEY_EMU_MEMORY_MB");
-    return (mb != NULL ? strtoull(mb, NULL, 10) : 256) << 20;
+    return (mb != NULL ? strtoull(mb, NULL, 10) : 1024) << 20;
 }
 
 cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *p, int index)
@@ -99,7 +99,7 @@ cudaError_t cudaRuntimeGetVersion(int *version)
     return cudaSuccess;
 }
 
-/* ---- memory: filled with NaN, so that what is read before it is written shows ---------------------------------------------- */
+/* ---- memory: what is not large is filled with NaN, so that what is read before it is written shows ---------------------------------------------- */
 
 cudaError_t cudaMemGetInfo(size_t *free, size_t *total)
 {
@@ -114,7 +114,8 @@ cudaError_t cudaMalloc(void **p, size_t n)
     if (n > memory() - used || posix_memalign((void **)&all, 256, n + HEADER) != 0)
         return failed(cudaErrorMemoryAllocation);
     memcpy(all, &n, sizeof n);
-    memset(all + HEADER, 0xff, n);
+    if (n <= LARGE)
+        memset(all + HEADER, 0xff, n);
     used += n;
     *p = all + HEADER;
     return cudaSuccess;

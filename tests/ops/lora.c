@@ -242,7 +242,7 @@ static void check_shape(const struct tally *t, struct pl_device *dev, struct pl_
     free(ref), free(all), free(other);
 }
 
-void ops_lora(unsigned *passed, unsigned *failed, unsigned *skipped)
+void ops_lora(const char *only, unsigned *passed, unsigned *failed, unsigned *skipped)
 {
     static const char *const isas[] = {"ref", "avx2", "avxvnni", "avx512", "cuda-emulated", "cuda"};
     const struct tally t = {passed, failed};
@@ -252,6 +252,8 @@ void ops_lora(unsigned *passed, unsigned *failed, unsigned *skipped)
         ++*failed;
     for (size_t i = 0; three != NULL && alone != NULL && i < PL_COUNT_OF(isas); i++) {
         struct pl_device *dev = NULL, *one = NULL;
+        if (only != NULL && strcmp(only, isas[i]) != 0)
+            continue;
         if (device_open(&dev, three, isas[i], &err) != PL_OK || device_open(&one, alone, isas[i], &err) != PL_OK)
             ++*skipped;
         for (size_t s = 0; dev != NULL && one != NULL && s < PL_COUNT_OF(shapes); s++)

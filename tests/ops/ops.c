@@ -4,6 +4,7 @@
  * or, for kernels, on the order in which a block's threads run.
  *
  *     ops            all rows            ends with "N passed, N failed, N skipped"
+ *     ops NAME       of one device only: avx2, avxvnni, avx512, cuda-emulated or cuda
  *     ops perf       speed of the products, of each type and instruction set
  *
  * The tolerance is the normalised mean squared error ‖fast − ref‖² / ‖ref‖². 1e-9 is what float32 sums of this length differ
@@ -569,21 +570,27 @@ int main(int argc, char **argv)
 {
     if (argc == 2 && strcmp(argv[1], "perf") == 0)
         return ops_perf();
-    if (argc != 1) {
-        fputs("usage: ops [perf]\n", stderr);
+    if (argc > 2) {
+        fputs("usage: ops [NAME | perf]\n", stderr);
         return 2;
     }
+    const char *only = argc == 2 ? argv[1] : NULL;
     static const char *const isas[] = {"avx2", "avxvnni", "avx512", "cuda-emulated", "cuda"};
     struct machine ref = {0};
     a = calloc(MAX_FLOATS, sizeof *a);
     b = calloc(MAX_FLOATS, sizeof *b);
     if (a == NULL || b == NULL || !machine_open(&ref, "ref", 2))
         return 1;
-    for (size_t d = 0; d < PL_COUNT_OF(dtypes); d++)
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    for (size_t d = 0; d < PL_COUNT_OF(dtypes) && only == NULL; d++)
         reference(&ref, dtypes[d]);
-    nans(&ref, "ref");
-    copies(&ref, "ref");
+    if (only == NULL) {
+        nans(&ref, "ref");
+        copies(&ref, "ref");
+    }
     for (size_t i = 0; i < PL_COUNT_OF(isas); i++) {
+        if (only != NULL && strcmp(only, isas[i]) != 0)
+            continue;
         struct machine m = {0}, one = {0};
         if (!machine_open(&m, isas[i], 3) || !machine_open(&one, isas[i], 1)) {
             skipped++;
@@ -606,7 +613,7 @@ int main(int argc, char **argv)
         machine_close(&m), machine_close(&one);
     }
     machine_close(&ref);
-    ops_lora(&passed, &failed, &skipped);
+    ops_lora(only, &passed, &failed, &skipped);
     free(a), free(b);
     printf("%u passed, %u failed, %u skipped\n", passed, failed, skipped);
     return failed != 0;

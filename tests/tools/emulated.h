@@ -1,5 +1,6 @@
 /* emulated: the CUDA device on a CPU (tests/cuda_emu), as a device like any other.
- * Thread: one at a time.  Fails: PL_ENOTSUP when libparley_cuda_emu.so does not lie beside the program (make cuda-emu).
+ * Thread: one at a time.  Fails: PL_ENOTSUP when libparley_cuda_emu.so does not lie beside the program (make cuda-emu);
+ * the environment's PARLEY_TEST_CUDA_LIBRARY names another file.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef PL_TESTS_EMULATED_H
 #define PL_TESTS_EMULATED_H

@@ -58,11 +58,18 @@ enum { warpSize = 32 };
 
 void emu_run(const char *kernel, dim3 grid, dim3 block, size_t shared, void (*body)(const void *), const void *closure);
 void *emu_shared();
-/* All lanes of the mask give a value; returns the 32 of them, good until the lane's second next call. */
-const uint64_t *emu_exchange(const char *what, unsigned mask, uint64_t value, const char *file, int line);
+struct alignas(16) emu_value {
+    uint8_t bytes[16];
+};
+/* All lanes of the mask give n bytes; returns what the 32 of them gave, good until the lane's next call. */
+const emu_value *emu_exchange(const char *what, unsigned mask, const void *value, size_t n, const char *file, int line);
 void emu_barrier(const char *file, int line);
 [[noreturn]] void emu_wrong(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
-unsigned emu_lane();
+extern unsigned emu_thread; /* that runs, in its block */
+static inline unsigned emu_lane()
+{
+    return emu_thread % 32;
+}
 
 template <class F> static inline void emu_launch(const char *kernel, dim3 grid, dim3 block, size_t shared, cudaStream_t, const F &f)
 {
@@ -83,7 +90,7 @@ static inline void __syncthreads(EMU_HERE)
 
 static inline void __syncwarp(unsigned mask = 0xffffffffu, EMU_HERE)
 {
-    emu_exchange("__syncwarp", mask, 0, file, line);
+    emu_exchange("__syncwarp", mask, "", 0, file, line);
 }
 
 static inline void __threadfence() {}
@@ -91,7 +98,7 @@ static inline void __threadfence_block() {}
 
 /* ---- warps ------------------------------------------------------------------------------------------------------------- */
 
-template <class T> static inline T emu_take(const uint64_t *values, unsigned mask, unsigned from, const char *what)
+template <class T> static inline T emu_take(const emu_value *values, unsigned mask, unsigned from, const char *what)
 {
     T v;
     if (!(mask >> from & 1))
@@ -100,48 +107,46 @@ template <class T> static inline T emu_take(const uint64_t *values, unsigned mas
     return v;
 }
 
-template <class T> static inline const uint64_t *emu_give(const char *what, unsigned mask, T v, const char *file, int line)
+template <class T> static inline const emu_value *emu_give(const char *what, unsigned mask, T v, const char *file, int line)
 {
-    static_assert(sizeof(T) <= sizeof(uint64_t), "lanes exchange 8 bytes at most");
-    uint64_t bits = 0;
-    memcpy(&bits, &v, sizeof v);
-    return emu_exchange(what, mask, bits, file, line);
+    static_assert(sizeof(T) <= sizeof(emu_value), "lanes exchange 16 bytes at most");
+    return emu_exchange(what, mask, &v, sizeof v, file, line);
 }
 
 template <class T> static inline T __shfl_sync(unsigned mask, T v, int from, int width = 32, EMU_HERE)
 {
-    const uint64_t *all = emu_give("__shfl_sync", mask, v, file, line);
+    const emu_value *all = emu_give("__shfl_sync", mask, v, file, line);
     const unsigned lane = emu_lane(), base = lane / width * width;
     return emu_take<T>(all, mask, base + (unsigned)from % width, "__shfl_sync");
 }
 
 template <class T> static inline T __shfl_xor_sync(unsigned mask, T v, int bits, int width = 32, EMU_HERE)
 {
-    const uint64_t *all = emu_give("__shfl_xor_sync", mask, v, file, line);
+    const emu_value *all = emu_give("__shfl_xor_sync", mask, v, file, line);
     const unsigned lane = emu_lane(), from = lane ^ bits;
     return from / width > lane / width ? v : emu_take<T>(all, mask, from, "__shfl_xor_sync");
 }
 
 template <class T> static inline T __shfl_down_sync(unsigned mask, T v, unsigned by, int width = 32, EMU_HERE)
 {
-    const uint64_t *all = emu_give("__shfl_down_sync", mask, v, file, line);
+    const emu_value *all = emu_give("__shfl_down_sync", mask, v, file, line);
     const unsigned lane = emu_lane();
     return lane % width + by >= (unsigned)width ? v : emu_take<T>(all, mask, lane + by, "__shfl_down_sync");
 }
 
 template <class T> static inline T __shfl_up_sync(unsigned mask, T v, unsigned by, int width = 32, EMU_HERE)
 {
-    const uint64_t *all = emu_give("__shfl_up_sync", mask, v, file, line);
+    const emu_value *all = emu_give("__shfl_up_sync", mask, v, file, line);
     const unsigned lane = emu_lane();
     return lane % width < by ? v : emu_take<T>(all, mask, lane - by, "__shfl_up_sync");
 }
 
 static inline unsigned __ballot_sync(unsigned mask, int set, EMU_HERE)
 {
-    const uint64_t *all = emu_give("__ballot_sync", mask, set != 0, file, line);
+    const emu_value *all = emu_give("__ballot_sync", mask, set != 0, file, line);
     unsigned bits = 0;
     for (unsigned i = 0; i < 32; i++)
-        bits |= mask >> i & 1 && all[i] & 1 ? 1u << i : 0;
+        bits |= mask >> i & 1 && all[i].bytes[0] ? 1u << i : 0;
     return bits;
 }
 
