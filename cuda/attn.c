@@ -85,6 +85,7 @@ pl_status pl_cuda_attn_op(struct pl_device *dev, pl_view out, pl_view q, const s
         return pl_cuda_failed(c);
     if (kv->kv.rotate_bits > 0 && (a.plan.rotated = pl_cuda_scratch(c, PL_CUDA_SCRATCH_PRODUCT, (size_t)q.rows * q.cols * sizeof(float))) == NULL)
         return pl_cuda_failed(c);
+    a.plan.shared = c->shared;
     a.plan.n_spans = most_spans(b);
     if (a.plan.n_spans > 1 && (a.plan.n_tiles == b->n_tokens || a.plan.n_tiles * (size_t)G < (size_t)WARPS_PER_SM * c->n_sms))
         return share_out(c, &a);

@@ -17,8 +17,8 @@
 
 namespace {
 
-constexpr unsigned QUERIES = 16, SPAN = PL_CUDA_SPAN, TILE_WARPS = 4;
-constexpr unsigned SPAN_PAGES = SPAN / PL_CUDA_PAGE, SPAN_TILES = SPAN / 8 /* of 8 positions */, SPAN_STEPS = SPAN / 16;
+constexpr unsigned QUERIES = 16, SPAN = PL_CUDA_SPAN, MAX_WARPS = 4;
+constexpr unsigned PAGE_TILES = PL_CUDA_PAGE / 8 /* of 8 positions */, SPAN_TILES = SPAN / 8, SPAN_STEPS = SPAN / 16;
 
 struct job {
     pl_cuda_mat out, q;
@@ -30,6 +30,7 @@ struct job {
     uint32_t n_tiles, per_kv, n_spans;
     float *partial; /* [n_tiles][G][n_spans][queries of a tile](m, l, D values) */
     uint32_t rows;  /* queries of a tile */
+    uint32_t shared; /* bytes that a block may have */
 };
 
 template <int TYPE> struct kv_type {
@@ -127,8 +128,9 @@ struct tile {
     uint32_t end[2];                  /* positions that each of the lane's queries sees; 0 = no such query */
     float factor[2];                  /* of its scores */
     const uint32_t *pages;
-    const uint32_t *q; /* shared: high halves [QUERIES][pitch], then low ones */
-    uint32_t pitch;    /* words */
+    uint4 *scores; /* shared: this lane's, WARP apart */
+    uint32_t *q;   /* shared: high halves [QUERIES][pitch], then low ones */
+    uint32_t pitch;
 };
 
 /* Rows of halves lie so that eight lanes that load 16 bytes of two rows meet different banks. */
@@ -136,6 +138,13 @@ __host__ __device__ __forceinline__ uint32_t pitch_of(uint32_t D)
 {
     const uint32_t chunks = (D + 31) / 32;
     return chunks * 16 + (chunks % 2 ? 0 : 16);
+}
+
+/* A warp's shared memory, in words: scores, then weights (four for each lane and 8 positions), and behind them the queries */
+constexpr unsigned SCORES = SPAN_TILES * WARP * 4;
+__host__ __device__ __forceinline__ uint32_t shared_words(uint32_t D)
+{
+    return SCORES + 2 * QUERIES * pitch_of(D);
 }
 
 __device__ __forceinline__ uint32_t token_of(const tile &it, const job &j, uint32_t query)
@@ -149,20 +158,26 @@ __device__ __forceinline__ size_t column_of(const tile &it, const job &j, uint32
 }
 
 /* Writes the queries' halves to shared memory, each row divided by the power of two that makes its largest element 1 … 2. */
-template <bool BF16> __device__ __forceinline__ void put_queries(tile &it, const job &j, unsigned short *q)
+template <bool BF16> __device__ __forceinline__ void put_queries(tile &it, const job &j)
 {
+    unsigned short *q = reinterpret_cast<unsigned short *>(it.q);
     const unsigned lane = threadIdx.x % WARP, D = j.kv.head_dim, padded = (D + 31) / 32 * 32;
+#pragma unroll 1
     for (uint32_t i = 0; i < QUERIES; i++) {
         const bool there = i < it.n_queries;
         const float *from = j.q.p + token_of(it, j, there ? i : 0) * j.q.stride + column_of(it, j, there ? i : 0);
         float most = 0;
+#pragma unroll 1
         for (unsigned d = lane; d < D; d += WARP)
             most = fmaxf(most, there ? fabsf(from[d]) : 0.f);
         most = warp_max(most);
         const int exponent = most >= 1e-30f && most <= 1e30f ? static_cast<int>(__float_as_uint(most) >> 23) - 127 : 0;
         const float down = __uint_as_float(static_cast<unsigned>(127 - exponent) << 23), up = __uint_as_float(static_cast<unsigned>(127 + exponent) << 23);
-        if (i % 8 == it.g)
-            it.factor[i / 8] = j.scale * up;
+        if (i == it.g)
+            it.factor[0] = __fmul_rn(j.scale, up);
+        if (i == it.g + 8)
+            it.factor[1] = __fmul_rn(j.scale, up);
+#pragma unroll 1
         for (unsigned d = lane; d < padded; d += WARP) {
             uint32_t high, low;
             split<BF16>(there && d < D ? __fmul_rn(from[d], down) : 0.f, 0.f, high, low);
@@ -173,7 +188,7 @@ template <bool BF16> __device__ __forceinline__ void put_queries(tile &it, const
     __syncwarp();
 }
 
-template <bool BF16> __device__ __forceinline__ tile open_tile(const job &j, uint32_t number, uint32_t head, unsigned short *q)
+template <bool BF16> __device__ __forceinline__ tile open_tile(const job &j, uint32_t number, uint32_t head, uint32_t *shared)
 {
     const pl_cuda_attn_tile from = j.tiles[number];
     const unsigned lane = threadIdx.x % WARP;
@@ -183,22 +198,21 @@ template <bool BF16> __device__ __forceinline__ tile open_tile(const job &j, uin
     it.limit = j.pos[from.token + from.n_tokens - 1] + 1;
     it.head = head;
     it.g = lane / 4, it.t = lane % 4;
+#pragma unroll
     for (int i = 0; i < 2; i++)
         it.end[i] = it.g + 8 * i < it.n_queries ? j.pos[token_of(it, j, it.g + 8 * i)] + 1 : 0;
     it.pages = j.pages + j.page_start[from.seq];
-    it.q = reinterpret_cast<const uint32_t *>(q);
+    it.scores = reinterpret_cast<uint4 *>(shared) + lane;
+    it.q = shared + SCORES;
     it.pitch = pitch_of(j.kv.head_dim);
-    put_queries<BF16>(it, j, q);
+    put_queries<BF16>(it, j);
     return it;
 }
 
-/* This head's share of a page of the span, nullptr behind the context's end */
-__device__ __forceinline__ const uint8_t *page_of(const tile &it, const job &j, uint32_t span, uint32_t page)
+/* This head's share of the page that has a position */
+__device__ __forceinline__ const uint8_t *page_of(const tile &it, const job &j, uint32_t position)
 {
-    const uint32_t at = span * SPAN_PAGES + page;
-    if (at * PL_CUDA_PAGE >= it.limit)
-        return nullptr;
-    return j.kv.data + j.layer * j.kv.layer_bytes + it.pages[at] * j.kv.page_bytes + static_cast<size_t>(it.head) * j.kv.head_bytes;
+    return j.kv.data + j.layer * j.kv.layer_bytes + it.pages[position / PL_CUDA_PAGE] * j.kv.page_bytes + static_cast<size_t>(it.head) * j.kv.head_bytes;
 }
 
 /* What a span gives, for the lane's two queries */
@@ -206,79 +220,113 @@ struct softmax {
     float max[2], sum[2];
 };
 
-/* p[i][e] = q · k for query g + e / 2 * 8 and position 8 i + 2 t + e % 2 of the span */
-template <int TYPE> __device__ __forceinline__ void scores(float (*p)[4], const tile &it, const job &j, uint32_t span)
-{
-    constexpr unsigned AT_ONCE = PL_CUDA_PAGE / 8;
-    const uint32_t D = j.kv.head_dim;
-#pragma unroll
-    for (unsigned page = 0; page < SPAN_PAGES; page++) {
-        const uint8_t *head = page_of(it, j, span, page);
-        float(*c)[4] = p + page * AT_ONCE;
-#pragma unroll
-        for (unsigned i = 0; i < AT_ONCE * 4; i++)
-            c[i / 4][i % 4] = 0;
-        for (uint32_t d = 8 * it.t; head != nullptr && d < (D + 31) / 32 * 32; d += 32) {
-            eight<TYPE> k[AT_ONCE];
-#pragma unroll
-            for (unsigned i = 0; i < AT_ONCE; i++) {
-                k[i] = {};
-                if (d < D && span * SPAN + page * PL_CUDA_PAGE + i * 8 + it.g < it.limit)
-                    k[i] = load_eight<TYPE>(head, 0, j.kv.key_scales, i * 8 + it.g, D, d);
-            }
-            uint4 rows[4]; /* high halves of queries g and g + 8, low halves */
-#pragma unroll
-            for (unsigned i = 0; i < 4; i++)
-                rows[i] = *reinterpret_cast<const uint4 *>(it.q + (i / 2 * QUERIES + i % 2 * 8 + it.g) * it.pitch + d / 2);
-            const uint32_t high[2][4] = {{rows[0].x, rows[1].x, rows[0].y, rows[1].y}, {rows[0].z, rows[1].z, rows[0].w, rows[1].w}};
-            const uint32_t low[2][4] = {{rows[2].x, rows[3].x, rows[2].y, rows[3].y}, {rows[2].z, rows[3].z, rows[2].w, rows[3].w}};
-#pragma unroll
-            for (unsigned i = 0; i < AT_ONCE * 2; i++)
-                multiply<TYPE>(c[i / 2], high[i % 2], low[i % 2], k[i / 2].high + 2 * (i % 2), k[i / 2].low + (kv_type<TYPE>::wide ? 2 * (i % 2) : 0));
-        }
-    }
-}
-
-/* Makes weights of scores: exponentials of what they are below the span's maximum. */
-__device__ __forceinline__ softmax weigh(float (*p)[4], const tile &it, uint32_t span)
-{
-    softmax s;
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-        float most = -INFINITY, sum = 0;
-#pragma unroll
-        for (unsigned i = 0; i < SPAN_TILES * 2; i++) {
-            float &v = p[i / 2][2 * h + i % 2];
-            v = span * SPAN + i / 2 * 8 + 2 * it.t + i % 2 < it.end[h] ? __fmul_rn(v, it.factor[h]) : -INFINITY;
-            most = fmaxf(most, v);
-        }
-        most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, 1));
-        most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, 2));
-#pragma unroll
-        for (unsigned i = 0; i < SPAN_TILES * 2; i++) {
-            float &v = p[i / 2][2 * h + i % 2];
-            v = span * SPAN + i / 2 * 8 + 2 * it.t + i % 2 < it.end[h] ? expf(__fsub_rn(v, most)) : 0.f;
-            sum = __fadd_rn(sum, v);
-        }
-        sum = __fadd_rn(sum, __shfl_xor_sync(ALL_LANES, sum, 1));
-        s.max[h] = most;
-        s.sum[h] = __fadd_rn(sum, __shfl_xor_sync(ALL_LANES, sum, 2));
-    }
-    return s;
-}
-
-/* Weights as the tensor cores take them: 16 positions at a time, in halves */
-struct weights {
-    uint32_t high[SPAN_STEPS][4], low[SPAN_STEPS][4];
+/* A part of the keys of a page: elements d … d + 7 of positions 8 i + g. Nothing is read behind the context or the head. */
+template <int TYPE> struct keys {
+    eight<TYPE> k[PAGE_TILES];
 };
 
-template <bool BF16> __device__ __forceinline__ void split_weights(weights &w, const float (*p)[4])
+template <int TYPE> __device__ __forceinline__ keys<TYPE> load_keys(const tile &it, const job &j, uint32_t first, uint32_t d)
 {
+    keys<TYPE> k = {};
+    if (first >= it.limit || d >= j.kv.head_dim)
+        return k;
+    const uint8_t *head = page_of(it, j, first);
 #pragma unroll
-    for (unsigned i = 0; i < SPAN_STEPS * 4; i++) {
-        const float *from = p[i / 4 * 2 + i % 4 / 2] + i % 2 * 2;
-        split<BF16>(from[0], from[1], w.high[i / 4][i % 4], w.low[i / 4][i % 4]);
+    for (unsigned i = 0; i < PAGE_TILES; i++)
+        if (first + i * 8 + it.g < it.limit)
+            k.k[i] = load_eight<TYPE>(head, 0, j.kv.key_scales, i * 8 + it.g, j.kv.head_dim, d);
+    return k;
+}
+
+/* c[i][e] += the part's products, for query g + e / 2 * 8 and position 8 i + 2 t + e % 2 of the page */
+template <int TYPE> __device__ __forceinline__ void multiply_keys(float (*c)[4], const tile &it, const keys<TYPE> &k, uint32_t d)
+{
+    uint4 rows[4]; /* high halves of queries g and g + 8, low halves */
+#pragma unroll
+    for (unsigned i = 0; i < 4; i++)
+        rows[i] = *reinterpret_cast<const uint4 *>(it.q + (i / 2 * QUERIES + i % 2 * 8 + it.g) * it.pitch + d / 2);
+    const uint32_t high[2][4] = {{rows[0].x, rows[1].x, rows[0].y, rows[1].y}, {rows[0].z, rows[1].z, rows[0].w, rows[1].w}};
+    const uint32_t low[2][4] = {{rows[2].x, rows[3].x, rows[2].y, rows[3].y}, {rows[2].z, rows[3].z, rows[2].w, rows[3].w}};
+#pragma unroll
+    for (unsigned i = 0; i < PAGE_TILES * 2; i++) {
+        const eight<TYPE> &e = k.k[i / 2];
+        multiply<TYPE>(c[i / 2], high[i % 2], low[i % 2], e.high + 2 * (i % 2), e.low + (kv_type<TYPE>::wide ? 2 * (i % 2) : 0));
     }
+}
+
+/* Puts the span's scores into shared memory; the next part is loaded while one is multiplied. */
+template <int TYPE> __device__ __forceinline__ void scores(const tile &it, const job &j, uint32_t span)
+{
+    const uint32_t chunks = (j.kv.head_dim + 31) / 32, parts = SPAN / PL_CUDA_PAGE * chunks;
+    keys<TYPE> next = load_keys<TYPE>(it, j, span * SPAN, 8 * it.t);
+    float c[PAGE_TILES][4];
+#pragma unroll 1
+    for (uint32_t part = 0, chunk = 0, page = 0; part < parts; part++) {
+        const keys<TYPE> k = next;
+        const uint32_t d = chunk * 32 + 8 * it.t, this_page = page;
+        const bool first = chunk == 0, last = ++chunk == chunks;
+        if (last)
+            chunk = 0, page++;
+        if (part + 1 < parts)
+            next = load_keys<TYPE>(it, j, span * SPAN + page * PL_CUDA_PAGE, chunk * 32 + 8 * it.t);
+#pragma unroll
+        for (unsigned i = 0; first && i < PAGE_TILES * 4; i++)
+            c[i / 4][i % 4] = 0;
+        multiply_keys<TYPE>(c, it, k, d);
+#pragma unroll
+        for (unsigned i = 0; last && i < PAGE_TILES; i++)
+            it.scores[(this_page * PAGE_TILES + i) * WARP] =
+                make_uint4(__float_as_uint(c[i][0]), __float_as_uint(c[i][1]), __float_as_uint(c[i][2]), __float_as_uint(c[i][3]));
+    }
+}
+
+/* The lane's scores of 8 positions; -infinity where its query does not look */
+__device__ __forceinline__ void scores_at(float *p, const tile &it, uint32_t span, unsigned i)
+{
+    const uint4 v = it.scores[i * WARP];
+    const uint32_t words[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+    for (unsigned e = 0; e < 4; e++)
+        p[e] = span * SPAN + i * 8 + 2 * it.t + e % 2 < it.end[e / 2] ? __fmul_rn(__uint_as_float(words[e]), it.factor[e / 2]) : -INFINITY;
+}
+
+/* Makes weights of scores: exponentials of what they are below the span's maximum, in halves, as the tensor cores take them: words
+ * 2 step and 2 step + 1 are the high and low halves of 16 positions. */
+template <bool BF16> __device__ __forceinline__ softmax weigh(const tile &it, uint32_t span)
+{
+    softmax s = {{-INFINITY, -INFINITY}, {0, 0}};
+    float p[8];
+#pragma unroll 4
+    for (unsigned i = 0; i < SPAN_TILES; i++) {
+        scores_at(p, it, span, i);
+#pragma unroll
+        for (unsigned e = 0; e < 4; e++)
+            s.max[e / 2] = fmaxf(s.max[e / 2], p[e]);
+    }
+#pragma unroll
+    for (unsigned i = 0; i < 4; i++)
+        s.max[i / 2] = fmaxf(s.max[i / 2], __shfl_xor_sync(ALL_LANES, s.max[i / 2], 1 + i % 2));
+#pragma unroll 2
+    for (unsigned step = 0; step < SPAN_STEPS; step++) {
+        uint32_t high[4], low[4];
+        scores_at(p, it, span, 2 * step);
+        scores_at(p + 4, it, span, 2 * step + 1);
+#pragma unroll
+        for (unsigned e = 0; e < 8; e++) {
+            const unsigned h = e % 4 / 2;
+            p[e] = span * SPAN + step * 16 + e / 4 * 8 + 2 * it.t + e % 2 < it.end[h] ? expf(__fsub_rn(p[e], s.max[h])) : 0.f;
+            s.sum[h] = __fadd_rn(s.sum[h], p[e]);
+        }
+#pragma unroll
+        for (unsigned i = 0; i < 4; i++)
+            split<BF16>(p[2 * i], p[2 * i + 1], high[i], low[i]);
+        it.scores[2 * step * WARP] = make_uint4(high[0], high[1], high[2], high[3]);
+        it.scores[(2 * step + 1) * WARP] = make_uint4(low[0], low[1], low[2], low[3]);
+    }
+#pragma unroll
+    for (unsigned i = 0; i < 4; i++)
+        s.sum[i / 2] = __fadd_rn(s.sum[i / 2], __shfl_xor_sync(ALL_LANES, s.sum[i / 2], 1 + i % 2));
+    return s;
 }
 
 /* The tile's queries do not all see the whole span. What is not a number at a position that some of them see must not reach the
@@ -288,39 +336,54 @@ __device__ __forceinline__ bool is_mixed(const tile &it, const job &j, uint32_t 
     return it.n_queries > j.per_kv && j.pos[it.token] + 1 < min(it.limit, (span + 1) * SPAN);
 }
 
-/* c[i][e]: weighted sum of elements 64 chunk + 16 t + 8 (e % 2) + i for query g + e / 2 * 8 */
+/* Elements 64 chunk + 8 g … of values at 16 positions: those of the lane are 2 t, 2 t + 1, 2 t + 8 and 2 t + 9. */
+template <int TYPE> struct vectors {
+    eight<TYPE> v[4];
+};
+
 template <int TYPE>
-__device__ __forceinline__ void values(float (*c)[4], const tile &it, const job &j, uint32_t span, const weights &w, uint32_t chunk, bool mixed)
+__device__ __forceinline__ vectors<TYPE> load_vectors(const tile &it, const job &j, uint32_t first, uint32_t d, bool mixed, uint32_t &bad)
 {
-    const uint32_t D = j.kv.head_dim, d = chunk * 64 + it.g * 8;
-    uint32_t bad = 0xffffffffu; /* the first such position */
+    vectors<TYPE> v = {};
+    if (first >= it.limit || d >= j.kv.head_dim)
+        return v;
+    const uint8_t *head = page_of(it, j, first);
+#pragma unroll
+    for (unsigned i = 0; i < 4; i++) {
+        const uint32_t position = first + i / 2 * 8 + 2 * it.t + i % 2;
+        if (position < it.limit)
+            v.v[i] = load_eight<TYPE>(head, j.kv.values, j.kv.value_scales, position % PL_CUDA_PAGE, j.kv.head_dim, d);
+        if (mixed && !finite<TYPE>(v.v[i])) {
+            v.v[i] = {};
+            bad = min(bad, position);
+        }
+    }
+    return v;
+}
+
+/* c[i][e]: weighted sum of elements 64 chunk + 16 t + 8 (e % 2) + i for query g + e / 2 * 8 */
+template <int TYPE> __device__ __forceinline__ void values(float (*c)[4], const tile &it, const job &j, uint32_t span, uint32_t chunk, bool mixed)
+{
+    const uint32_t d = chunk * 64 + it.g * 8;
+    uint32_t bad = 0xffffffffu; /* the first position whose value is not finite */
+    vectors<TYPE> next = load_vectors<TYPE>(it, j, span * SPAN, d, mixed, bad);
 #pragma unroll
     for (unsigned i = 0; i < 32; i++)
         c[i / 4][i % 4] = 0;
-#pragma unroll
+#pragma unroll 1
     for (unsigned step = 0; step < SPAN_STEPS; step++) {
-        const uint8_t *head = page_of(it, j, span, step * 16 / PL_CUDA_PAGE);
-        if (head == nullptr)
-            continue;
-        eight<TYPE> v[4];
-#pragma unroll
-        for (unsigned i = 0; i < 4; i++) {
-            const uint32_t in_span = step * 16 + i / 2 * 8 + 2 * it.t + i % 2, position = span * SPAN + in_span;
-            v[i] = {};
-            if (d < D && position < it.limit)
-                v[i] = load_eight<TYPE>(head, j.kv.values, j.kv.value_scales, in_span % PL_CUDA_PAGE, D, d);
-            if (mixed && !finite<TYPE>(v[i])) {
-                v[i] = {};
-                bad = min(bad, position);
-            }
-        }
+        const vectors<TYPE> v = next;
+        if (step + 1 < SPAN_STEPS)
+            next = load_vectors<TYPE>(it, j, span * SPAN + (step + 1) * 16, d, mixed, bad);
+        const uint4 high = it.scores[2 * step * WARP], low = it.scores[(2 * step + 1) * WARP];
+        const uint32_t w_high[4] = {high.x, high.y, high.z, high.w}, w_low[4] = {low.x, low.y, low.z, low.w};
 #pragma unroll
         for (int i = 0; i < 8; i++) {
-            const uint32_t high[2] = {pair_of(v[0].high, v[1].high, i), pair_of(v[2].high, v[3].high, i)};
-            uint32_t low[2] = {};
+            const uint32_t v_high[2] = {pair_of(v.v[0].high, v.v[1].high, i), pair_of(v.v[2].high, v.v[3].high, i)};
+            uint32_t v_low[2] = {};
             if (kv_type<TYPE>::wide)
-                low[0] = pair_of(v[0].low, v[1].low, i), low[1] = pair_of(v[2].low, v[3].low, i);
-            multiply<TYPE>(c[i], w.high[step], w.low[step], high, low);
+                v_low[0] = pair_of(v.v[0].low, v.v[1].low, i), v_low[1] = pair_of(v.v[2].low, v.v[3].low, i);
+            multiply<TYPE>(c[i], w_high, w_low, v_high, v_low);
         }
     }
     if (!mixed)
@@ -363,28 +426,25 @@ __device__ __forceinline__ float finish(float total, float sum)
 
 /* CHUNKS: of 64 elements of a head. The warps of a block go through the spans together, so that what one loads the others find
  * in the cache. */
-template <int TYPE, unsigned CHUNKS> __global__ void __launch_bounds__(TILE_WARPS *WARP) whole(job j)
+template <int TYPE, unsigned CHUNKS> __global__ void __launch_bounds__(MAX_WARPS *WARP) whole(job j)
 {
-    SHARED_DYNAMIC(unsigned short, q);
-    const uint32_t warp = threadIdx.x / WARP, number = blockIdx.x * TILE_WARPS + warp;
+    SHARED_DYNAMIC(uint32_t, shared);
+    SHARED uint32_t limits[MAX_WARPS];
+    const uint32_t warps = blockDim.x / WARP, warp = threadIdx.x / WARP, number = blockIdx.x * warps + warp;
     const bool mine = number < j.n_tiles;
-    const tile it = open_tile<kv_type<TYPE>::bf16>(j, mine ? number : j.n_tiles - 1, blockIdx.y, q + warp * 4 * QUERIES * pitch_of(j.kv.head_dim));
-    SHARED uint32_t limits[TILE_WARPS];
+    const tile it = open_tile<kv_type<TYPE>::bf16>(j, mine ? number : j.n_tiles - 1, blockIdx.y, shared + warp * shared_words(j.kv.head_dim));
     uint32_t longest = 0;
     limits[warp] = it.limit;
     __syncthreads();
-    for (unsigned i = 0; i < TILE_WARPS; i++)
+    for (unsigned i = 0; i < warps; i++)
         longest = ::max(longest, limits[i]);
     float max[2] = {}, sum[2] = {}, total[CHUNKS][8][4] = {};
     for (uint32_t span = 0; span * SPAN < longest; span++) {
         __syncthreads();
         if (span * SPAN >= it.limit)
             continue;
-        float p[SPAN_TILES][4];
-        weights w;
-        scores<TYPE>(p, it, j, span);
-        const softmax s = weigh(p, it, span);
-        split_weights<kv_type<TYPE>::bf16>(w, p);
+        scores<TYPE>(it, j, span);
+        const softmax s = weigh<kv_type<TYPE>::bf16>(it, span);
         fold f[2];
 #pragma unroll
         for (int h = 0; h < 2; h++) {
@@ -400,7 +460,7 @@ template <int TYPE, unsigned CHUNKS> __global__ void __launch_bounds__(TILE_WARP
             float c[8][4];
             if (chunk * 64 >= j.kv.head_dim)
                 break;
-            values<TYPE>(c, it, j, span, w, chunk, mixed);
+            values<TYPE>(c, it, j, span, chunk, mixed);
 #pragma unroll
             for (int i = 0; i < 32; i++) {
                 float &to = total[chunk][i / 4][i % 4];
@@ -430,21 +490,18 @@ __device__ __forceinline__ float *partial_of(const job &j, uint32_t number, uint
 
 template <int TYPE> __global__ void __launch_bounds__(WARP) one_span(job j)
 {
-    SHARED_DYNAMIC(unsigned short, q);
+    SHARED_DYNAMIC(uint32_t, shared);
     const uint32_t number = blockIdx.x, head = blockIdx.y, span = blockIdx.z, D = j.kv.head_dim;
     const pl_cuda_attn_tile from = j.tiles[number];
     if (span * SPAN > j.pos[from.token + from.n_tokens - 1])
         return;
-    const tile it = open_tile<kv_type<TYPE>::bf16>(j, number, head, q);
-    float p[SPAN_TILES][4];
-    weights w;
-    scores<TYPE>(p, it, j, span);
-    const softmax s = weigh(p, it, span);
-    split_weights<kv_type<TYPE>::bf16>(w, p);
+    const tile it = open_tile<kv_type<TYPE>::bf16>(j, number, head, shared);
+    scores<TYPE>(it, j, span);
+    const softmax s = weigh<kv_type<TYPE>::bf16>(it, span);
     const bool mixed = is_mixed(it, j, span);
     for (uint32_t chunk = 0; chunk * 64 < D; chunk++) {
         float c[8][4];
-        values<TYPE>(c, it, j, span, w, chunk, mixed);
+        values<TYPE>(c, it, j, span, chunk, mixed);
 #pragma unroll
         for (unsigned i = 0; i < 32; i++) {
             const unsigned e = i / 8, k = i % 8;
@@ -484,9 +541,9 @@ __global__ void join(job j)
 /* Multiplies pieces of 2^bits elements of each head by the Hadamard matrix of that size, over the root of the size. A warp for a head. */
 __global__ void rotate_heads(pl_cuda_mat out, pl_cuda_mat x, uint32_t head_dim, uint32_t bits)
 {
-    SHARED float heads[TILE_WARPS][256];
+    SHARED float heads[MAX_WARPS][256];
     const unsigned lane = threadIdx.x % WARP, per_row = x.cols / head_dim;
-    const uint32_t i = blockIdx.x * TILE_WARPS + threadIdx.x / WARP;
+    const uint32_t i = blockIdx.x * MAX_WARPS + threadIdx.x / WARP;
     float *h = heads[threadIdx.x / WARP];
     if (i >= x.rows * per_row)
         return;
@@ -510,26 +567,27 @@ __global__ void rotate_heads(pl_cuda_mat out, pl_cuda_mat x, uint32_t head_dim, 
 
 cudaError_t rotate(cudaStream_t s, pl_cuda_mat out, pl_cuda_mat x, const pl_cuda_kv &kv)
 {
-    LAUNCH(rotate_heads, dim3(pieces(static_cast<size_t>(x.rows) * (x.cols / kv.head_dim), TILE_WARPS)), dim3(TILE_WARPS * WARP), 0, s, out, x, kv.head_dim,
+    LAUNCH(rotate_heads, dim3(pieces(static_cast<size_t>(x.rows) * (x.cols / kv.head_dim), MAX_WARPS)), dim3(MAX_WARPS * WARP), 0, s, out, x, kv.head_dim,
            kv.rotate_bits);
     return cudaGetLastError();
 }
 
 /* ---- launching --------------------------------------------------------------------------------------------------------- */
 
+/* As many warps to a block as have room */
 template <int TYPE, unsigned CHUNKS> cudaError_t run_whole(cudaStream_t s, const job &j)
 {
-    const size_t shared = TILE_WARPS * 4 * QUERIES * pitch_of(j.kv.head_dim) * sizeof(unsigned short);
-    const cudaError_t e = cudaFuncSetAttribute(whole<TYPE, CHUNKS>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+    const uint32_t one = shared_words(j.kv.head_dim) * sizeof(uint32_t), fit = (j.shared - 1024) / one, warps = fit < MAX_WARPS ? fit : MAX_WARPS;
+    const cudaError_t e = cudaFuncSetAttribute(whole<TYPE, CHUNKS>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(warps * one));
     if (e != cudaSuccess)
         return e;
-    LAUNCH((whole<TYPE, CHUNKS>), dim3(pieces(j.n_tiles, TILE_WARPS), j.kv.n_kv_heads), dim3(TILE_WARPS * WARP), shared, s, j);
+    LAUNCH((whole<TYPE, CHUNKS>), dim3(pieces(j.n_tiles, warps), j.kv.n_kv_heads), dim3(warps * WARP), warps * one, s, j);
     return cudaGetLastError();
 }
 
 template <int TYPE> cudaError_t run_spans(cudaStream_t s, const job &j)
 {
-    const size_t shared = 4 * QUERIES * pitch_of(j.kv.head_dim) * sizeof(unsigned short);
+    const size_t shared = shared_words(j.kv.head_dim) * sizeof(uint32_t);
     LAUNCH((one_span<TYPE>), dim3(j.n_tiles, j.kv.n_kv_heads, j.n_spans), dim3(WARP), shared, s, j);
     const cudaError_t e = cudaGetLastError();
     if (e != cudaSuccess)
@@ -565,7 +623,7 @@ cudaError_t pl_cuda_attn(cudaStream_t s, pl_cuda_mat out, pl_cuda_mat q, pl_cuda
     job j = {};
     j.out = out, j.q = q, j.kv = kv, j.layer = layer, j.scale = scale;
     j.pos = b.pos, j.page_start = b.page_start, j.pages = b.pages;
-    j.tiles = plan.tiles, j.n_tiles = plan.n_tiles, j.n_spans = plan.n_spans, j.partial = plan.partial;
+    j.tiles = plan.tiles, j.n_tiles = plan.n_tiles, j.n_spans = plan.n_spans, j.partial = plan.partial, j.shared = plan.shared;
     j.per_kv = q.cols / kv.head_dim / kv.n_kv_heads;
     j.rows = QUERIES / j.per_kv * j.per_kv;
     if (kv.rotate_bits == 0)

@@ -57,6 +57,7 @@ struct pl_cuda {
     struct pl_device_ops ops; /* base.ops; its name is below */
     char name[128];
     int index, n_sms;
+    uint32_t shared; /* bytes of shared memory that a block may have */
     cudaStream_t stream;
     struct pl_cublas blas;
     atomic_bool lost;

@@ -333,6 +333,7 @@ pl_status pl_cuda_open(struct pl_device **out, const char *build, const struct p
     c->base.ops = &c->ops;
     c->index = (int)opts->index;
     c->n_sms = p.multiProcessorCount;
+    c->shared = (uint32_t)p.sharedMemPerBlockOptin;
     c->report = opts->report;
     c->ops.name = c->name;
     snprintf(c->name, sizeof c->name, "cuda:%u (%.80s)", opts->index, p.name);

@@ -133,6 +133,7 @@ struct pl_cuda_attn_tile {
 struct pl_cuda_attn_plan {
     const struct pl_cuda_attn_tile *tiles;
     uint32_t n_tiles, n_spans;
+    uint32_t shared; /* memory that a block may have, bytes */
     float *partial, *rotated;
 };
 static inline size_t pl_cuda_attn_partial(const struct pl_cuda_kv *kv, uint32_t n_tiles, uint32_t n_spans)

@@ -76,7 +76,7 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *p, int index)
 {
     if (index < 0 || index >= GPUS)
         return failed(cudaErrorInvalidDevice);
-    *p = (struct cudaDeviceProp){.name = "emulated", .totalGlobalMem = memory(), .major = 9, .minor = 0, .multiProcessorCount = 4};
+    *p = (struct cudaDeviceProp){.name = "emulated", .totalGlobalMem = memory(), .sharedMemPerBlockOptin = 99 << 10, .major = 9, .minor = 0, .multiProcessorCount = 4};
     return cudaSuccess;
 }
 

@@ -32,6 +32,7 @@ enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 struct cudaDeviceProp {
     char name[256];
     size_t totalGlobalMem;
+    size_t sharedMemPerBlockOptin;
     int major, minor, multiProcessorCount;
 };
 
