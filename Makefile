@@ -72,7 +72,7 @@ CUDA_GENCODE := $(foreach a,$(CUDA_CODE),-gencode arch=compute_$(a),code=sm_$(a)
 CUDA_CFLAGS := -std=gnu17 $(MODE_$(BUILD)) -fPIC -fvisibility=hidden $(WARN) -Werror $(EXTRA_CFLAGS)
 NVCC_FLAGS := -std=c++17 -O3 -lineinfo $(CUDA_GENCODE) -Werror all-warnings -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra,-Wno-unused-parameter -Xfatbin -compress-all --threads 2
 EMU := -Itests/cuda_emu/include
-EMU_CXXFLAGS := -std=gnu++17 $(MODE_$(BUILD)) -fPIC -fvisibility=hidden -ffp-contract=off -fsanitize=alignment,bounds -fno-sanitize-recover=alignment,bounds -Wall -Wextra -Werror -Wno-unknown-pragmas $(EXTRA_CFLAGS)
+EMU_CXXFLAGS := -std=gnu++17 $(MODE_$(BUILD)) -march=native -fPIC -fvisibility=hidden -ffp-contract=off -fsanitize=alignment,bounds -fno-sanitize-recover=alignment,bounds -Wall -Wextra -Werror -Wno-unknown-pragmas $(EXTRA_CFLAGS)
 cuda_core := $(addprefix core/,base/status.c base/log.c base/buf.c base/utf8.c model/dtype.c)
 cuda_c := $(call sources,cuda)
 cuda_cu := $(wildcard cuda/*.cu)
@@ -138,6 +138,10 @@ test-unit: $(B)/unit
 	$(B)/unit
 ops: $(B)/ops $(B)/libparley_cuda_emu.so
 	$(B)/ops
+# Errors planted in the kernels of cuda/, one at a time: does the operation table notice?
+mutants: $(B)/ops $(B)/libparley_cuda_emu.so
+	$(PYTHON) tests/cuda_emu/mutate.py --ops $(B)/ops --out $(B)/mutants --objects '$(emu_obj)' --link '$(CXX) -shared -fsanitize=alignment,bounds' \
+	    --cc '$(CC) $(CPPFLAGS) $(CUDA_CFLAGS) $(EMU)' --cxx '$(CXX) $(CPPFLAGS) $(EMU_CXXFLAGS) $(EMU) -x c++'
 test-http: all tools bench-tools
 	PARLEYD=$(B)/parleyd PARLEY_TOOLS=$(B) $(PYTHON) -m pytest -q tests/http
 test: test-unit ops lint test-http
@@ -157,7 +161,7 @@ clean:
 	rm -rf build
 
 help:
-	@echo 'all (default), test, test-unit, ops, test-http, oracle, bench, bench-tools, lint, tools, install, clean; BUILD=release|debug|asan|tsan'
+	@echo 'all (default), cuda, cuda-emu, test, test-unit, ops, mutants, test-http, oracle, bench, bench-tools, lint, tools, install, clean; BUILD=release|debug|asan|tsan'
 
 # The flags stamp: objects are rebuilt when the flags change.
 FLAGS := $(CC) $(CPPFLAGS) $(CFLAGS)
@@ -165,6 +169,6 @@ $(B)/.flags: FORCE
 	@mkdir -p $(B)
 	@echo '$(FLAGS)' | cmp -s - $@ || echo '$(FLAGS)' > $@
 
-.PHONY: all cuda cuda-emu tools test test-unit ops test-http oracle bench bench-tools lint install clean help FORCE
+.PHONY: all cuda cuda-emu mutants tools test test-unit ops test-http oracle bench bench-tools lint install clean help FORCE
 .SECONDARY:
 -include $(shell find $(B) -name '*.d' 2>/dev/null)

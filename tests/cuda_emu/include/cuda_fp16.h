@@ -3,6 +3,10 @@
 #ifndef PL_TESTS_CUDA_EMU_FP16_H
 #define PL_TESTS_CUDA_EMU_FP16_H
 
+#ifdef __F16C__
+#include <immintrin.h>
+#endif
+
 #include "core/model/dtype.h"
 #include "cuda_runtime.h"
 
@@ -16,7 +20,11 @@ struct alignas(4) __half2 {
 };
 typedef __half2 half2;
 
+#ifdef __F16C__
+static inline float __half2float(__half h) { return _cvtsh_ss(h.bits); }
+#else
 static inline float __half2float(__half h) { return pl_f16_to_f32(h.bits); }
+#endif
 static inline __half __float2half_rn(float f) { return {pl_f32_to_f16(f)}; }
 static inline __half __float2half(float f) { return {pl_f32_to_f16(f)}; }
 static inline float2 __half22float2(__half2 h) { return {__half2float(h.x), __half2float(h.y)}; }
