@@ -34,7 +34,7 @@ config_obj := $(call objects,$(call sources,config))
 server_obj := $(call objects,$(call sources,server server/api server/jobs))
 cli_obj := $(call objects,$(call sources,cli))
 unit_src := $(wildcard tests/unit/*.c)
-tool_main := $(filter-out tests/tools/gguf_write.c tests/tools/tiny_%.c tests/tools/run_model.c,$(wildcard tests/tools/*.c))
+tool_main := $(filter-out tests/tools/gguf_write.c tests/tools/tiny_%.c tests/tools/run_model.c tests/tools/emulated.c,$(wildcard tests/tools/*.c))
 tool_obj := $(call objects,$(filter-out $(tool_main),$(wildcard tests/tools/*.c)))
 TOOLS := $(patsubst tests/tools/%.c,$(B)/%,$(tool_main))
 
@@ -71,6 +71,55 @@ else
 mpi:
 endif
 
+# ---- the CUDA device: a library of its own, loaded at run time -----------------------------------------------------------
+# By nvcc where there is one; and always by the host's compiler against stand-in headers, for tests (tests/cuda_emu). Both
+# are of their own objects, position independent, and carry the few plain modules of core that they call.
+NVCC ?= nvcc
+CUDA_HOME ?= $(shell $(NVCC) -dryrun -x cu /dev/null 2>&1 | sed -n 's/^\#\$$ TOP=//p')
+# Compute capabilities 7.5 to 12.x: code for each, and PTX for what has none (8.7, 8.8, 12.1 and what is still to come).
+CUDA_CODE := 75 80 86 89 90 100 103 110 120
+CUDA_PTX := 75 80 120
+CUDA_GENCODE := $(foreach a,$(CUDA_CODE),-gencode arch=compute_$(a),code=sm_$(a)) $(foreach a,$(CUDA_PTX),-gencode arch=compute_$(a),code=compute_$(a))
+CUDA_CFLAGS := -std=gnu17 $(MODE_$(BUILD)) -fPIC -fvisibility=hidden $(WARN) -Werror $(EXTRA_CFLAGS)
+NVCC_FLAGS := -std=c++17 -O3 -lineinfo $(CUDA_GENCODE) -Werror all-warnings -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra,-Wno-unused-parameter -Xfatbin -compress-all --threads 2
+EMU := -Itests/cuda_emu/include
+EMU_CXXFLAGS := -std=gnu++17 $(MODE_$(BUILD)) -march=native -fPIC -fvisibility=hidden -ffp-contract=off -fsanitize=alignment,bounds -fno-sanitize-recover=alignment,bounds -Wall -Wextra -Werror -Wno-unknown-pragmas $(EXTRA_CFLAGS)
+cuda_core := $(addprefix core/,base/status.c base/log.c base/buf.c base/utf8.c model/dtype.c)
+cuda_c := $(call sources,cuda)
+cuda_cu := $(wildcard cuda/*.cu)
+cuda_obj := $(patsubst %,$(B)/gpu/%.o,$(cuda_c) $(cuda_cu) $(cuda_core))
+emu_obj := $(patsubst %,$(B)/emu/%.o,$(filter-out cuda/blas.c,$(cuda_c)) $(cuda_cu) $(cuda_core) $(wildcard tests/cuda_emu/*.c tests/cuda_emu/*.cpp))
+
+$(B)/gpu/%.c.o: %.c $(B)/.flags
+	@mkdir -p $(@D)
+	@echo "cc $< (CUDA)"
+	@$(CC) $(CPPFLAGS) $(CUDA_CFLAGS) -isystem $(CUDA_HOME)/include -MMD -MP -c $< -o $@
+$(B)/gpu/%.cu.o: %.cu $(B)/.flags
+	@mkdir -p $(@D)
+	@echo "nvcc $<"
+	@$(NVCC) $(CPPFLAGS) $(NVCC_FLAGS) -MMD -MP -c $< -o $@
+$(B)/libparley_cuda.so: $(cuda_obj)
+	$(CXX) -shared -Wl,--as-needed -Wl,-z,relro,-z,now,-z,defs $^ -L$(CUDA_HOME)/lib64 -lcudart_static -lpthread -ldl -lrt -o $@
+
+$(B)/emu/%.c.o: %.c $(B)/.flags
+	@mkdir -p $(@D)
+	@echo "cc $< (emulated CUDA)"
+	@$(CC) $(CPPFLAGS) $(CUDA_CFLAGS) $(EMU) -MMD -MP -c $< -o $@
+$(B)/emu/%.cu.o: %.cu $(B)/.flags
+	@mkdir -p $(@D)
+	@echo "c++ $< (emulated CUDA)"
+	@$(CXX) $(CPPFLAGS) $(EMU_CXXFLAGS) $(EMU) -MMD -MP -x c++ -c $< -o $@
+$(B)/emu/%.cpp.o: %.cpp $(B)/.flags
+	@mkdir -p $(@D)
+	@echo "c++ $< (emulated CUDA)"
+	@$(CXX) $(CPPFLAGS) $(EMU_CXXFLAGS) $(EMU) -MMD -MP -c $< -o $@
+$(B)/libparley_cuda_emu.so: $(emu_obj)
+	$(CXX) -shared -Wl,-z,defs $(MODE_$(BUILD)) -fsanitize=alignment,bounds $^ -lpthread -o $@
+
+cuda: $(B)/libparley_cuda.so
+	ln -sfn $(BUILD)/libparley_cuda.so build/libparley_cuda.so
+cuda-emu: $(B)/libparley_cuda_emu.so
+
 # ---- tests --------------------------------------------------------------------------------------------------------------
 # The runner's list of suites is what tests/unit/check_*.c is: each exports suite_<module>().
 $(B)/suites.h: $(unit_src)
@@ -82,7 +131,7 @@ $(B)/tests/unit/main.o: $(B)/suites.h
 $(B)/unit: $(call objects,$(unit_src)) $(tool_obj) $(config_obj) $(addprefix $(B)/server/,schema.o prompt.o apierr.o gen_text.o multipart.o jobs/retry.o) $(B)/libparley.a
 	$(CC) $(LDFLAGS) -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc $^ $(LIBS) $(shell pkg-config --libs check) -o $@
 
-$(B)/ops: $(call objects,$(wildcard tests/ops/*.c)) $(B)/libparley.a
+$(B)/ops: $(call objects,$(wildcard tests/ops/*.c)) $(B)/tests/tools/emulated.o $(B)/libparley.a
 	$(CC) $(LDFLAGS) $^ $(LIBS) -o $@
 
 $(TOOLS): $(B)/%: $(B)/tests/tools/%.o $(tool_obj) $(B)/libparley.a
@@ -103,8 +152,12 @@ $(B)/faults.so: tests/tools/preload/faults.c
 tools: $(TOOLS) $(B)/faults.so
 test-unit: $(B)/unit
 	$(B)/unit
-ops: $(B)/ops
+ops: $(B)/ops $(B)/libparley_cuda_emu.so
 	$(B)/ops
+# Errors planted in the kernels of cuda/, one at a time: does the operation table notice?
+mutants: $(B)/ops $(B)/libparley_cuda_emu.so
+	$(PYTHON) tests/cuda_emu/mutate.py --ops $(B)/ops --out $(B)/mutants --objects '$(emu_obj)' --link '$(CXX) -shared -fsanitize=alignment,bounds' \
+	    --cc '$(CC) $(CPPFLAGS) $(CUDA_CFLAGS) $(EMU)' --cxx '$(CXX) $(CPPFLAGS) $(EMU_CXXFLAGS) $(EMU) -x c++'
 test-http: all tools bench-tools
 	PARLEYD=$(B)/parleyd PARLEY_TOOLS=$(B) $(PYTHON) -m pytest -q tests/http
 test: test-unit ops lint test-http
@@ -128,7 +181,7 @@ clean:
 	rm -rf build
 
 help:
-	@echo 'all (default), test, test-unit, ops, test-http, faults, oracle, bench, bench-tools, lint, tools, install, clean; BUILD=release|debug|asan|tsan'
+	@echo 'all (default), cuda, cuda-emu, mpi, test, test-unit, ops, mutants, test-http, faults, oracle, bench, bench-tools, lint, tools, install, clean; BUILD=release|debug|asan|tsan'
 
 # The flags stamp: objects are rebuilt when the flags change.
 FLAGS := $(CC) $(CPPFLAGS) $(CFLAGS)
@@ -136,6 +189,6 @@ $(B)/.flags: FORCE
 	@mkdir -p $(B)
 	@echo '$(FLAGS)' | cmp -s - $@ || echo '$(FLAGS)' > $@
 
-.PHONY: all mpi tools test test-unit ops test-http faults oracle bench bench-tools lint install clean help FORCE
+.PHONY: all mpi cuda cuda-emu mutants tools test test-unit ops test-http faults oracle bench bench-tools lint install clean help FORCE
 .SECONDARY:
 -include $(shell find $(B) -name '*.d' 2>/dev/null)

@@ -128,11 +128,11 @@ static uint32_t last_of(const struct list *l)
     return l->n > 0 ? l->v[l->n - 1] : 0;
 }
 
-static int run(struct bench *b, const char *model, const char *threads, const char *isa, bool json)
+static int run(struct bench *b, const char *model, const char *threads, const char *device, bool json)
 {
     uint32_t longest = last_of(&b->contexts) + b->gen;
     longest = longest > last_of(&b->prompts) ? longest : last_of(&b->prompts);
-    if (!cli_open(&b->m, model, threads, isa, DRIVE_TOKENS, DRIVE_SEQS))
+    if (!cli_open(&b->m, model, threads, device, DRIVE_TOKENS, DRIVE_SEQS))
         return 1;
     bool ok = drive_open(&b->d, &b->m, b->batches.n > 0 ? last_of(&b->batches) : 1, longest, b->kv_type);
     if (ok)
@@ -144,17 +144,17 @@ static int run(struct bench *b, const char *model, const char *threads, const ch
 
 int cli_bench(int argc, char **argv)
 {
-    const char *model = NULL, *prompt = "128,512", *batch = "1,16", *context = "0", *gen = "64", *repeat = "3", *threads = NULL, *isa = NULL;
+    const char *model = NULL, *prompt = "128,512", *batch = "1,16", *context = "0", *gen = "64", *repeat = "3", *threads = NULL, *device = NULL;
     const char *kv_type = "f16";
     bool json = false, ops = false;
     const struct cli_flag flags[] = {{"model", &model, NULL},   {"prompt", &prompt, NULL},   {"batch", &batch, NULL},
                                      {"context", &context, NULL}, {"gen", &gen, NULL},       {"repeat", &repeat, NULL},
-                                     {"threads", &threads, NULL}, {"isa", &isa, NULL},       {"json", NULL, &json}, {"ops", NULL, &ops},
+                                     {"threads", &threads, NULL}, {"device", &device, NULL},       {"json", NULL, &json}, {"ops", NULL, &ops},
                                      {"kv-type", &kv_type, NULL}};
     if (!cli_flags(argc, argv, flags, PL_COUNT_OF(flags)))
         return 2;
     if (ops)
-        return cli_ops(model, threads, isa, json);
+        return cli_ops(model, threads, device, json);
     struct bench *b = pl_xcalloc(1, sizeof *b);
     struct list n, times;
     int status = 2;
@@ -169,7 +169,7 @@ int cli_bench(int argc, char **argv)
         }
         b->gen = n.v[0];
         b->repeat = times.v[0];
-        status = run(b, model, threads, isa, json);
+        status = run(b, model, threads, device, json);
     } else {
         fprintf(stderr, "parley bench: --prompt, --batch (up to %d) and --context take at most %d numbers with commas between, "
                 "--gen and --repeat (up to %d) one\n", DRIVE_SEQS, MAX_ITEMS, MAX_REPEAT);

@@ -29,8 +29,8 @@ struct cli_model {
     struct pl_model *model;
 };
 
-/* isa: NULL = the best. max_tokens: of a batch. Complains on standard error. */
-bool cli_open(struct cli_model *m, const char *path, const char *threads, const char *isa, uint32_t max_tokens, uint32_t max_rows);
+/* device: as parleyd takes it; NULL = the CPU. max_tokens: of a batch. Complains on standard error. */
+bool cli_open(struct cli_model *m, const char *path, const char *threads, const char *device, uint32_t max_tokens, uint32_t max_rows);
 void cli_close(struct cli_model *m);
 
 /* "key": "value" to standard output, whatever bytes value has. */

@@ -33,7 +33,7 @@ bool cli_flags(int argc, char **argv, const struct cli_flag *flags, size_t n)
     return true;
 }
 
-bool cli_open(struct cli_model *m, const char *path, const char *threads, const char *isa, uint32_t max_tokens, uint32_t max_rows)
+bool cli_open(struct cli_model *m, const char *path, const char *threads, const char *device, uint32_t max_tokens, uint32_t max_rows)
 {
     struct pl_err err = {0};
     *m = (struct cli_model){0};
@@ -47,7 +47,7 @@ bool cli_open(struct cli_model *m, const char *path, const char *threads, const 
     if (st == PL_OK)
         st = pl_pool_new(&m->pool, threads != NULL ? (unsigned)atoi(threads) : 0, &err);
     if (st == PL_OK)
-        st = pl_cpu_open(&m->dev, m->pool, isa, &err);
+        st = pl_device_open(&m->dev, device != NULL ? device : "cpu", NULL, m->pool, &err);
     if (st == PL_OK)
         st = pl_model_load(&m->model, m->gguf, m->dev, max_tokens, max_rows, &err);
     if (st != PL_OK) {

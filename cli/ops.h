@@ -6,6 +6,6 @@
 #include <stdbool.h>
 
 /* `parley bench --ops`. Returns the exit status. */
-int cli_ops(const char *model, const char *threads, const char *isa, bool json);
+int cli_ops(const char *model, const char *threads, const char *device, bool json);
 
 #endif

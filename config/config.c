@@ -86,12 +86,20 @@ static void mistake(struct loader *l, const char *where, const char *fmt, ...)
     pl_buf_addf(&l->mistakes, "%s%s: %s", l->mistakes.len > 0 ? "\n" : "", where, msg);
 }
 
+/* A word that ends with ":N" stands for all numbers of three digits at most. */
 static bool is_word(const char *words, const char *value)
 {
-    size_t n = strlen(value);
-    for (const char *w = words; w != NULL; w = strchr(w, '|') != NULL ? strchr(w, '|') + 1 : NULL)
-        if (n > 0 && strncmp(w, value, n) == 0 && (w[n] == '|' || w[n] == '\0'))
+    size_t n = strlen(value), digits = 0;
+    while (digits < n && value[n - 1 - digits] >= '0' && value[n - 1 - digits] <= '9')
+        digits++;
+    const size_t stem = n - digits; /* with the colon */
+    for (const char *w = words; w != NULL; w = strchr(w, '|') != NULL ? strchr(w, '|') + 1 : NULL) {
+        if (n > 0 && strncmp(w, value, n) == 0 && (w[n] == '|' || w[n] == '\0') && value[n - 1] != 'N')
             return true;
+        if (digits > 0 && digits <= 3 && stem > 0 && value[stem - 1] == ':' && strncmp(w, value, stem) == 0 && w[stem] == 'N' &&
+            (w[stem + 1] == '|' || w[stem + 1] == '\0'))
+            return true;
+    }
     return false;
 }
 

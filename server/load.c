@@ -176,15 +176,41 @@ static pl_status open_chat(struct pl_load *l, const struct pl_config *c, struct 
 
 pl_status pl_load_device(struct pl_device **out, const struct pl_config *c, struct pl_pool *pool, unsigned local_rank, struct pl_err *err)
 {
-    (void)local_rank; /* there is one CPU device */
-    const char *isa = strcmp(c->device, "auto") == 0 || strcmp(c->device, "cpu") == 0 ? NULL : c->device;
-    return pl_cpu_open(out, pool, isa != NULL && strncmp(isa, "cpu-", 4) == 0 ? isa + 4 : isa, err);
+    char own[32]; /* each rank of a machine takes a GPU of its own */
+    snprintf(own, sizeof own, "cuda:%u", local_rank);
+    return pl_device_open(out, local_rank > 0 && strcmp(c->device, "cuda") == 0 ? own : c->device, c->cuda_library, pool, err);
 }
 
 static pl_status open_device(struct pl_load *l, const struct pl_server *s, struct pl_err *err)
 {
     pl_status rc = pl_pool_new(&l->pool, pl_ranks_threads(s->world, s->config), err);
     return rc == PL_OK ? pl_load_device(&l->device, s->config, l->pool, pl_ranks_comm(l->ranks)->local_rank, err) : rc;
+}
+
+/* Weights that a device's own memory cannot take are refused before they are copied, with what would fit. */
+static pl_status check_fit(const struct pl_load *l, struct pl_err *err)
+{
+    static const struct {
+        const char *name;
+        double bits; /* of a weight, with scales */
+    } types[] = {{"Q8_0", 8.5}, {"Q6_K", 6.6}, {"Q5_K", 5.5}, {"Q4_K", 4.5}, {"Q3_K", 3.5}, {"Q2_K", 2.7}};
+    size_t room, total, i = 0;
+    double bytes = 0, weights = 0;
+    if (l->device->ops->memory == NULL || l->device->ops->memory(l->device, &room, &total) != PL_OK)
+        return PL_OK;
+    for (size_t t = 0; t < pl_gguf_n_tensors(l->gguf); t++) {
+        const struct pl_gguf_tensor *tensor = pl_gguf_tensor_at(l->gguf, t);
+        bytes += (double)tensor->n_bytes;
+        weights += (double)tensor->ne[0] * (double)tensor->ne[1] * (double)tensor->ne[2] * (double)tensor->ne[3];
+    }
+    if (bytes <= (double)room)
+        return PL_OK;
+    while (i < PL_COUNT_OF(types) && weights * types[i].bits / 8 > 0.9 * (double)room)
+        i++;
+    return pl_fail_param(err, PL_EINVAL, "device", "%s has %zu of %zu MiB free, the model's weights take %.0f: %s%s, take a larger GPU, or --device cpu",
+                         l->device->ops->name, room >> 20, total >> 20, bytes / 1048576,
+                         i < PL_COUNT_OF(types) ? "a file of the same model would fit as " : "it does not fit in any type",
+                         i < PL_COUNT_OF(types) ? types[i].name : "");
 }
 
 static pl_status choose_context(const struct pl_config *c, const struct pl_spec *spec, uint32_t *n, struct pl_err *err)
@@ -206,6 +232,7 @@ static pl_status open_engine(struct pl_load *l, const struct pl_server *s, struc
         .queue_limit = (uint32_t)c->queue_limit,
         .pool = l->pool,
         .lost = s->lost,
+        .device_percent = (uint32_t)c->cuda_memory_percent,
     };
     if (!pl_kv_type(c->kv_type, &o.kv_dtype))
         return pl_fail_param(err, PL_EINVAL, "kv-type", "no cache type \"%s\": " PL_KV_TYPES, c->kv_type);
@@ -267,6 +294,8 @@ pl_status pl_load_open(struct pl_load **out, struct pl_server *s, const char *pa
         rc = pl_ranks_open(&l->ranks, s->world, c, l->gguf, err);
     if (rc == PL_OK)
         rc = open_device(l, s, err);
+    if (rc == PL_OK)
+        rc = check_fit(l, err);
     if (rc == PL_OK)
         rc = identify(s, path, l->device->ops->name, err);
     if (rc == PL_OK)

@@ -129,6 +129,9 @@ struct pl_device_ops {
      * ties it and its team to one processor each. Not needed for results. */
     void (*attach)(struct pl_device *dev);
 
+    /* What the device's own memory has left, and all of it; NULL where that is the host's. */
+    pl_status (*memory)(struct pl_device *dev, size_t *free_bytes, size_t *total);
+
     pl_status (*buf_new)(struct pl_device *dev, size_t n_floats, struct pl_dbuf **out);
     void (*buf_free)(struct pl_device *dev, struct pl_dbuf *buf);
     pl_status (*put)(struct pl_device *dev, struct pl_dbuf *buf, size_t offset, const float *src, size_t n);
@@ -216,5 +219,9 @@ static inline pl_view pl_view_rows(pl_view v, uint32_t from, uint32_t n)
  * (PL_ENOTSUP when the processor lacks it). pool: borrowed, outlives the device. */
 struct pl_pool;
 pl_status pl_cpu_open(struct pl_device **out, struct pl_pool *pool, const char *isa, struct pl_err *err) PL_MUST_CHECK;
+
+/* Any device by its name: "cpu", "cpu-ISA", "cuda", "cuda:INDEX", or "auto": a GPU where one can be used, else the CPU (a log
+ * line says why). cuda_library: see core/device/cuda.h. PL_EINVAL, with param "device", names the remedy. */
+pl_status pl_device_open(struct pl_device **out, const char *name, const char *cuda_library, struct pl_pool *pool, struct pl_err *err) PL_MUST_CHECK;
 
 #endif

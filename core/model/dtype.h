@@ -8,6 +8,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* name, GGUF type number, elements per block, bytes per block */
 #define PL_DTYPE_LIST(X)                                                                                               \
     X(F32, 0, 1, 4)                                                                                                    \
@@ -54,5 +58,9 @@ void pl_quant_row(pl_dtype t, const float *in, void *row, size_t n);
 
 float pl_f16_to_f32(uint16_t h);
 uint16_t pl_f32_to_f16(float f);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -31,7 +31,9 @@ struct pl_engine_opts {
     uint32_t max_sequences; /* running at once */
     uint32_t batch_tokens;  /* per iteration */
     uint32_t max_context;   /* prompt + output of one sequence; <= the model's */
-    uint32_t n_pages;       /* of PL_KV_PAGE tokens; 0 = a usual length for each of max_sequences, at least one max_context, at most half of free memory */
+    uint32_t n_pages;       /* of PL_KV_PAGE tokens; 0 = a usual length for each of max_sequences, at least one max_context, at most half of free memory;
+                               on a device with memory of its own device_percent of what is free there */
+    uint32_t device_percent;
     pl_dtype kv_dtype;
     uint32_t queue_limit; /* waiting requests; a further one is PL_EFULL */
     uint32_t max_draft;   /* tokens guessed ahead for a sequence that decodes (draft.h), at most PL_DRAFT_MAX; 0 = none */

@@ -12,6 +12,8 @@
 
 #define PL_LOG_MODULE "engine"
 
+#define PL_LOG_MODULE "engine"
+
 struct model_runner {
     struct pl_device *dev;   /* borrowed */
     struct pl_model *model;  /* borrowed */
@@ -121,6 +123,35 @@ static uint64_t pages_of(uint64_t n_tokens)
     return (n_tokens + PL_KV_PAGE - 1) / PL_KV_PAGE;
 }
 
+/* A usual length for each of max_sequences, at least one whole context, at most half of free memory. */
+static uint64_t pages_on_host(const struct pl_engine_opts *o, uint64_t page_bytes)
+{
+    const uint64_t most = available_memory() / 2 / page_bytes, longest = pages_of(o->max_context);
+    const uint64_t usual = pages_of(o->max_context < USUAL_TOKENS ? o->max_context : USUAL_TOKENS);
+    const uint64_t wanted = o->max_sequences * usual > longest ? o->max_sequences * usual : longest;
+    return wanted < most ? wanted : most;
+}
+
+static pl_status pages_on_device(const struct pl_engine_opts *o, struct pl_device *dev, uint64_t page_bytes, uint64_t *n, struct pl_err *err)
+{
+    size_t free_bytes, total;
+    const pl_status rc = dev->ops->memory(dev, &free_bytes, &total);
+    if (rc != PL_OK)
+        return pl_fail(err, rc, "%s does not say how much memory it has", dev->ops->name);
+    const uint64_t share = (uint64_t)free_bytes / 100 * o->device_percent;
+    *n = share / page_bytes;
+    *n = *n < INT32_MAX / PL_KV_PAGE ? *n : INT32_MAX / PL_KV_PAGE;
+    if (*n < pages_of(o->max_context))
+        pl_log_warn("%s has room for %llu tokens of KV cache, less than one context of %u: lower --context, take --kv-type q8_0 or raise --cuda-memory-percent",
+                    dev->ops->name, (unsigned long long)*n * PL_KV_PAGE, o->max_context);
+    if (*n >= 2)
+        return PL_OK;
+    return pl_fail_param(err, PL_EINVAL, "cuda-memory-percent",
+                         "%s has %llu of %llu MiB left for the KV cache after the weights, too little: take a smaller model or a more quantized file, "
+                         "a larger GPU, or --device cpu",
+                         dev->ops->name, (unsigned long long)free_bytes >> 20, (unsigned long long)total >> 20);
+}
+
 pl_status pl_engine_new(struct pl_engine **out, const struct pl_engine_opts *opts, struct pl_device *dev, struct pl_model *model,
                         const struct pl_tok *tok, struct pl_err *err)
 {
@@ -144,11 +175,12 @@ pl_status pl_engine_new_ranks(struct pl_engine **out, const struct pl_engine_opt
     struct pl_engine_opts o = *opts;
     const struct pl_kv_shape shape = pl_model_kv_shape(model, PL_KV_PAGE, 1, o.kv_dtype);
     uint64_t page_bytes = dev->ops->kv_bytes(dev, &shape), wanted = o.n_pages;
-    if (wanted == 0) {
-        uint64_t most = available_memory() / 2 / page_bytes;
-        const uint64_t longest = pages_of(o.max_context), usual = pages_of(o.max_context < USUAL_TOKENS ? o.max_context : USUAL_TOKENS);
-        wanted = o.max_sequences * usual > longest ? o.max_sequences * usual : longest;
-        wanted = wanted < most ? wanted : most;
+    if (wanted == 0 && dev->ops->memory != NULL) {
+        const pl_status rc = pages_on_device(&o, dev, page_bytes, &wanted, err);
+        if (rc != PL_OK)
+            return rc;
+    } else if (wanted == 0) {
+        wanted = pages_on_host(&o, page_bytes);
     }
     if (wanted < 2 || wanted > INT32_MAX / PL_KV_PAGE)
         return pl_fail_param(err, PL_EINVAL, "kv-cache-mb", "the KV cache would have %llu pages of %llu bytes; 2 to %d are possible",

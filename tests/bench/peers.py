@@ -117,9 +117,9 @@ class Peer:
 class Parley:
     """`parley bench` on one file with one instruction set."""
 
-    def __init__(self, name, binary, model, threads, isa=None):
+    def __init__(self, name, binary, model, threads, device=None):
         self.name, self.facts = name, {}
-        self.command = [binary, "bench", "--json", "--model", model, "--threads", threads, *(["--isa", isa] if isa else [])]
+        self.command = [binary, "bench", "--json", "--model", model, "--threads", threads, *(["--device", device] if device else [])]
 
     def bench(self, *flags):
         out = json.loads(run([*self.command, *flags]))

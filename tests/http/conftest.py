@@ -1,7 +1,8 @@
 """Starts parleyd for whole-server tests: a port of its own, ready by /health, ended by its process id.
 
 PARLEYD=FILE runs another binary (build/asan/parleyd), PARLEY_SLOW=N stretches time limits N times (3 when nothing is said: the
-machine may be small and busy; sanitizers take longer).
+machine may be small and busy; sanitizers take longer). PARLEY_TEST_DEVICE=cuda-emulated|cuda|… runs the daemons on that
+device where a test does not choose one: cuda-emulated is the CUDA device on a CPU (tests/cuda_emu), for tiny models.
 SPDX-License-Identifier: Apache-2.0
 """
 import http.client
@@ -19,6 +20,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PARLEYD = Path(os.environ.get("PARLEYD", ROOT / "build/release/parleyd"))
 SLOW = float(os.environ.get("PARLEY_SLOW", "8" if "asan" in str(PARLEYD) or "tsan" in str(PARLEYD) else "3"))
+DEVICE = os.environ.get("PARLEY_TEST_DEVICE", "")
+EMULATED = PARLEYD.resolve().parent / "libparley_cuda_emu.so"
+
+
+def device_args(device=DEVICE):
+    if device == "cuda-emulated":
+        assert EMULATED.is_file(), "run make cuda-emu"
+        return ["--device", "cuda", "--cuda-library", str(EMULATED)]
+    return ["--device", device] if device else []
 
 
 def until(what, seconds=5.0, step=0.02):
@@ -36,7 +46,8 @@ class Daemon:
     def __init__(self, directory, *args, model=None, env=None):
         self.log_path = Path(directory) / f"parleyd-{time.monotonic_ns()}.log"
         data = [] if "--data-dir" in args else ["--data-dir", str(Path(directory) / f"data-{time.monotonic_ns()}")]
-        command = [str(PARLEYD), "--port", "0", *data, *(["--model", str(model)] if model else []), *map(str, args)]
+        device = [] if "--device" in args else device_args()
+        command = [str(PARLEYD), "--port", "0", *data, *device, *(["--model", str(model)] if model else []), *map(str, args)]
         clean = {k: v for k, v in os.environ.items() if not k.startswith("PARLEY_")}
         with open(self.log_path, "wb") as log:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**clean, **(env or {})})

@@ -12,6 +12,7 @@
 #include "core/base/mem.h"
 #include "core/base/pool.h"
 #include "core/device/device.h"
+#include "tests/tools/emulated.h"
 
 /* Outputs 0 … N - 1 in parts with a gap; adapters: rows of x by number modulo ADAPTERS + 1, the rest is the base's. */
 enum { N = 700, PARTS = 3, ADAPTERS = 2, MAX_T = 61, MAX_K = 600, MAX_RANK = 40, PAD = 3 };
@@ -242,9 +243,9 @@ static void check_shape(const struct tally *t, struct pl_device *dev, struct pl_
     free(ref), free(all), free(other);
 }
 
-void ops_lora(unsigned *passed, unsigned *failed, unsigned *skipped)
+void ops_lora(const char *only, unsigned *passed, unsigned *failed, unsigned *skipped)
 {
-    static const char *const isas[] = {"ref", "avx2", "avxvnni", "avx512"};
+    static const char *const isas[] = {"ref", "avx2", "avxvnni", "avx512", "cuda-emulated", "cuda"};
     const struct tally t = {passed, failed};
     struct pl_pool *three = NULL, *alone = NULL;
     struct pl_err err;
@@ -252,7 +253,9 @@ void ops_lora(unsigned *passed, unsigned *failed, unsigned *skipped)
         ++*failed;
     for (size_t i = 0; three != NULL && alone != NULL && i < PL_COUNT_OF(isas); i++) {
         struct pl_device *dev = NULL, *one = NULL;
-        if (pl_cpu_open(&dev, three, isas[i], &err) != PL_OK || pl_cpu_open(&one, alone, isas[i], &err) != PL_OK)
+        if (only != NULL && strcmp(only, isas[i]) != 0)
+            continue;
+        if (device_open(&dev, three, isas[i], &err) != PL_OK || device_open(&one, alone, isas[i], &err) != PL_OK)
             ++*skipped;
         for (size_t s = 0; dev != NULL && one != NULL && s < PL_COUNT_OF(shapes); s++)
             check_shape(&t, dev, one, isas[i], s);

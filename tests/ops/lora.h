@@ -3,7 +3,7 @@
 #ifndef PL_TESTS_OPS_LORA_H
 #define PL_TESTS_OPS_LORA_H
 
-/* Adds to the counts; prints each failure. */
-void ops_lora(unsigned *passed, unsigned *failed, unsigned *skipped);
+/* only: of this device, NULL = of all. Adds to the counts; prints each failure. */
+void ops_lora(const char *only, unsigned *passed, unsigned *failed, unsigned *skipped);
 
 #endif

@@ -1,8 +1,10 @@
 /* ops: every operation of the device interface, in one table of rows (operation, type, shape, tolerance), on each
- * instruction set that this processor has, compared with the scalar reference; and rows that prove bit for bit that a
- * result does not depend on the batch or on the number of threads.
+ * instruction set that this processor has and on the CUDA device (emulated, and on a GPU where there is one), compared with
+ * the scalar reference; and rows that prove bit for bit that a result does not depend on the batch, on the number of threads
+ * or, for kernels, on the order in which a block's threads run.
  *
  *     ops            all rows            ends with "N passed, N failed, N skipped"
+ *     ops NAME       of one device only: avx2, avxvnni, avx512, cuda-emulated or cuda
  *     ops perf       speed of the products, of each type and instruction set
  *
  * The tolerance is the normalised mean squared error ‖fast − ref‖² / ‖ref‖². 1e-9 is what float32 sums of this length differ
@@ -19,6 +21,7 @@
 #include "core/kv/kv.h"
 #include "tests/ops/lora.h"
 #include "tests/ops/perf.h"
+#include "tests/tools/emulated.h"
 
 enum { MAX_FLOATS = 1 << 22, GUARD = 64 };
 
@@ -40,12 +43,21 @@ static float normal(void)
 struct machine {
     struct pl_pool *pool;
     struct pl_device *dev;
+    const char *name;
+    bool reverse; /* the emulated GPU's order of threads */
 };
 
-static bool machine_open(struct machine *m, const char *isa, unsigned threads)
+/* Prints why not. */
+static bool machine_open(struct machine *m, const char *name, unsigned threads)
 {
-    struct pl_err err;
-    return pl_pool_new(&m->pool, threads, &err) == PL_OK && pl_cpu_open(&m->dev, m->pool, isa, &err) == PL_OK;
+    struct pl_err err = {0};
+    m->name = name;
+    m->reverse = threads == 1;
+    if (pl_pool_new(&m->pool, threads, &err) == PL_OK && device_open(&m->dev, m->pool, name, &err) == PL_OK)
+        return true;
+    if (threads > 1)
+        printf("%s: %s\n", name, err.msg);
+    return false;
 }
 
 static void machine_close(struct machine *m)
@@ -282,6 +294,8 @@ static size_t run_attn_of(struct machine *m, const struct row *r, int only, floa
 
 static size_t run(struct machine *m, const struct row *r, float *out)
 {
+    if (device_is_cuda(m->name))
+        emulated_reverse(m->reverse);
     seed = 12345 + (uint64_t)r->op * 1000 + r->T * 10 + r->N;
     switch (r->op) {
     case MATMUL: return run_matmul(m, r, out);
@@ -364,7 +378,7 @@ static void invariant(struct machine *m, struct machine *other, const char *isa,
 {
     size_t n = run(m, r, a);
     run(other, r, b);
-    check(memcmp(a, b, n * sizeof *a) == 0, isa, r, "differs with the number of threads", 0);
+    check(memcmp(a, b, n * sizeof *a) == 0, isa, r, "differs with the number or order of threads", 0);
     if (r->op == ATTN && r->ctx[1] != 0) {
         size_t width = (size_t)r->N * (r->K & 0xffff);
         seed = 12345 + (uint64_t)r->op * 1000 + r->T * 10 + r->N;
@@ -373,9 +387,17 @@ static void invariant(struct machine *m, struct machine *other, const char *isa,
     }
 }
 
+/* cuBLAS, for more rows than these, chooses an algorithm by their number. */
+static bool is_cublas(const char *isa, pl_dtype t, uint32_t T)
+{
+    return device_is_cuda(isa) && T > 16 && pl_dtype_block(t) == 1;
+}
+
 /* Matmul of T rows against each of its rows alone: inputs are made once and cut. */
 static void rows_alone(struct machine *m, const char *isa, pl_dtype t, uint32_t T)
 {
+    if (is_cublas(isa, t, T))
+        return;
     struct row r = {MATMUL, t, T, 37, 512, false, 0, NULL};
     void *data[2];
     seed = 99;
@@ -556,24 +578,29 @@ int main(int argc, char **argv)
 {
     if (argc == 2 && strcmp(argv[1], "perf") == 0)
         return ops_perf();
-    if (argc != 1) {
-        fputs("usage: ops [perf]\n", stderr);
+    if (argc > 2) {
+        fputs("usage: ops [NAME | perf]\n", stderr);
         return 2;
     }
-    static const char *const isas[] = {"avx2", "avxvnni", "avx512"};
+    const char *only = argc == 2 ? argv[1] : NULL;
+    static const char *const isas[] = {"avx2", "avxvnni", "avx512", "cuda-emulated", "cuda"};
     struct machine ref = {0};
     a = calloc(MAX_FLOATS, sizeof *a);
     b = calloc(MAX_FLOATS, sizeof *b);
     if (a == NULL || b == NULL || !machine_open(&ref, "ref", 2))
         return 1;
-    for (size_t d = 0; d < PL_COUNT_OF(dtypes); d++)
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    for (size_t d = 0; d < PL_COUNT_OF(dtypes) && only == NULL; d++)
         reference(&ref, dtypes[d]);
-    nans(&ref, "ref");
-    copies(&ref, "ref");
+    if (only == NULL) {
+        nans(&ref, "ref");
+        copies(&ref, "ref");
+    }
     for (size_t i = 0; i < PL_COUNT_OF(isas); i++) {
+        if (only != NULL && strcmp(only, isas[i]) != 0)
+            continue;
         struct machine m = {0}, one = {0};
         if (!machine_open(&m, isas[i], 3) || !machine_open(&one, isas[i], 1)) {
-            printf("%s: not on this processor\n", isas[i]);
             skipped++;
             machine_close(&m), machine_close(&one);
             continue;
@@ -594,7 +621,7 @@ int main(int argc, char **argv)
         machine_close(&m), machine_close(&one);
     }
     machine_close(&ref);
-    ops_lora(&passed, &failed, &skipped);
+    ops_lora(only, &passed, &failed, &skipped);
     free(a), free(b);
     printf("%u passed, %u failed, %u skipped\n", passed, failed, skipped);
     return failed != 0;

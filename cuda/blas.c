@@ -1,0 +1,83 @@
+/* blas: finds cuBLAS and makes the one call of it. Its types and numbers are its ABI; where its header is at hand the compiler
+ * checks them.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "cuda/blas.h"
+
+#include <dlfcn.h>
+#include <library_types.h>
+
+#include "core/model/dtype.h"
+
+enum { OP_N = 0, OP_T = 1, COMPUTE_32F = 68, ALGO_DEFAULT = -1 };
+
+struct calls {
+    int (*create)(void **handle);
+    int (*destroy)(void *handle);
+    int (*set_stream)(void *handle, cudaStream_t stream);
+    int (*gemm)(void *handle, int op_a, int op_b, int m, int n, int k, const void *alpha, const void *a, int a_type, int lda, const void *b,
+                int b_type, int ldb, const void *beta, void *c, int c_type, int ldc, int compute, int algo);
+};
+
+#if __has_include(<cublas_v2.h>)
+#include <cublas_v2.h>
+_Static_assert(CUBLAS_OP_N == OP_N && CUBLAS_OP_T == OP_T && CUBLAS_COMPUTE_32F == COMPUTE_32F && CUBLAS_GEMM_DEFAULT == ALGO_DEFAULT, "cuBLAS's numbers");
+_Static_assert(sizeof(cublasHandle_t) == sizeof(void *) && sizeof(cublasOperation_t) == sizeof(int), "cuBLAS's types");
+#endif
+
+static struct calls calls; /* the same for every device */
+
+static int product(const struct pl_cublas *b, int dtype, int n_rows, int n_out, int n_in, const void *x, int x_stride, const void *w, float *y)
+{
+    const int type = dtype == PL_F16 ? CUDA_R_16F : dtype == PL_BF16 ? CUDA_R_16BF : CUDA_R_32F;
+    const float one = 1, zero = 0;
+    return calls.gemm(b->handle, OP_T, OP_N, n_out, n_rows, n_in, &one, w, type, n_in, x, type, x_stride, &zero, y, CUDA_R_32F, n_out, COMPUTE_32F,
+                      ALGO_DEFAULT);
+}
+
+static void close_blas(struct pl_cublas *b)
+{
+    (void)calls.destroy(b->handle);
+    dlclose(b->library);
+}
+
+static void *find_library(void)
+{
+    static const char *const names[] = {"libcublas.so.13", "libcublas.so.12", "/usr/local/cuda/lib64/libcublas.so.13",
+                                        "/usr/local/cuda/lib64/libcublas.so.12"};
+    void *library = NULL;
+    for (unsigned i = 0; library == NULL && i < sizeof names / sizeof names[0]; i++)
+        library = dlopen(names[i], RTLD_NOW | RTLD_LOCAL);
+    return library;
+}
+
+static bool find_calls(void *library)
+{
+    *(void **)&calls.create = dlsym(library, "cublasCreate_v2");
+    *(void **)&calls.destroy = dlsym(library, "cublasDestroy_v2");
+    *(void **)&calls.set_stream = dlsym(library, "cublasSetStream_v2");
+    *(void **)&calls.gemm = dlsym(library, "cublasGemmEx");
+    return calls.create != NULL && calls.destroy != NULL && calls.set_stream != NULL && calls.gemm != NULL;
+}
+
+pl_status pl_cublas_open(struct pl_cublas *b, cudaStream_t stream, struct pl_err *err)
+{
+    void *library = find_library();
+    if (library == NULL)
+        return pl_fail(err, PL_ENOTSUP, "libcublas.so.13 is missing: install CUDA's cuBLAS, or name its folder in LD_LIBRARY_PATH, or take --device cpu");
+    if (!find_calls(library)) {
+        dlclose(library);
+        return pl_fail(err, PL_ENOTSUP, "libcublas.so lacks a call that parley makes: install cuBLAS of CUDA 12 or 13");
+    }
+    void *handle = NULL;
+    int e = calls.create(&handle);
+    if (e == 0)
+        e = calls.set_stream(handle, stream);
+    if (e != 0) {
+        if (handle != NULL)
+            (void)calls.destroy(handle);
+        dlclose(library);
+        return pl_fail(err, PL_EDEVICE, "cuBLAS does not start (its error %d): is the GPU's memory full?", e);
+    }
+    *b = (struct pl_cublas){.handle = handle, .library = library, .product = product, .close = close_blas};
+    return PL_OK;
+}

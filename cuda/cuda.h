@@ -1,0 +1,136 @@
+/* cuda: the CUDA device's own data. Host code of the device is C and calls the launchers of kernels.h.
+ *
+ * Everything is enqueued on one stream. An operation's host arrays (indices, positions) reach the device through the stage: a
+ * pinned buffer and its twin on the device. step_begin sends the batch's arrays in one copy; upload() finds them there.
+ * Thread: the engine's, but for lora_new and lora_free.  Owns: see each struct.
+ * Fails: PL_EDEVICE, and from then on always (the first cause is reported once); PL_ENOMEM.
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef PL_CUDA_CUDA_H
+#define PL_CUDA_CUDA_H
+
+#include <stdatomic.h>
+
+#include "core/device/cuda.h"
+#include "core/device/device.h"
+#include "cuda/blas.h"
+#include "cuda/kernels.h"
+
+struct pl_dbuf {
+    float *data;
+    size_t n;
+};
+
+struct pl_weight {
+    uint32_t rows, cols, n_parts;
+    struct pl_cuda_part *parts;
+};
+
+struct pl_kvdev {
+    struct pl_kv_shape shape;
+    struct pl_cuda_kv kv;
+    size_t bytes;
+};
+
+/* What was uploaded since the step began, or since the operation began outside of a step. */
+enum { PL_CUDA_KNOWN = 64, PL_CUDA_STAGES = 16 };
+
+struct pl_cuda_stage {
+    uint8_t *host, *dev;
+    size_t cap, used;
+    struct pl_cuda_known {
+        const void *from;
+        size_t at, n;
+    } known[PL_CUDA_KNOWN];
+    uint32_t n_known;
+    struct pl_cuda_stage_memory {
+        uint8_t *host, *dev;
+    } old[PL_CUDA_STAGES]; /* too small ones, in use until the stage is empty again */
+    uint32_t n_old;
+};
+
+/* Memory that an operation needs while it runs; the next one that takes the same kind may overwrite it. */
+enum pl_cuda_scratch_kind { PL_CUDA_SCRATCH_PRODUCT, PL_CUDA_SCRATCH_SPLIT, PL_CUDA_SCRATCH_QUANT, PL_CUDA_SCRATCH_ATTN, PL_CUDA_SCRATCH_LORA,
+                            PL_CUDA_SCRATCH_KINDS };
+
+struct pl_cuda {
+    struct pl_device base;
+    struct pl_device_ops ops; /* base.ops; its name is below */
+    char name[128];
+    int index, n_sms;
+    uint32_t shared; /* bytes of shared memory that a block may have */
+    cudaStream_t stream;
+    struct pl_cublas blas;
+    atomic_bool lost;
+    void (*report)(const char *message); /* of failures; may be NULL */
+    bool in_step;
+    struct pl_cuda_stage stage;
+    struct {
+        void *p;
+        size_t cap;
+    } scratch[PL_CUDA_SCRATCH_KINDS];
+    struct pl_cuda_attn_tile *tiles; /* of the last attention, on the host */
+    size_t tiles_cap;
+};
+
+static inline struct pl_cuda *pl_cuda_of(struct pl_device *dev)
+{
+    return (struct pl_cuda *)dev;
+}
+
+static inline struct pl_cuda_mat pl_cuda_mat(pl_view v)
+{
+    return (struct pl_cuda_mat){v.buf->data + v.offset, v.rows, v.cols, v.stride};
+}
+
+/* A bias or gain; NULL for none. */
+static inline float *pl_cuda_vector(pl_view v)
+{
+    return v.buf != NULL ? v.buf->data + v.offset : NULL;
+}
+
+/* What a CUDA call says as a status: PL_ENOMEM where memory is out, PL_EDEVICE for all else and ever after. */
+pl_status pl_cuda_check(struct pl_cuda *c, cudaError_t e, const char *what) PL_MUST_CHECK;
+/* Every operation that uploads begins with this: empties the stage when no step runs. */
+pl_status pl_cuda_begin(struct pl_cuda *c) PL_MUST_CHECK;
+/* Host bytes on the device until the step, or the operation outside of a step, ends. NULL: out of memory, or the device is lost. */
+const void *pl_cuda_upload(struct pl_cuda *c, const void *from, size_t n);
+/* At least n bytes of device memory; NULL as above. */
+void *pl_cuda_scratch(struct pl_cuda *c, enum pl_cuda_scratch_kind kind, size_t n);
+/* What upload or scratch failed with. */
+static inline pl_status pl_cuda_failed(const struct pl_cuda *c)
+{
+    return atomic_load(&c->lost) ? PL_EDEVICE : PL_ENOMEM;
+}
+/* False when an upload failed. */
+bool pl_cuda_batch_on_device(struct pl_cuda *c, const struct pl_batch *b, struct pl_cuda_batch *out);
+/* Memory of the device, not zeroed. */
+pl_status pl_cuda_alloc(struct pl_cuda *c, void **p, size_t n) PL_MUST_CHECK;
+void pl_cuda_release(struct pl_cuda *c, void *p);
+
+/* What the library exports. */
+__attribute__((visibility("default"))) pl_cuda_open_fn pl_cuda_open;
+
+/* The operations of device.h, one family per file. */
+pl_status pl_cuda_embed_op(struct pl_device *dev, pl_view out, const struct pl_weight *w, const uint32_t *idx, bool add);
+pl_status pl_cuda_norm_op(struct pl_device *dev, pl_norm_kind kind, pl_view out, pl_view x, pl_view gain, pl_view bias, float eps);
+pl_status pl_cuda_rope_op(struct pl_device *dev, pl_rope_kind kind, pl_view x, uint32_t head_dim, uint32_t n_dims, pl_view freq, const uint32_t *pos);
+pl_status pl_cuda_act_op(struct pl_device *dev, pl_act_kind kind, pl_view x);
+pl_status pl_cuda_gather_op(struct pl_device *dev, pl_view out, pl_view x, const uint32_t *rows);
+pl_status pl_cuda_weight_new(struct pl_device *dev, const struct pl_weight_src *parts, size_t n_parts, struct pl_weight **out,
+                             struct pl_err *err);
+void pl_cuda_weight_free(struct pl_device *dev, struct pl_weight *w);
+pl_status pl_cuda_matmul_op(struct pl_device *dev, pl_view out, pl_view x, const struct pl_weight *w, pl_view bias, bool add);
+pl_status pl_cuda_matmul_glu_op(struct pl_device *dev, pl_act_kind kind, pl_view out, pl_view x, const struct pl_weight *w, pl_view bias,
+                                const struct pl_plus *plus);
+size_t pl_cuda_kv_bytes(struct pl_device *dev, const struct pl_kv_shape *shape);
+pl_status pl_cuda_kv_new(struct pl_device *dev, const struct pl_kv_shape *shape, struct pl_kvdev **out);
+void pl_cuda_kv_free(struct pl_device *dev, struct pl_kvdev *kv);
+pl_status pl_cuda_kv_write_op(struct pl_device *dev, struct pl_kvdev *kv, uint32_t layer, pl_view k, pl_view v, const struct pl_batch *b);
+pl_status pl_cuda_attn_op(struct pl_device *dev, pl_view out, pl_view q, const struct pl_kvdev *kv, uint32_t layer, float scale,
+                          const struct pl_batch *b);
+pl_status pl_cuda_lora_new(struct pl_device *dev, uint32_t cols, const struct pl_lora_src *parts, size_t n_parts, struct pl_lora **out,
+                           struct pl_err *err);
+void pl_cuda_lora_free(struct pl_device *dev, struct pl_lora *l);
+pl_status pl_cuda_lora_op(struct pl_device *dev, pl_view out, pl_view x, const struct pl_lora_use *uses, size_t n_uses, bool add);
+
+#endif

@@ -1,0 +1,352 @@
+/* device: opens the CUDA device; its memory, the stage, and the beginning and end of a step.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/version.h"
+#include "cuda/cuda.h"
+
+/* ---- errors ------------------------------------------------------------------------------------------------------------ */
+
+pl_status pl_cuda_check(struct pl_cuda *c, cudaError_t e, const char *what)
+{
+    if (e == cudaErrorMemoryAllocation && !atomic_load(&c->lost)) {
+        (void)cudaGetLastError(); /* it is not sticky, but for the next who asks */
+        return PL_ENOMEM;
+    }
+    if (e != cudaSuccess && !atomic_exchange(&c->lost, true) && c->report != NULL) {
+        char text[300];
+        snprintf(text, sizeof text, "%s failed: %s: %s", c->name, what, cudaGetErrorString(e));
+        c->report(text);
+    }
+    return atomic_load(&c->lost) ? PL_EDEVICE : PL_OK;
+}
+
+/* ---- memory ------------------------------------------------------------------------------------------------------------ */
+
+/* CUDA's current device is the thread's; whoever may be on a thread of its own says which. */
+pl_status pl_cuda_alloc(struct pl_cuda *c, void **p, size_t n)
+{
+    *p = NULL;
+    const pl_status rc = pl_cuda_check(c, cudaSetDevice(c->index), "choosing the GPU");
+    return rc != PL_OK ? rc : pl_cuda_check(c, cudaMalloc(p, n > 0 ? n : 1), "allocating");
+}
+
+void pl_cuda_release(struct pl_cuda *c, void *p)
+{
+    if (p == NULL || pl_cuda_check(c, cudaSetDevice(c->index), "choosing the GPU") != PL_OK)
+        return; /* a lost device's memory goes with it */
+    (void)!pl_cuda_check(c, cudaFree(p), "freeing memory");
+}
+
+static pl_status buf_new(struct pl_device *dev, size_t n_floats, struct pl_dbuf **out)
+{
+    struct pl_cuda *c = pl_cuda_of(dev);
+    const size_t n = n_floats > 0 ? n_floats : 1;
+    struct pl_dbuf *b = n <= SIZE_MAX / 8 ? calloc(1, sizeof *b) : NULL;
+    if (b == NULL)
+        return PL_ENOMEM;
+    pl_status rc = pl_cuda_alloc(c, (void **)&b->data, n * sizeof(float));
+    if (rc == PL_OK)
+        rc = pl_cuda_check(c, cudaMemsetAsync(b->data, 0, n * sizeof(float), c->stream), "clearing memory");
+    if (rc != PL_OK) {
+        pl_cuda_release(c, b->data);
+        free(b);
+        return rc;
+    }
+    b->n = n;
+    *out = b;
+    return PL_OK;
+}
+
+static void buf_free(struct pl_device *dev, struct pl_dbuf *buf)
+{
+    if (buf == NULL)
+        return;
+    pl_cuda_release(pl_cuda_of(dev), buf->data);
+    free(buf);
+}
+
+static pl_status sync(struct pl_cuda *c, const char *what)
+{
+    return pl_cuda_check(c, cudaStreamSynchronize(c->stream), what);
+}
+
+static pl_status put(struct pl_device *dev, struct pl_dbuf *buf, size_t offset, const float *src, size_t n)
+{
+    struct pl_cuda *c = pl_cuda_of(dev);
+    if (offset > buf->n || n > buf->n - offset)
+        return PL_EINVAL;
+    const pl_status rc = pl_cuda_check(c, cudaMemcpyAsync(buf->data + offset, src, n * sizeof *src, cudaMemcpyHostToDevice, c->stream), "copying to the GPU");
+    return rc != PL_OK ? rc : sync(c, "copying to the GPU");
+}
+
+static pl_status get(struct pl_device *dev, const struct pl_dbuf *buf, size_t offset, float *dst, size_t n)
+{
+    struct pl_cuda *c = pl_cuda_of(dev);
+    if (offset > buf->n || n > buf->n - offset)
+        return PL_EINVAL;
+    const pl_status rc = pl_cuda_check(c, cudaMemcpyAsync(dst, buf->data + offset, n * sizeof *dst, cudaMemcpyDeviceToHost, c->stream), "copying from the GPU");
+    return rc != PL_OK ? rc : sync(c, "copying from the GPU");
+}
+
+static const float *host(struct pl_device *dev, const struct pl_dbuf *buf)
+{
+    (void)dev, (void)buf;
+    return NULL;
+}
+
+void *pl_cuda_scratch(struct pl_cuda *c, enum pl_cuda_scratch_kind kind, size_t n)
+{
+    if (n <= c->scratch[kind].cap)
+        return c->scratch[kind].p;
+    size_t cap = 1 << 16;
+    while (cap < n)
+        cap *= 2;
+    pl_cuda_release(c, c->scratch[kind].p); /* waits for whoever uses it */
+    c->scratch[kind].p = NULL;
+    c->scratch[kind].cap = 0;
+    if (pl_cuda_alloc(c, &c->scratch[kind].p, cap) == PL_OK || pl_cuda_alloc(c, &c->scratch[kind].p, cap = n) == PL_OK)
+        c->scratch[kind].cap = cap;
+    return c->scratch[kind].p;
+}
+
+/* ---- the stage --------------------------------------------------------------------------------------------------------- */
+
+enum { STAGE_BYTES = 1 << 20, ALIGN = 16 };
+
+static void drop_stage(struct pl_cuda *c)
+{
+    pl_cuda_release(c, c->stage.dev);
+    (void)cudaFreeHost(c->stage.host);
+    c->stage.dev = c->stage.host = NULL;
+    c->stage.cap = 0;
+}
+
+/* Nothing that was uploaded may be in use any more. */
+static void empty_stage(struct pl_cuda *c)
+{
+    struct pl_cuda_stage *s = &c->stage;
+    for (; s->n_old > 0; s->n_old--) {
+        pl_cuda_release(c, s->old[s->n_old - 1].dev);
+        (void)cudaFreeHost(s->old[s->n_old - 1].host);
+    }
+    s->used = s->n_known = 0;
+}
+
+/* What was uploaded stays where it is, in the old memory, until the stage is emptied. */
+static bool grow_stage(struct pl_cuda *c, size_t n)
+{
+    struct pl_cuda_stage *s = &c->stage;
+    size_t cap = s->cap > 0 ? 2 * s->cap : STAGE_BYTES;
+    while (cap < n)
+        cap *= 2;
+    if (s->n_old == PL_CUDA_STAGES)
+        return false;
+    if (s->cap > 0)
+        s->old[s->n_old++] = (struct pl_cuda_stage_memory){s->host, s->dev};
+    s->host = s->dev = NULL;
+    s->cap = s->used = s->n_known = 0;
+    if (pl_cuda_alloc(c, (void **)&s->dev, cap) != PL_OK ||
+        pl_cuda_check(c, cudaHostAlloc((void **)&s->host, cap, cudaHostAllocDefault), "allocating pinned memory") != PL_OK) {
+        drop_stage(c);
+        return false;
+    }
+    s->cap = cap;
+    return true;
+}
+
+pl_status pl_cuda_begin(struct pl_cuda *c)
+{
+    if (c->in_step)
+        return atomic_load(&c->lost) ? PL_EDEVICE : PL_OK;
+    const pl_status rc = sync(c, "an operation");
+    if (rc == PL_OK)
+        empty_stage(c);
+    return rc;
+}
+
+static const void *find(const struct pl_cuda_stage *s, const void *from, size_t n)
+{
+    for (uint32_t i = 0; i < s->n_known; i++) {
+        const struct pl_cuda_known *k = &s->known[i];
+        if (k->from == from && n <= k->n && memcmp(s->host + k->at, from, n) == 0)
+            return s->dev + k->at;
+    }
+    return NULL;
+}
+
+/* Several arrays by one copy; `to` gets their places. */
+static bool upload(struct pl_cuda *c, const void *const *from, const size_t *n, size_t count, const void **to)
+{
+    struct pl_cuda_stage *s = &c->stage;
+    size_t all = 0;
+    for (size_t i = 0; i < count; i++)
+        all += (n[i] + ALIGN - 1) / ALIGN * ALIGN;
+    if (s->cap - s->used < all && !grow_stage(c, all))
+        return false;
+    const size_t start = s->used;
+    for (size_t i = 0; i < count; i++) {
+        if (n[i] > 0)
+            memcpy(s->host + s->used, from[i], n[i]);
+        if (s->n_known < PL_CUDA_KNOWN)
+            s->known[s->n_known++] = (struct pl_cuda_known){from[i], s->used, n[i]};
+        to[i] = s->dev + s->used;
+        s->used += (n[i] + ALIGN - 1) / ALIGN * ALIGN;
+    }
+    return pl_cuda_check(c, cudaMemcpyAsync(s->dev + start, s->host + start, all, cudaMemcpyHostToDevice, c->stream), "uploading") == PL_OK;
+}
+
+const void *pl_cuda_upload(struct pl_cuda *c, const void *from, size_t n)
+{
+    const void *to = find(&c->stage, from, n);
+    return to != NULL || upload(c, &from, &n, 1, &to) ? to : NULL;
+}
+
+static bool upload_batch(struct pl_cuda *c, const struct pl_batch *b)
+{
+    const size_t T = b->n_tokens * sizeof(uint32_t), S = b->n_seqs * sizeof(uint32_t), one = sizeof(uint32_t);
+    const void *const from[] = {b->tokens, b->pos, b->slot, b->q_start, b->ctx, b->page_start, b->pages, b->rows};
+    const size_t n[] = {T, T, T, S + one, S, S + one, b->page_start[b->n_seqs] * one, b->n_rows * one};
+    const void *to[sizeof n / sizeof n[0]];
+    return upload(c, from, n, sizeof n / sizeof n[0], to);
+}
+
+bool pl_cuda_batch_on_device(struct pl_cuda *c, const struct pl_batch *b, struct pl_cuda_batch *out)
+{
+    const size_t one = sizeof(uint32_t);
+    *out = (struct pl_cuda_batch){.n_tokens = b->n_tokens, .n_seqs = b->n_seqs};
+    return (out->pos = pl_cuda_upload(c, b->pos, b->n_tokens * one)) != NULL && (out->slot = pl_cuda_upload(c, b->slot, b->n_tokens * one)) != NULL &&
+           (out->q_start = pl_cuda_upload(c, b->q_start, (b->n_seqs + 1) * one)) != NULL &&
+           (out->ctx = pl_cuda_upload(c, b->ctx, b->n_seqs * one)) != NULL &&
+           (out->page_start = pl_cuda_upload(c, b->page_start, (b->n_seqs + 1) * one)) != NULL &&
+           (out->pages = pl_cuda_upload(c, b->pages, b->page_start[b->n_seqs] * one)) != NULL;
+}
+
+static pl_status step_begin(struct pl_device *dev, const struct pl_batch *b)
+{
+    struct pl_cuda *c = pl_cuda_of(dev);
+    pl_status rc = pl_cuda_check(c, cudaSetDevice(c->index), "choosing the GPU");
+    if (rc == PL_OK)
+        rc = pl_cuda_begin(c);
+    if (rc != PL_OK)
+        return rc;
+    if (b != NULL && !upload_batch(c, b))
+        return pl_cuda_failed(c);
+    c->in_step = true;
+    return PL_OK;
+}
+
+static pl_status step_end(struct pl_device *dev)
+{
+    struct pl_cuda *c = pl_cuda_of(dev);
+    c->in_step = false;
+    return sync(c, "a step");
+}
+
+/* ---- open -------------------------------------------------------------------------------------------------------------- */
+
+static void attach(struct pl_device *dev)
+{
+    struct pl_cuda *c = pl_cuda_of(dev);
+    (void)!pl_cuda_check(c, cudaSetDevice(c->index), "choosing the GPU");
+}
+
+static void close_device(struct pl_device *dev)
+{
+    struct pl_cuda *c = pl_cuda_of(dev);
+    if (c == NULL)
+        return;
+    (void)cudaSetDevice(c->index);
+    if (c->stream != NULL)
+        (void)cudaStreamSynchronize(c->stream);
+    empty_stage(c);
+    drop_stage(c);
+    for (int i = 0; i < PL_CUDA_SCRATCH_KINDS; i++)
+        pl_cuda_release(c, c->scratch[i].p);
+    free(c->tiles);
+    if (c->blas.close != NULL)
+        c->blas.close(&c->blas);
+    if (c->stream != NULL)
+        (void)cudaStreamDestroy(c->stream);
+    free(c);
+}
+
+static pl_status memory(struct pl_device *dev, size_t *free_bytes, size_t *total)
+{
+    struct pl_cuda *c = pl_cuda_of(dev);
+    const pl_status rc = pl_cuda_check(c, cudaSetDevice(c->index), "choosing the GPU");
+    return rc != PL_OK ? rc : pl_cuda_check(c, cudaMemGetInfo(free_bytes, total), "asking for free memory");
+}
+
+static const struct pl_device_ops cuda_ops = {
+    .close = close_device, .attach = attach, .memory = memory, .buf_new = buf_new, .buf_free = buf_free, .put = put, .get = get, .host = host,
+    .weight_new = pl_cuda_weight_new, .weight_free = pl_cuda_weight_free, .lora_new = pl_cuda_lora_new, .lora_free = pl_cuda_lora_free,
+    .kv_bytes = pl_cuda_kv_bytes, .kv_new = pl_cuda_kv_new, .kv_free = pl_cuda_kv_free, .step_begin = step_begin, .step_end = step_end,
+    .embed = pl_cuda_embed_op, .norm = pl_cuda_norm_op, .matmul = pl_cuda_matmul_op, .matmul_glu = pl_cuda_matmul_glu_op,
+    .lora = pl_cuda_lora_op, .rope = pl_cuda_rope_op, .kv_write = pl_cuda_kv_write_op, .attn = pl_cuda_attn_op, .act = pl_cuda_act_op,
+    .gather = pl_cuda_gather_op,
+};
+
+/* One line for each way in which a machine may not be able to. */
+static pl_status find_gpu(unsigned index, struct cudaDeviceProp *p, struct pl_err *err)
+{
+    int n = 0, driver = 0, wanted = 0;
+    const cudaError_t e = cudaGetDeviceCount(&n);
+    (void)cudaGetLastError();
+    if (e == cudaErrorInsufficientDriver) {
+        (void)cudaDriverGetVersion(&driver);
+        (void)cudaRuntimeGetVersion(&wanted);
+        if (driver == 0)
+            return pl_fail(err, PL_ENOTSUP, "this machine has no NVIDIA driver: install one for CUDA %d.%d or newer, or take --device cpu", wanted / 1000,
+                           wanted % 1000 / 10);
+        return pl_fail(err, PL_ENOTSUP, "the NVIDIA driver is for CUDA %d.%d, parley needs %d.%d: update the driver, or take --device cpu", driver / 1000,
+                       driver % 1000 / 10, wanted / 1000, wanted % 1000 / 10);
+    }
+    if (e != cudaSuccess || n == 0)
+        return pl_fail(err, PL_ENOTSUP, "no GPU can be used (%s): look at nvidia-smi and CUDA_VISIBLE_DEVICES, or take --device cpu",
+                       e != cudaSuccess ? cudaGetErrorString(e) : "the driver lists none");
+    if (index >= (unsigned)n)
+        return pl_fail(err, PL_ENOTSUP, "there is no GPU %u: this machine has %d, numbered from 0", index, n);
+    const cudaError_t asked = cudaGetDeviceProperties(p, (int)index);
+    if (asked != cudaSuccess)
+        return pl_fail(err, PL_ENOTSUP, "GPU %u does not answer: %s", index, cudaGetErrorString(asked));
+    if (p->major * 10 + p->minor < 75)
+        return pl_fail(err, PL_ENOTSUP, "GPU %u, %s, has compute capability %d.%d: parley needs 7.5 or newer; take another GPU or --device cpu", index,
+                       p->name, p->major, p->minor);
+    return PL_OK;
+}
+
+pl_status pl_cuda_open(struct pl_device **out, const char *build, const struct pl_cuda_opts *opts, struct pl_err *err)
+{
+    struct cudaDeviceProp p;
+    if (strcmp(build, PL_CUDA_BUILD) != 0)
+        return pl_fail(err, PL_ENOTSUP, PL_CUDA_LIBRARY " is of another build (%s, the program is %s): build and install both together", PL_CUDA_BUILD, build);
+    pl_status rc = find_gpu(opts->index, &p, err);
+    if (rc != PL_OK)
+        return rc;
+    struct pl_cuda *c = calloc(1, sizeof *c);
+    if (c == NULL)
+        return pl_fail(err, PL_ENOMEM, "no memory for the CUDA device");
+    c->ops = cuda_ops;
+    c->base.ops = &c->ops;
+    c->index = (int)opts->index;
+    c->n_sms = p.multiProcessorCount;
+    c->shared = (uint32_t)p.sharedMemPerBlockOptin;
+    c->report = opts->report;
+    c->ops.name = c->name;
+    snprintf(c->name, sizeof c->name, "cuda:%u (%.80s)", opts->index, p.name);
+    cudaError_t e = cudaSetDevice(c->index);
+    if (e == cudaSuccess)
+        e = cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking);
+    if (e != cudaSuccess)
+        rc = pl_fail(err, PL_EDEVICE, "%s cannot be used: %s", c->name, cudaGetErrorString(e));
+    else
+        rc = pl_cublas_open(&c->blas, c->stream, err);
+    if (rc != PL_OK)
+        close_device(&c->base);
+    else
+        *out = &c->base;
+    return rc;
+}

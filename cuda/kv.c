@@ -1,0 +1,65 @@
+/* kv: the cache's pages.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include <stdlib.h>
+
+#include "cuda/cuda.h"
+
+static void measure(struct pl_kvdev *d, const struct pl_kv_shape *s)
+{
+    const bool rounded = s->dtype == PL_Q8_0;
+    const uint32_t element = rounded ? 1 : pl_dtype_block_bytes(s->dtype), half = 2 * PL_CUDA_PAGE;
+    const uint32_t rows = PL_CUDA_PAGE * s->head_dim * element, scales = rounded ? (s->head_dim + 31) / 32 * half : 0;
+    struct pl_cuda_kv k = {.dtype = s->dtype, .n_layers = s->n_layers, .n_pages = s->n_pages, .n_kv_heads = s->n_kv_heads, .head_dim = s->head_dim};
+    k.key_scales = rows;
+    k.values = rows + scales;
+    k.value_scales = k.values + rows;
+    k.head_bytes = (k.value_scales + scales + 15) / 16 * 16;
+    k.page_bytes = (size_t)k.head_bytes * s->n_kv_heads;
+    k.layer_bytes = k.page_bytes * s->n_pages;
+    while (rounded && s->head_dim % (2u << k.rotate_bits) == 0)
+        k.rotate_bits++;
+    *d = (struct pl_kvdev){.shape = *s, .kv = k, .bytes = k.layer_bytes * s->n_layers};
+}
+
+size_t pl_cuda_kv_bytes(struct pl_device *dev, const struct pl_kv_shape *shape)
+{
+    (void)dev;
+    struct pl_kvdev d;
+    measure(&d, shape);
+    return d.bytes;
+}
+
+pl_status pl_cuda_kv_new(struct pl_device *dev, const struct pl_kv_shape *shape, struct pl_kvdev **out)
+{
+    const pl_dtype t = shape->dtype;
+    if ((t != PL_F32 && t != PL_F16 && t != PL_BF16 && t != PL_Q8_0) || shape->page_size != PL_CUDA_PAGE || shape->head_dim > PL_MAX_HEAD_DIM)
+        return PL_ENOTSUP;
+    struct pl_kvdev *d = calloc(1, sizeof *d);
+    if (d == NULL)
+        return PL_ENOMEM;
+    measure(d, shape);
+    const pl_status rc = pl_cuda_alloc(pl_cuda_of(dev), (void **)&d->kv.data, d->bytes);
+    if (rc != PL_OK)
+        free(d);
+    else
+        *out = d;
+    return rc;
+}
+
+void pl_cuda_kv_free(struct pl_device *dev, struct pl_kvdev *kv)
+{
+    if (kv == NULL)
+        return;
+    pl_cuda_release(pl_cuda_of(dev), kv->kv.data);
+    free(kv);
+}
+
+pl_status pl_cuda_kv_write_op(struct pl_device *dev, struct pl_kvdev *kv, uint32_t layer, pl_view k, pl_view v, const struct pl_batch *b)
+{
+    struct pl_cuda *c = pl_cuda_of(dev);
+    if (b->n_tokens == 0)
+        return PL_OK;
+    const pl_status rc = pl_cuda_begin(c);
+    const uint32_t *slot = rc == PL_OK ? pl_cuda_upload(c, b->slot, b->n_tokens * sizeof *slot) : NULL;
+    return slot == NULL ? pl_cuda_failed(c) : pl_cuda_check(c, pl_cuda_kv_write(c->stream, kv->kv, layer, pl_cuda_mat(k), pl_cuda_mat(v), slot), "kv_write");
+}

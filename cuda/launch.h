@@ -1,0 +1,68 @@
+/* launch: what a kernel's source needs of either compiler: nvcc, or the host's own with the stand-in headers of tests/cuda_emu,
+ * which run the same text on a CPU.
+ *
+ *     LAUNCH(kernel, grid, block, shared_bytes, stream, arguments…)    a template's name in parentheses: (name<float, 4>)
+ *     SHARED_DYNAMIC(type, name);                                      the shared_bytes, as an array of type
+ *     SHARED type name[n];                                             shared memory of a size known here
+ *
+ * A block has a multiple of 32 threads. Sums whose order matters use fmaf, or __fmul_rn and __fadd_rn, so that no compiler
+ * contracts one kernel's and leaves another's.
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef PL_CUDA_LAUNCH_H
+#define PL_CUDA_LAUNCH_H
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include "cuda/kernels.h"
+
+#ifdef __CUDACC__
+#define LAUNCH(kernel, grid, block, shared_bytes, stream, ...) kernel<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__)
+#define SHARED_DYNAMIC(type, name)                                                                                     \
+    extern __shared__ __align__(16) unsigned char pl_shared_bytes[];                                                   \
+    type *const name = reinterpret_cast<type *>(pl_shared_bytes)
+#define SHARED __shared__
+#else
+#define LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                                         \
+    emu_launch(#kernel, grid, block, shared_bytes, stream, [=] { (kernel)(__VA_ARGS__); })
+#define SHARED_DYNAMIC(type, name) type *const name = static_cast<type *>(emu_shared())
+#define SHARED static
+#endif
+
+enum { WARP = 32 };
+#define ALL_LANES 0xffffffffu
+
+/* Sums over a warp's lanes; every lane gets the sum, in the same order everywhere. */
+static __device__ __forceinline__ float warp_sum(float v)
+{
+    for (int i = WARP / 2; i > 0; i /= 2)
+        v += __shfl_xor_sync(ALL_LANES, v, i);
+    return v;
+}
+
+static __device__ __forceinline__ float warp_max(float v)
+{
+    for (int i = WARP / 2; i > 0; i /= 2)
+        v = fmaxf(v, __shfl_xor_sync(ALL_LANES, v, i));
+    return v;
+}
+
+/* Sums over a block of up to 1024 threads; every thread gets the sum. scratch: 32 floats of shared memory, free again
+ * after the next __syncthreads. */
+static __device__ __forceinline__ float block_sum(float v, float *scratch)
+{
+    const unsigned lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, n = blockDim.x / WARP;
+    v = warp_sum(v);
+    if (lane == 0)
+        scratch[warp] = v;
+    __syncthreads();
+    return warp_sum(lane < n ? scratch[lane] : 0.f);
+}
+
+static inline unsigned pieces(size_t n, size_t of)
+{
+    return static_cast<unsigned>((n + of - 1) / of);
+}
+
+#endif

@@ -1,0 +1,55 @@
+/* rows: the operations that work row by row, and the embedding.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "cuda/cuda.h"
+
+pl_status pl_cuda_norm_op(struct pl_device *dev, pl_norm_kind kind, pl_view out, pl_view x, pl_view gain, pl_view bias, float eps)
+{
+    struct pl_cuda *c = pl_cuda_of(dev);
+    if (x.rows == 0)
+        return PL_OK;
+    return pl_cuda_check(c, pl_cuda_norm(c->stream, kind == PL_NORM_LAYER, pl_cuda_mat(out), pl_cuda_mat(x), pl_cuda_vector(gain), pl_cuda_vector(bias), eps),
+                         "norm");
+}
+
+pl_status pl_cuda_rope_op(struct pl_device *dev, pl_rope_kind kind, pl_view x, uint32_t head_dim, uint32_t n_dims, pl_view freq, const uint32_t *pos)
+{
+    struct pl_cuda *c = pl_cuda_of(dev);
+    if (x.rows == 0)
+        return PL_OK;
+    const pl_status rc = pl_cuda_begin(c);
+    const uint32_t *p = rc == PL_OK ? pl_cuda_upload(c, pos, x.rows * sizeof *pos) : NULL;
+    if (p == NULL)
+        return pl_cuda_failed(c);
+    return pl_cuda_check(c, pl_cuda_rope(c->stream, kind == PL_ROPE_HALVES, pl_cuda_mat(x), head_dim, n_dims, pl_cuda_vector(freq), p), "rope");
+}
+
+pl_status pl_cuda_act_op(struct pl_device *dev, pl_act_kind kind, pl_view x)
+{
+    struct pl_cuda *c = pl_cuda_of(dev);
+    return x.rows == 0 ? PL_OK : pl_cuda_check(c, pl_cuda_activate(c->stream, kind == PL_ACT_GELU_TANH, pl_cuda_mat(x)), "act");
+}
+
+pl_status pl_cuda_gather_op(struct pl_device *dev, pl_view out, pl_view x, const uint32_t *rows)
+{
+    struct pl_cuda *c = pl_cuda_of(dev);
+    if (out.rows == 0)
+        return PL_OK;
+    const pl_status rc = pl_cuda_begin(c);
+    const uint32_t *r = rc == PL_OK ? pl_cuda_upload(c, rows, out.rows * sizeof *rows) : NULL;
+    return r == NULL ? pl_cuda_failed(c) : pl_cuda_check(c, pl_cuda_gather(c->stream, pl_cuda_mat(out), pl_cuda_mat(x), r), "gather");
+}
+
+pl_status pl_cuda_embed_op(struct pl_device *dev, pl_view out, const struct pl_weight *w, const uint32_t *idx, bool add)
+{
+    struct pl_cuda *c = pl_cuda_of(dev);
+    if (out.rows == 0)
+        return PL_OK;
+    const pl_status rc = pl_cuda_begin(c);
+    const uint32_t *rows = rc == PL_OK ? pl_cuda_upload(c, idx, out.rows * sizeof *idx) : NULL;
+    if (rows == NULL)
+        return pl_cuda_failed(c);
+    struct pl_cuda_parts parts = {.n = w->n_parts};
+    for (uint32_t i = 0; i < w->n_parts; i++)
+        parts.part[i] = w->parts[i];
+    return pl_cuda_check(c, pl_cuda_embed(c->stream, pl_cuda_mat(out), parts, rows, add), "embed");
+}

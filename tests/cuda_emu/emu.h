@@ -1,0 +1,20 @@
+/* emu: what tests may set in the emulated CUDA library; found by dlsym.
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef PL_TESTS_CUDA_EMU_EMU_H
+#define PL_TESTS_CUDA_EMU_EMU_H
+
+#include <stdbool.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Threads of a block run from the last to the first: a result that changes lacks a barrier. */
+__attribute__((visibility("default"))) void emu_set_reverse(bool reverse);
+__attribute__((visibility("default"))) unsigned long emu_launches(void);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

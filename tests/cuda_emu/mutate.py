@@ -1,0 +1,156 @@
+#!/usr/bin/env python3
+"""Mutation check: plants an error in each kernel family of cuda/, one at a time, and sees whether the operation table on the
+emulated device notices. `make mutants` runs it; each line of the table below is a kernel family, a file, a text that occurs in it
+exactly once, and what takes its place.
+
+Ends with "N passed, N failed": passed = caught. A mutant that the compiler refuses, or a text that is no longer there, counts as failed.
+SPDX-License-Identifier: Apache-2.0
+"""
+import argparse
+import concurrent.futures
+import os
+import re
+import shlex
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+MUTANTS = [
+    # family, file, text, replacement
+    ("norm", "rows.cu", "i < x.cols; i += NORM_THREADS) {\n        const float d", "i + 1 < x.cols; i += NORM_THREADS) {\n        const float d"),
+    ("norm", "rows.cu", "bias != nullptr ? v + bias[i] : v", "bias != nullptr ? v + bias[i > 0 ? i - 1 : 0] : v"),
+    ("rope", "rows.cu", "halves ? a + n : a + 1", "halves ? a + n - 1 : a + 1"),
+    ("rope", "rows.cu", "i < n; i += ROPE_THREADS)\n        sincosf", "i + 1 < n; i += ROPE_THREADS)\n        sincosf"),
+    ("rope: no barrier", "rows.cu", "&cosines[i]);\n    __syncthreads();", "&cosines[i]);"),
+    ("activation", "rows.cu", "if (i < x.cols)\n        *at", "if (i + 1 < x.cols)\n        *at"),
+    ("gated activation", "rows.cu", "up = gu.p[t * gu.stride + F + i]", "up = gu.p[t * gu.stride + F + i - 1]"),
+    ("gated activation", "rows.cu", "gate += plus.p[t * plus.stride + i]", "gate += plus.p[t * plus.stride + i + 1]"),
+    ("gather", "rows.cu", "x.p[rows[blockIdx.x] * x.stride + i]", "x.p[(rows[blockIdx.x] + 1) * x.stride + i]"),
+    ("gather", "rows.cu", "if (i < out.cols)\n        out.p", "if (i <= out.cols)\n        out.p"),
+    ("block sum", "launch.h", "lane < n ? scratch[lane]", "lane + 1 < n ? scratch[lane]"),
+    ("block sum: no barrier", "launch.h", "scratch[warp] = v;\n    __syncthreads();", "scratch[warp] = v;"),
+    ("embedding of floats", "embed.cu", "if (i >= out.cols || !row_in", "if (i + 1 >= out.cols || !row_in"),
+    ("embedding of blocks", "embed.cu", "e < 32; e++", "e < 31; e++"),
+    ("embedding of blocks", "embed.cu", "type::halves == 2 ? e / 16 : 0", "type::halves == 2 ? (e + 1) / 16 % 2 : 0"),
+    ("cache, writing floats", "kv.cu", "i < D; i += KV_THREADS) {\n        put(", "i + 1 < D; i += KV_THREADS) {\n        put("),
+    ("cache, writing floats", "kv.cu", "v.p[t * v.stride + h * D + i]", "v.p[t * v.stride + h * D + i - 1]"),
+    ("cache, rounding", "kv.cu", "scales + at * n_blocks + b", "scales + at * n_blocks + b / 2"),
+    ("cache, rounding", "kv.cu", "k < n / 2; k += KV_THREADS", "k + 1 < n / 2; k += KV_THREADS"),
+    ("cache, rounding: no barrier", "kv.cu", "x[i + distance] = a - b;\n        }\n        __syncthreads();", "x[i + distance] = a - b;\n        }"),
+    ("dense, few rows", "dense.cu", "k < w.cols; k += WARP * N", "k + N < w.cols; k += WARP * N"),
+    ("dense, few rows", "dense.cu", "total + bias[first + r]", "total + bias[first]"),
+    ("dense, few rows", "dense.cu", "continue;\n            float *const to = out.p + t * out.stride", "continue;\n            float *const to = out.p + (t ^ 1) * out.stride"),
+    ("dense, splitting", "dense.cu", "v - value(high[i])", "v - value(high[i > 0 ? i - 1 : 0])"),
+    ("dense, finishing", "dense.cu", "* scale[t]", "* scale[t > 0 ? t - 1 : 0]"),
+    ("dense, finishing", "dense.cu", "v += bias[i];", "v += bias[i > 0 ? i - 1 : 0];"),
+    ("rounding of activations", "quant.cu", "d < 16; d *= 2)\n        sum", "d < 8; d *= 2)\n        sum"),
+    ("rounding of activations", "quant.cu", "__fdiv_rn(max, 127.f)", "__fdiv_rn(max, 128.f)"),
+    ("blocks, few rows", "quant.cu", "quad < end; quad++) {\n            const uint32_t super = quad * PL_PACK_STRANDS + strand;",
+     "quad + 1 < end; quad++) {\n            const uint32_t super = quad * PL_PACK_STRANDS + strand;"),
+    ("blocks, few rows", "quant.cu", "dot[k / 4 % halves]);\n            sum[i]", "dot[k / 3 % halves]);\n            sum[i]"),
+    ("blocks, few rows: no barrier", "quant.cu", "[i] = sum[i];\n    __syncthreads();", "[i] = sum[i];"),
+    ("blocks, gated", "quant.cu", "strands[FEW_WARPS + w]", "strands[w]"),
+    ("blocks, many rows", "quant.cu", "t = blockIdx.y * TOKENS + n * 8 + lane % 4 * 2 + e % 2", "t = blockIdx.y * TOKENS + n * 8 + lane % 4 * 2 + (e + 1) % 2"),
+    ("blocks, many rows", "quant.cu", "load_tile<TYPE>(*s, p, super, half);\n                __syncthreads();", "load_tile<TYPE>(*s, p, super, half);"),
+    ("blocks, many rows", "quant.cu", "half < PL_PACK_SUPER / DEPTH", "half + 1 < PL_PACK_SUPER / DEPTH"),
+    ("blocks, reading", "blocks.h", "fifth_bits(word_in(s, 8, j), b.q)", "fifth_bits(word_in(s, 8, j ^ 1), b.q)"),
+    ("blocks, reading", "blocks.h", "byte_of(v, 8 + j % 4) >> j / 4 * 2", "byte_of(v, 8 + j % 4) >> j / 5 * 2"),
+    ("blocks, packing", "pack.c", "i % PL_PACK_STRANDS * PL_PACK_ROWS + row;", "i % PL_PACK_STRANDS * PL_PACK_ROWS + (row ^ 1);"),
+    ("attention, scores", "attn.cu", "2 * it.t + e % 2 < it.end[e / 2] ?", "2 * it.t + e % 2 + 1 < it.end[e / 2] ?"),
+    ("attention, weights", "attn.cu", "2 * it.t + e % 2 < it.end[h] ? expf", "2 * it.t + e % 2 + 1 < it.end[h] ? expf"),
+    ("attention, queries", "attn.cu", "if (i % 8 == it.g)", "if (i % 8 == (it.g ^ 1))"),
+    ("attention, queries", "attn.cu", "split<BF16>(there && d < D ?", "split<BF16>(there && d + 1 < D ?"),
+    ("attention, whole tiles", "attn.cu", "else if (span * SPAN < it.end[h])", "else if (span * SPAN + 1 < it.end[h])"),
+    ("attention, NaN in values", "attn.cu", "if (it.end[i % 4 / 2] > bad)", "if (it.end[i % 4 / 2] >= bad)"),
+    ("attention, one span", "attn.cu", "if (d < D && query < it.n_queries)", "if (d + 1 < D && query < it.n_queries)"),
+    ("attention, joining", "attn.cu", "uint32_t span = 1; span * SPAN < end", "uint32_t span = 1; span * SPAN + SPAN < end"),
+    ("attention, joining", "attn.cu", "static_cast<size_t>(j.rows) * (D + 2);", "static_cast<size_t>(j.rows) * (D + 1);"),
+    ("attention, rotation", "attn.cu", "k < head_dim / 2; k += WARP", "k + 1 < head_dim / 2; k += WARP"),
+    ("attention, tiles", "attn.c", "b->q_start[s + 1]; t < end", "b->q_start[s + 1]; t + 1 < end"),
+    ("attention, spans", "attn.c", "return most / PL_CUDA_SPAN + 1", "return (most + PL_CUDA_SPAN - 1) / PL_CUDA_SPAN"),
+    ("adapters, down", "lora.cu", "k < p.cols; k += WARP", "k + WARP < p.cols; k += WARP"),
+    ("adapters, down", "lora.cu", "if (r >= p.rank)", "if (r + 1 >= p.rank)"),
+    ("adapters, up", "lora.cu", "if (c >= p.rows)", "if (c > p.rows)"),
+    ("adapters, up", "lora.cu", "r < p.rank; r++)", "r + 1 < p.rank; r++)"),
+    ("adapters, clearing", "lora.cu", "if (i < out.cols)", "if (i + 1 < out.cols)"),
+]
+
+
+def sources_of(name):
+    """What has to be compiled when a file changes."""
+    if not name.endswith(".h"):
+        return [name]
+    todo, seen = [name], set()
+    while todo:
+        header = todo.pop()
+        for path in Path("cuda").iterdir():
+            if path.name not in seen and f'#include "cuda/{header}"' in path.read_text():
+                seen.add(path.name)
+                todo.append(path.name)
+    return sorted(n for n in seen if not n.endswith(".h"))
+
+
+def run_until_failure(command, env):
+    """The first failure that the operation table prints, or how the process ended."""
+    p = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    last = ""
+    watch = threading.Timer(600, p.kill)
+    watch.start()
+    try:
+        for line in p.stdout:
+            last = line.strip() or last
+            if line.startswith(("FAILED", "cuda_emu:")) or "runtime error" in line or "Sanitizer" in line:
+                return line.strip()
+        return last if p.wait() != 0 else None
+    finally:
+        watch.cancel()
+        p.kill()
+        p.wait()
+
+
+def check(number, mutant, args):
+    family, name, old, new = mutant
+    text = Path("cuda", name).read_text()
+    if text.count(old) != 1 or not old:
+        return family, name, f"the text occurs {text.count(old)} times", False
+    folder = Path(args.out, str(number))
+    (folder / "cuda").mkdir(parents=True, exist_ok=True)
+    (folder / "cuda" / name).write_text(text.replace(old, new))
+    objects = args.objects.split()
+    for source in sources_of(name):
+        path = folder / "cuda" / source
+        if not path.exists():
+            path.write_text(Path("cuda", source).read_text())
+        compiler = args.cc if source.endswith(".c") else args.cxx
+        made = folder / f"{source}.o"
+        done = subprocess.run([*shlex.split(compiler), f"-I{folder}", "-I.", "-c", str(path), "-o", str(made)], capture_output=True, text=True)
+        if done.returncode != 0:
+            return family, name, "does not compile: " + done.stderr.strip().splitlines()[0], False
+        objects = [str(made) if o.endswith(f"/cuda/{source}.o") else o for o in objects]
+    library = folder / "libparley_cuda_emu.so"
+    subprocess.run([*shlex.split(args.link), *objects, "-lpthread", "-o", str(library)], check=True)
+    caught = run_until_failure([args.ops, "cuda-emulated"], {**os.environ, "PARLEY_TEST_CUDA_LIBRARY": str(library.resolve())})
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.unlink()
+    return family, name, caught or "NOT CAUGHT", caught is not None
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name in ("cc", "cxx", "link", "objects", "ops", "out"):
+        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--only", default="", help="regular expression over families")
+    args = parser.parse_args()
+    chosen = [(i, m) for i, m in enumerate(MUTANTS) if re.search(args.only, m[0])]
+    passed = failed = 0
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        for family, name, what, ok in pool.map(lambda c: check(*c, args), chosen):
+            print(f"{'caught' if ok else 'FAILED':8}{family:32}{name:10}{what[:110]}", flush=True)
+            passed, failed = passed + ok, failed + (not ok)
+    print(f"{passed} passed, {failed} failed")
+    return failed != 0
+
+
+sys.exit(main())

@@ -1,0 +1,228 @@
+/* runtime: the CUDA runtime's calls on host memory. The environment can make it fail as real machines do:
+ *     PARLEY_EMU_FAULT=no-driver | old-driver | no-gpu
+ *     PARLEY_EMU_MEMORY_MB=N     the device's memory (default 1024)
+ * SPDX-License-Identifier: Apache-2.0 */
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cuda_runtime_api.h"
+
+enum { GPUS = 2, HEADER = 256, LARGE = 16 << 20 };
+
+static atomic_size_t used;
+static _Thread_local cudaError_t last;
+
+static cudaError_t failed(cudaError_t e)
+{
+    return last = e;
+}
+
+static bool fault(const char *name)
+{
+    const char *f = getenv("PARLEY_EMU_FAULT");
+    return f != NULL && strcmp(f, name) == 0;
+}
+
+const char *cudaGetErrorString(cudaError_t e)
+{
+    switch (e) {
+    case cudaSuccess: return "no error";
+    case cudaErrorMemoryAllocation: return "out of memory";
+    case cudaErrorInsufficientDriver: return "CUDA driver version is insufficient for CUDA runtime version";
+    case cudaErrorNoDevice: return "no CUDA-capable device is detected";
+    case cudaErrorInvalidDevice: return "invalid device ordinal";
+    default: return "another error";
+    }
+}
+
+const char *cudaGetErrorName(cudaError_t e)
+{
+    return cudaGetErrorString(e);
+}
+
+cudaError_t cudaGetLastError(void)
+{
+    const cudaError_t e = last;
+    last = cudaSuccess;
+    return e;
+}
+
+cudaError_t cudaGetDeviceCount(int *n)
+{
+    *n = 0;
+    if (fault("no-driver") || fault("old-driver"))
+        return failed(cudaErrorInsufficientDriver);
+    if (fault("no-gpu"))
+        return failed(cudaErrorNoDevice);
+    *n = GPUS;
+    return cudaSuccess;
+}
+
+cudaError_t cudaSetDevice(int index)
+{
+    return index >= 0 && index < GPUS ? cudaSuccess : failed(cudaErrorInvalidDevice);
+}
+
+static size_t memory(void)
+{
+    const char *mb = getenv("PARLEY_EMU_MEMORY_MB");
+    return (mb != NULL ? strtoull(mb, NULL, 10) : 1024) << 20;
+}
+
+cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *p, int index)
+{
+    if (index < 0 || index >= GPUS)
+        return failed(cudaErrorInvalidDevice);
+    *p = (struct cudaDeviceProp){.name = "emulated", .totalGlobalMem = memory(), .sharedMemPerBlockOptin = 99 << 10, .major = 9, .minor = 0, .multiProcessorCount = 4};
+    return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr what, int index)
+{
+    (void)index;
+    *value = what == cudaDevAttrMultiProcessorCount ? 4 : 99 << 10;
+    return cudaSuccess;
+}
+
+cudaError_t cudaDriverGetVersion(int *version)
+{
+    *version = fault("no-driver") ? 0 : fault("old-driver") ? 11040 : 13000;
+    return cudaSuccess;
+}
+
+cudaError_t cudaRuntimeGetVersion(int *version)
+{
+    *version = 13000;
+    return cudaSuccess;
+}
+
+/* ---- memory: what is not large is filled with NaN, so that what is read before it is written shows ---------------------------------------------- */
+
+cudaError_t cudaMemGetInfo(size_t *free, size_t *total)
+{
+    *total = memory();
+    *free = *total - used;
+    return cudaSuccess;
+}
+
+cudaError_t cudaMalloc(void **p, size_t n)
+{
+    uint8_t *all;
+    if (n > memory() - used || posix_memalign((void **)&all, 256, n + HEADER) != 0)
+        return failed(cudaErrorMemoryAllocation);
+    memcpy(all, &n, sizeof n);
+    if (n <= LARGE)
+        memset(all + HEADER, 0xff, n);
+    used += n;
+    *p = all + HEADER;
+    return cudaSuccess;
+}
+
+cudaError_t cudaFree(void *p)
+{
+    if (p == NULL)
+        return cudaSuccess;
+    size_t n;
+    memcpy(&n, (uint8_t *)p - HEADER, sizeof n);
+    used -= n;
+    free((uint8_t *)p - HEADER);
+    return cudaSuccess;
+}
+
+cudaError_t cudaHostAlloc(void **p, size_t n, unsigned flags)
+{
+    (void)flags;
+    *p = malloc(n);
+    return *p != NULL ? cudaSuccess : failed(cudaErrorMemoryAllocation);
+}
+
+cudaError_t cudaFreeHost(void *p)
+{
+    free(p);
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemcpy(void *to, const void *from, size_t n, enum cudaMemcpyKind kind)
+{
+    (void)kind;
+    memcpy(to, from, n);
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, enum cudaMemcpyKind kind, cudaStream_t s)
+{
+    (void)s;
+    return cudaMemcpy(to, from, n, kind);
+}
+
+cudaError_t cudaMemset(void *p, int value, size_t n)
+{
+    memset(p, value, n);
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemsetAsync(void *p, int value, size_t n, cudaStream_t s)
+{
+    (void)s;
+    return cudaMemset(p, value, n);
+}
+
+/* ---- streams and events: nothing is ever under way -------------------------------------------------------------------------- */
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned flags)
+{
+    (void)flags;
+    *s = (cudaStream_t)&last;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamDestroy(cudaStream_t s)
+{
+    (void)s;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamSynchronize(cudaStream_t s)
+{
+    (void)s;
+    return cudaSuccess;
+}
+
+cudaError_t cudaDeviceSynchronize(void)
+{
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned flags)
+{
+    (void)flags;
+    *e = (cudaEvent_t)&last;
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventDestroy(cudaEvent_t e)
+{
+    (void)e;
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s)
+{
+    (void)e, (void)s;
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventSynchronize(cudaEvent_t e)
+{
+    (void)e;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned flags)
+{
+    (void)s, (void)e, (void)flags;
+    return cudaSuccess;
+}

@@ -1,0 +1,60 @@
+/* emulated: the CUDA device on a CPU, as a device like any other.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "tests/tools/emulated.h"
+
+#include <dlfcn.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "core/device/cuda.h"
+
+static void report(const char *message)
+{
+    fprintf(stderr, "%s\n", message);
+}
+
+static const char *library(void)
+{
+    static char path[PATH_MAX];
+    const char *given = getenv("PARLEY_TEST_CUDA_LIBRARY");
+    if (given != NULL)
+        return given;
+    const ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
+    path[n > 0 ? n : 0] = '\0';
+    char *slash = strrchr(path, '/');
+    if (slash != NULL)
+        snprintf(slash + 1, sizeof path - (size_t)(slash + 1 - path), "libparley_cuda_emu.so");
+    return path;
+}
+
+pl_status emulated_open(struct pl_device **out, struct pl_err *err)
+{
+    const struct pl_cuda_opts opts = {.report = report};
+    return pl_cuda_load(out, library(), &opts, err);
+}
+
+void emulated_reverse(bool reverse)
+{
+    void *handle = dlopen(library(), RTLD_NOW | RTLD_NOLOAD);
+    void (*set)(bool) = NULL;
+    if (handle == NULL)
+        return;
+    *(void **)&set = dlsym(handle, "emu_set_reverse");
+    set(reverse);
+    dlclose(handle);
+}
+
+bool device_is_cuda(const char *name)
+{
+    return name != NULL && strncmp(name, "cuda", 4) == 0;
+}
+
+pl_status device_open(struct pl_device **out, struct pl_pool *pool, const char *name, struct pl_err *err)
+{
+    const struct pl_cuda_opts opts = {.report = report};
+    if (!device_is_cuda(name))
+        return pl_cpu_open(out, pool, name, err);
+    return strcmp(name, "cuda") == 0 ? pl_cuda_load(out, NULL, &opts, err) : emulated_open(out, err);
+}

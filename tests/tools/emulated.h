@@ -1,0 +1,19 @@
+/* emulated: the CUDA device on a CPU (tests/cuda_emu), as a device like any other.
+ * Thread: one at a time.  Fails: PL_ENOTSUP when libparley_cuda_emu.so does not lie beside the program (make cuda-emu);
+ * the environment's PARLEY_TEST_CUDA_LIBRARY names another file.
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef PL_TESTS_EMULATED_H
+#define PL_TESTS_EMULATED_H
+
+#include "core/device/device.h"
+
+pl_status emulated_open(struct pl_device **out, struct pl_err *err) PL_MUST_CHECK;
+/* From the next operation on: threads of a block run from the last to the first. */
+void emulated_reverse(bool reverse);
+
+/* Any device by name: "cuda-emulated", "cuda" (the first GPU), else an instruction set of the CPU device. */
+pl_status device_open(struct pl_device **out, struct pl_pool *pool, const char *name, struct pl_err *err) PL_MUST_CHECK;
+/* Whether the name is one of the CUDA device's. */
+bool device_is_cuda(const char *name);
+
+#endif
