@@ -283,7 +283,8 @@ static pl_status memory(struct pl_device *dev, size_t *free_bytes, size_t *total
 static const struct pl_device_ops cuda_ops = {
     .close = close_device, .attach = attach, .memory = memory, .buf_new = buf_new, .buf_free = buf_free, .put = put, .get = get, .host = host,
     .weight_new = pl_cuda_weight_new, .weight_free = pl_cuda_weight_free, .lora_new = pl_cuda_lora_new, .lora_free = pl_cuda_lora_free,
-    .kv_bytes = pl_cuda_kv_bytes, .kv_new = pl_cuda_kv_new, .kv_free = pl_cuda_kv_free, .step_begin = step_begin, .step_end = step_end,
+    .kv_bytes = pl_cuda_kv_bytes, .kv_new = pl_cuda_kv_new, .kv_free = pl_cuda_kv_free, .kv_copy = pl_cuda_kv_copy,
+    .step_begin = step_begin, .step_end = step_end,
     .embed = pl_cuda_embed_op, .norm = pl_cuda_norm_op, .matmul = pl_cuda_matmul_op, .matmul_glu = pl_cuda_matmul_glu_op,
     .lora = pl_cuda_lora_op, .rope = pl_cuda_rope_op, .kv_write = pl_cuda_kv_write_op, .attn = pl_cuda_attn_op, .act = pl_cuda_act_op,
     .gather = pl_cuda_gather_op,

@@ -128,6 +128,8 @@ pl_status pl_engine_new(struct pl_engine **out, const struct pl_engine_opts *opt
     pl_status st = dev->ops->kv_new(dev, &shape, &r->kv);
     if (st != PL_OK) {
         free(r);
+        if (st == PL_ENOTSUP)
+            return pl_fail_param(err, PL_EINVAL, "device", "%s has no cache for heads of %u elements: take --device cpu", dev->ops->name, shape.head_dim);
         return pl_fail_param(err, st, "kv-cache-mb", "no memory for a KV cache of %llu MiB: lower kv-cache-mb",
                              (unsigned long long)(wanted * page_bytes >> 20));
     }
