@@ -158,8 +158,11 @@ ops: $(B)/ops $(B)/libparley_cuda_emu.so
 mutants: $(B)/ops $(B)/libparley_cuda_emu.so
 	$(PYTHON) tests/cuda_emu/mutate.py --ops $(B)/ops --out $(B)/mutants --objects '$(emu_obj)' --link '$(CXX) -shared -fsanitize=alignment,bounds' \
 	    --cc '$(CC) $(CPPFLAGS) $(CUDA_CFLAGS) $(EMU)' --cxx '$(CXX) $(CPPFLAGS) $(EMU_CXXFLAGS) $(EMU) -x c++'
-test-http: all tools bench-tools
+test-http: all tools bench-tools $(B)/libparley_cuda_emu.so
 	PARLEYD=$(B)/parleyd PARLEY_TOOLS=$(B) $(PYTHON) -m pytest -q tests/http
+# The server's tests that say most about a device, with the CUDA device on a CPU
+test-http-emulated: all tools $(B)/libparley_cuda_emu.so
+	PARLEY_TEST_DEVICE=cuda-emulated PARLEYD=$(B)/parleyd PARLEY_TOOLS=$(B) $(PYTHON) -m pytest -q tests/http/test_adapters.py tests/http/test_equality.py -k 'not real'
 test: test-unit ops lint test-http
 # The fine-tuning API under faults, with more kills than test-http has. PARLEY_SEED=N replays a run.
 faults: all tools
@@ -175,13 +178,14 @@ install: all
 	install -D -m 755 $(B)/parleyd $(DESTDIR)$(PREFIX)/bin/parleyd
 	install -D -m 755 $(B)/parley $(DESTDIR)$(PREFIX)/bin/parley
 	if [ -e $(B)/libparley_mpi.so ]; then install -D -m 755 $(B)/libparley_mpi.so $(DESTDIR)$(PREFIX)/lib/parley/libparley_mpi.so; fi
+	[ ! -f $(B)/libparley_cuda.so ] || install -D -m 755 $(B)/libparley_cuda.so $(DESTDIR)$(PREFIX)/lib/libparley_cuda.so
 	install -D -m 640 deploy/parley.conf $(DESTDIR)/etc/parley/parley.conf
 
 clean:
 	rm -rf build
 
 help:
-	@echo 'all (default), cuda, cuda-emu, mpi, test, test-unit, ops, mutants, test-http, faults, oracle, bench, bench-tools, lint, tools, install, clean; BUILD=release|debug|asan|tsan'
+	@echo 'all (default), cuda, cuda-emu, mpi, test, test-unit, ops, mutants, test-http, test-http-emulated, faults, oracle, bench, bench-tools, lint, tools, install, clean; BUILD=release|debug|asan|tsan'
 
 # The flags stamp: objects are rebuilt when the flags change.
 FLAGS := $(CC) $(CPPFLAGS) $(CFLAGS)
@@ -189,6 +193,6 @@ $(B)/.flags: FORCE
 	@mkdir -p $(B)
 	@echo '$(FLAGS)' | cmp -s - $@ || echo '$(FLAGS)' > $@
 
-.PHONY: all mpi cuda cuda-emu mutants tools test test-unit ops test-http faults oracle bench bench-tools lint install clean help FORCE
+.PHONY: all test-http-emulated mpi cuda cuda-emu mutants tools test test-unit ops test-http faults oracle bench bench-tools lint install clean help FORCE
 .SECONDARY:
 -include $(shell find $(B) -name '*.d' 2>/dev/null)

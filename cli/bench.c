@@ -102,9 +102,14 @@ static void report(struct bench *b, bool json)
     unsigned long long params = pl_model_n_params(b->m.model), bytes = 0;
     for (size_t i = 0; i < pl_gguf_n_tensors(b->m.gguf); i++)
         bytes += pl_gguf_tensor_at(b->m.gguf, i)->n_bytes;
+    double copy = 0; /* bytes a second */
+    if (b->m.dev->ops->copy_speed != NULL && b->m.dev->ops->copy_speed(b->m.dev, &copy) != PL_OK)
+        copy = 0;
     if (json) {
         printf("{");
         cli_print_text("model", spec->name);
+        if (copy > 0)
+            printf(", \"copy_gb_s\": %.1f", copy * 1e-9);
         printf(", \"params\": %llu, \"head_params\": %llu, \"weight_bytes\": %llu, \"device\": \"%s\", \"threads\": %u, "
                "\"prefill\": [", params, (unsigned long long)spec->n_vocab * spec->n_embd, bytes, b->m.dev->ops->name, pl_pool_size(b->m.pool));
     } else {
@@ -128,11 +133,11 @@ static uint32_t last_of(const struct list *l)
     return l->n > 0 ? l->v[l->n - 1] : 0;
 }
 
-static int run(struct bench *b, const char *model, const char *threads, const char *device, bool json)
+static int run(struct bench *b, const char *model, const struct cli_how *how, bool json)
 {
     uint32_t longest = last_of(&b->contexts) + b->gen;
     longest = longest > last_of(&b->prompts) ? longest : last_of(&b->prompts);
-    if (!cli_open(&b->m, model, threads, device, DRIVE_TOKENS, DRIVE_SEQS))
+    if (!cli_open(&b->m, model, how, DRIVE_TOKENS, DRIVE_SEQS))
         return 1;
     bool ok = drive_open(&b->d, &b->m, b->batches.n > 0 ? last_of(&b->batches) : 1, longest, b->kv_type);
     if (ok)
@@ -144,17 +149,19 @@ static int run(struct bench *b, const char *model, const char *threads, const ch
 
 int cli_bench(int argc, char **argv)
 {
-    const char *model = NULL, *prompt = "128,512", *batch = "1,16", *context = "0", *gen = "64", *repeat = "3", *threads = NULL, *device = NULL;
+    const char *model = NULL, *prompt = "128,512", *batch = "1,16", *context = "0", *gen = "64", *repeat = "3";
+    struct cli_how how = {0};
     const char *kv_type = "f16";
     bool json = false, ops = false;
     const struct cli_flag flags[] = {{"model", &model, NULL},   {"prompt", &prompt, NULL},   {"batch", &batch, NULL},
                                      {"context", &context, NULL}, {"gen", &gen, NULL},       {"repeat", &repeat, NULL},
-                                     {"threads", &threads, NULL}, {"device", &device, NULL},       {"json", NULL, &json}, {"ops", NULL, &ops},
+                                     {"threads", &how.threads, NULL}, {"device", &how.device, NULL}, {"json", NULL, &json}, {"ops", NULL, &ops},
+                                     {"load-format", &how.format, NULL},
                                      {"kv-type", &kv_type, NULL}};
     if (!cli_flags(argc, argv, flags, PL_COUNT_OF(flags)))
         return 2;
     if (ops)
-        return cli_ops(model, threads, device, json);
+        return cli_ops(model, &how, json);
     struct bench *b = pl_xcalloc(1, sizeof *b);
     struct list n, times;
     int status = 2;
@@ -169,7 +176,7 @@ int cli_bench(int argc, char **argv)
         }
         b->gen = n.v[0];
         b->repeat = times.v[0];
-        status = run(b, model, threads, device, json);
+        status = run(b, model, &how, json);
     } else {
         fprintf(stderr, "parley bench: --prompt, --batch (up to %d) and --context take at most %d numbers with commas between, "
                 "--gen and --repeat (up to %d) one\n", DRIVE_SEQS, MAX_ITEMS, MAX_REPEAT);

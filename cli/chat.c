@@ -100,7 +100,7 @@ static bool start(struct talk *t, const char *path, const char *threads)
 {
     struct pl_err err = {0};
     struct pl_gguf_str template;
-    if (!cli_open(&t->m, path, threads, NULL, 512, 512))
+    if (!cli_open(&t->m, path, &(struct cli_how){.threads = threads}, 512, 512))
         return false;
     const struct pl_engine_opts o = {.max_sequences = 1,
                                      .batch_tokens = 512, .max_context = pl_model_spec(t->m.model)->n_ctx, .kv_dtype = PL_F16, .queue_limit = 4};

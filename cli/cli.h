@@ -8,6 +8,7 @@
 
 #include "core/base/pool.h"
 #include "core/base/status.h"
+#include "core/model/dummy.h"
 #include "core/model/gguf.h"
 #include "core/model/model.h"
 #include "core/text/tok.h"
@@ -22,6 +23,7 @@ struct cli_flag {
 bool cli_flags(int argc, char **argv, const struct cli_flag *flags, size_t n);
 
 struct cli_model {
+    struct pl_dummy *dummy; /* NULL = from a file; without tokenizer */
     struct pl_gguf *gguf;
     struct pl_tok *tok;
     struct pl_pool *pool;
@@ -29,8 +31,14 @@ struct cli_model {
     struct pl_model *model;
 };
 
-/* device: as parleyd takes it; NULL = the CPU. max_tokens: of a batch. Complains on standard error. */
-bool cli_open(struct cli_model *m, const char *path, const char *threads, const char *device, uint32_t max_tokens, uint32_t max_rows);
+/* What every verb that runs a model may be told; NULL = the default */
+struct cli_how {
+    const char *format;  /* "gguf", or "dummy": the path is the name of a shape */
+    const char *threads;
+    const char *device;  /* as parleyd takes it */
+};
+/* max_tokens: of a batch. Complains on standard error. */
+bool cli_open(struct cli_model *m, const char *path, const struct cli_how *how, uint32_t max_tokens, uint32_t max_rows);
 void cli_close(struct cli_model *m);
 
 /* "key": "value" to standard output, whatever bytes value has. */

@@ -33,7 +33,17 @@ bool cli_flags(int argc, char **argv, const struct cli_flag *flags, size_t n)
     return true;
 }
 
-bool cli_open(struct cli_model *m, const char *path, const char *threads, const char *device, uint32_t max_tokens, uint32_t max_rows)
+static pl_status open_file(struct cli_model *m, const char *path, const char *format, struct pl_err *err)
+{
+    if (format != NULL && strcmp(format, "dummy") == 0)
+        return pl_dummy_open(&m->dummy, &m->gguf, path, err);
+    if (format != NULL && strcmp(format, "gguf") != 0)
+        return pl_fail(err, PL_EINVAL, "--load-format \"%s\": gguf or dummy", format);
+    const pl_status st = pl_gguf_open(&m->gguf, path, err);
+    return st != PL_OK ? st : pl_tok_load(&m->tok, m->gguf, err);
+}
+
+bool cli_open(struct cli_model *m, const char *path, const struct cli_how *how, uint32_t max_tokens, uint32_t max_rows)
 {
     struct pl_err err = {0};
     *m = (struct cli_model){0};
@@ -41,13 +51,11 @@ bool cli_open(struct cli_model *m, const char *path, const char *threads, const 
         fputs("parley: name a GGUF file with --model FILE\n", stderr);
         return false;
     }
-    pl_status st = pl_gguf_open(&m->gguf, path, &err);
+    pl_status st = open_file(m, path, how->format, &err);
     if (st == PL_OK)
-        st = pl_tok_load(&m->tok, m->gguf, &err);
+        st = pl_pool_new(&m->pool, how->threads != NULL ? (unsigned)atoi(how->threads) : 0, &err);
     if (st == PL_OK)
-        st = pl_pool_new(&m->pool, threads != NULL ? (unsigned)atoi(threads) : 0, &err);
-    if (st == PL_OK)
-        st = pl_device_open(&m->dev, device != NULL ? device : "cpu", NULL, m->pool, &err);
+        st = pl_device_open(&m->dev, how->device != NULL ? how->device : "cpu", NULL, m->pool, &err);
     if (st == PL_OK)
         st = pl_model_load(&m->model, m->gguf, m->dev, max_tokens, max_rows, &err);
     if (st != PL_OK) {
@@ -66,6 +74,7 @@ void cli_close(struct cli_model *m)
     pl_pool_free(m->pool);
     pl_tok_free(m->tok);
     pl_gguf_close(m->gguf);
+    pl_dummy_close(m->dummy);
 }
 
 void cli_print_text(const char *key, const char *value)

@@ -229,10 +229,10 @@ static bool report(struct ops *o)
     return ok;
 }
 
-int cli_ops(const char *model, const char *threads, const char *device, bool json)
+int cli_ops(const char *model, const struct cli_how *how, bool json)
 {
     struct ops *o = pl_xcalloc(1, sizeof *o);
-    bool ok = cli_open(&o->m, model, threads, device, DRIVE_TOKENS, DRIVE_SEQS);
+    bool ok = cli_open(&o->m, model, how, DRIVE_TOKENS, DRIVE_SEQS);
     o->json = json;
     if (ok) {
         ok = peak_measure(&o->peak, pl_pool_size(o->m.pool));

@@ -5,7 +5,9 @@
 
 #include <stdbool.h>
 
+struct cli_how;
+
 /* `parley bench --ops`. Returns the exit status. */
-int cli_ops(const char *model, const char *threads, const char *device, bool json);
+int cli_ops(const char *model, const struct cli_how *how, bool json);
 
 #endif

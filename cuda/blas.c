@@ -26,11 +26,11 @@ _Static_assert(sizeof(cublasHandle_t) == sizeof(void *) && sizeof(cublasOperatio
 
 static struct calls calls; /* the same for every device */
 
-static int product(const struct pl_cublas *b, int dtype, int n_rows, int n_out, int n_in, const void *x, int x_stride, const void *w, float *y)
+static int product(const struct pl_cublas *b, int dtype, int n_rows, int n_out, int n_in, const void *x, const void *w, float *y)
 {
-    const int type = dtype == PL_F16 ? CUDA_R_16F : dtype == PL_BF16 ? CUDA_R_16BF : CUDA_R_32F;
+    const int type = dtype == PL_F16 ? CUDA_R_16F : CUDA_R_16BF;
     const float one = 1, zero = 0;
-    return calls.gemm(b->handle, OP_T, OP_N, n_out, n_rows, n_in, &one, w, type, n_in, x, type, x_stride, &zero, y, CUDA_R_32F, n_out, COMPUTE_32F,
+    return calls.gemm(b->handle, OP_T, OP_N, n_out, n_rows, n_in, &one, w, type, n_in, x, type, n_in, &zero, y, CUDA_R_32F, n_out, COMPUTE_32F,
                       ALGO_DEFAULT);
 }
 
@@ -42,12 +42,8 @@ static void close_blas(struct pl_cublas *b)
 
 static void *find_library(void)
 {
-    static const char *const names[] = {"libcublas.so.13", "libcublas.so.12", "/usr/local/cuda/lib64/libcublas.so.13",
-                                        "/usr/local/cuda/lib64/libcublas.so.12"};
-    void *library = NULL;
-    for (unsigned i = 0; library == NULL && i < sizeof names / sizeof names[0]; i++)
-        library = dlopen(names[i], RTLD_NOW | RTLD_LOCAL);
-    return library;
+    void *library = dlopen("libcublas.so.13", RTLD_NOW | RTLD_LOCAL);
+    return library != NULL ? library : dlopen("/usr/local/cuda/lib64/libcublas.so.13", RTLD_NOW | RTLD_LOCAL);
 }
 
 static bool find_calls(void *library)
@@ -66,7 +62,7 @@ pl_status pl_cublas_open(struct pl_cublas *b, cudaStream_t stream, struct pl_err
         return pl_fail(err, PL_ENOTSUP, "libcublas.so.13 is missing: install CUDA's cuBLAS, or name its folder in LD_LIBRARY_PATH, or take --device cpu");
     if (!find_calls(library)) {
         dlclose(library);
-        return pl_fail(err, PL_ENOTSUP, "libcublas.so lacks a call that parley makes: install cuBLAS of CUDA 12 or 13");
+        return pl_fail(err, PL_ENOTSUP, "libcublas.so.13 lacks a call that parley makes: install CUDA 13's own");
     }
     void *handle = NULL;
     int e = calls.create(&handle);

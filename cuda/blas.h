@@ -12,9 +12,8 @@
 
 struct pl_cublas {
     void *handle, *library;
-    /* y[T][N] = x[T][K] · w[N][K]ᵀ, float sums; x and w are of the same type (f32, f16 or bf16). Rows lie close together but
-     * for x's, which start x_stride elements apart. 0, or cuBLAS's error. */
-    int (*product)(const struct pl_cublas *b, int dtype, int n_rows, int n_out, int n_in, const void *x, int x_stride, const void *w, float *y);
+    /* y[T][N] = x[T][K] · w[N][K]ᵀ, float sums; x and w are of the same type, f16 or bf16. 0, or cuBLAS's error. */
+    int (*product)(const struct pl_cublas *b, int dtype, int n_rows, int n_out, int n_in, const void *x, const void *w, float *y);
     void (*close)(struct pl_cublas *b);
 };
 

@@ -125,6 +125,7 @@ pl_status pl_cuda_matmul_glu_op(struct pl_device *dev, pl_act_kind kind, pl_view
 size_t pl_cuda_kv_bytes(struct pl_device *dev, const struct pl_kv_shape *shape);
 pl_status pl_cuda_kv_new(struct pl_device *dev, const struct pl_kv_shape *shape, struct pl_kvdev **out);
 void pl_cuda_kv_free(struct pl_device *dev, struct pl_kvdev *kv);
+pl_status pl_cuda_kv_copy(struct pl_device *dev, struct pl_kvdev *kv, uint32_t from, uint32_t to);
 pl_status pl_cuda_kv_write_op(struct pl_device *dev, struct pl_kvdev *kv, uint32_t layer, pl_view k, pl_view v, const struct pl_batch *b);
 pl_status pl_cuda_attn_op(struct pl_device *dev, pl_view out, pl_view q, const struct pl_kvdev *kv, uint32_t layer, float scale,
                           const struct pl_batch *b);

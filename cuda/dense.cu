@@ -1,7 +1,7 @@
-/* dense: products of f32, f16 and bf16 weights: a kernel for few rows that reads each weight once, and what goes before and
- * after cuBLAS for many.
+/* dense: products of f32, f16 and bf16 weights: a kernel that reads each weight once for up to 16 rows of x, and what goes
+ * before and after cuBLAS.
  *
- * Few rows: a warp for ROWS outputs. A lane takes its pieces of a weight's row in order, all lanes' sums are then added; that
+ * A warp has ROWS outputs of up to 16 rows of x. A lane takes its pieces of a weight's row in order, all lanes' sums are then added; that
  * order is the same for every number of tokens.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "core/model/dtype.h"
@@ -42,9 +42,12 @@ template <class W, int N> static __device__ __forceinline__ void load(const uint
 template <class W, int N, int T>
 static __global__ void few_kernel(pl_cuda_mat out, pl_cuda_mat x, pl_cuda_part w, const float *bias, bool add)
 {
-    const uint32_t lane = threadIdx.x % WARP, first = (blockIdx.x * WARPS + threadIdx.x / WARP) * ROWS;
+    const uint32_t lane = threadIdx.x % WARP, first = (blockIdx.x * WARPS + threadIdx.x / WARP) * ROWS, token = blockIdx.y * T;
     if (first >= w.rows)
         return;
+    const int n = static_cast<int>(min(x.rows - token, static_cast<uint32_t>(T)));
+    x.p += token * x.stride;
+    out.p += token * out.stride;
     const uint8_t *rows[ROWS];
     float sum[ROWS][T] = {};
     for (int r = 0; r < ROWS; r++)
@@ -56,7 +59,7 @@ static __global__ void few_kernel(pl_cuda_mat out, pl_cuda_mat x, pl_cuda_part w
             load<W, N>(rows[r], k, v[r]);
 #pragma unroll
         for (int t = 0; t < T; t++) {
-            const float *const in = x.p + (t < static_cast<int>(x.rows) ? t : 0) * x.stride + k;
+            const float *const in = x.p + (t < n ? t : 0) * x.stride + k;
 #pragma unroll
             for (int i = 0; i < N; i++) {
                 const float xi = __ldg(in + i);
@@ -71,7 +74,7 @@ static __global__ void few_kernel(pl_cuda_mat out, pl_cuda_mat x, pl_cuda_part w
 #pragma unroll
         for (int t = 0; t < T; t++) {
             float total = warp_sum(sum[r][t]);
-            if (lane != 0 || t >= static_cast<int>(x.rows) || first + r >= w.rows)
+            if (lane != 0 || t >= n || first + r >= w.rows)
                 continue;
             float *const to = out.p + t * out.stride + first + r;
             total = bias != nullptr ? total + bias[first + r] : total;
@@ -82,7 +85,8 @@ static __global__ void few_kernel(pl_cuda_mat out, pl_cuda_mat x, pl_cuda_part w
 template <class W, int N>
 static void few_rows(cudaStream_t s, pl_cuda_mat out, pl_cuda_mat x, pl_cuda_part w, const float *bias, bool add)
 {
-    const unsigned grid = pieces(w.rows, WARPS * ROWS), threads = WARPS * WARP;
+    const unsigned across = pieces(w.rows, WARPS * ROWS), threads = WARPS * WARP;
+    const dim3 grid(across, x.rows <= PL_CUDA_FEW ? 1 : pieces(x.rows, PL_CUDA_FEW));
     if (x.rows == 1)
         LAUNCH((few_kernel<W, N, 1>), grid, threads, 0, s, out, x, w, bias, add);
     else if (x.rows <= 4)
@@ -102,7 +106,7 @@ template <class W> static void few_of(cudaStream_t s, pl_cuda_mat out, pl_cuda_m
         few_rows<W, 1>(s, out, x, w, bias, add);
 }
 
-cudaError_t pl_cuda_dense_few(cudaStream_t s, struct pl_cuda_mat out, struct pl_cuda_mat x, const struct pl_cuda_part *w, const float *bias, bool add)
+cudaError_t pl_cuda_dense(cudaStream_t s, struct pl_cuda_mat out, struct pl_cuda_mat x, const struct pl_cuda_part *w, const float *bias, bool add)
 {
     if (w->dtype == PL_F16)
         few_of<__half>(s, out, x, *w, bias, add);
@@ -178,9 +182,7 @@ static __global__ void finish_kernel(pl_cuda_mat out, const float *y, const floa
     if (i >= out.cols)
         return;
     const size_t at = static_cast<size_t>(t) * out.cols + i;
-    float v = y[at];
-    if (scale != nullptr)
-        v = (v + y[at + static_cast<size_t>(out.rows) * out.cols]) * scale[t];
+    float v = (y[at] + y[at + static_cast<size_t>(out.rows) * out.cols]) * scale[t];
     if (bias != nullptr)
         v += bias[i];
     float *const to = out.p + t * out.stride + i;

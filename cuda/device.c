@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/base/clock.h"
 #include "core/base/version.h"
 #include "cuda/cuda.h"
 
@@ -280,10 +281,39 @@ static pl_status memory(struct pl_device *dev, size_t *free_bytes, size_t *total
     return rc != PL_OK ? rc : pl_cuda_check(c, cudaMemGetInfo(free_bytes, total), "asking for free memory");
 }
 
+enum { COPY_ROUNDS = 8 };
+
+/* Of the largest power of two bytes that fits twice into half of what is free, at most 2 GiB */
+static pl_status copy_speed(struct pl_device *dev, double *bytes_per_second)
+{
+    struct pl_cuda *c = pl_cuda_of(dev);
+    size_t free_bytes = 0, total, n = (size_t)2 << 30;
+    void *a = NULL, *b = NULL;
+    pl_status rc = memory(dev, &free_bytes, &total);
+    while (n > free_bytes / 4)
+        n /= 2;
+    if (rc == PL_OK && (rc = pl_cuda_alloc(c, &a, n)) == PL_OK)
+        rc = pl_cuda_alloc(c, &b, n);
+    uint64_t start = 0;
+    for (int i = 0; rc == PL_OK && i <= COPY_ROUNDS; i++) { /* the first one is not counted */
+        rc = pl_cuda_check(c, cudaMemcpyAsync(b, a, n, cudaMemcpyDeviceToDevice, c->stream), "copying within the GPU");
+        if (rc == PL_OK && i == 0) {
+            rc = sync(c, "copying within the GPU");
+            start = pl_now_ns();
+        }
+    }
+    if (rc == PL_OK && (rc = sync(c, "copying within the GPU")) == PL_OK)
+        *bytes_per_second = 2e9 * (double)n * COPY_ROUNDS / (double)(pl_now_ns() - start);
+    pl_cuda_release(c, a);
+    pl_cuda_release(c, b);
+    return rc;
+}
+
 static const struct pl_device_ops cuda_ops = {
-    .close = close_device, .attach = attach, .memory = memory, .buf_new = buf_new, .buf_free = buf_free, .put = put, .get = get, .host = host,
+    .close = close_device, .attach = attach, .memory = memory, .copy_speed = copy_speed, .buf_new = buf_new, .buf_free = buf_free, .put = put, .get = get, .host = host,
     .weight_new = pl_cuda_weight_new, .weight_free = pl_cuda_weight_free, .lora_new = pl_cuda_lora_new, .lora_free = pl_cuda_lora_free,
-    .kv_bytes = pl_cuda_kv_bytes, .kv_new = pl_cuda_kv_new, .kv_free = pl_cuda_kv_free, .step_begin = step_begin, .step_end = step_end,
+    .kv_bytes = pl_cuda_kv_bytes, .kv_new = pl_cuda_kv_new, .kv_free = pl_cuda_kv_free, .kv_copy = pl_cuda_kv_copy,
+    .step_begin = step_begin, .step_end = step_end,
     .embed = pl_cuda_embed_op, .norm = pl_cuda_norm_op, .matmul = pl_cuda_matmul_op, .matmul_glu = pl_cuda_matmul_glu_op,
     .lora = pl_cuda_lora_op, .rope = pl_cuda_rope_op, .kv_write = pl_cuda_kv_write_op, .attn = pl_cuda_attn_op, .act = pl_cuda_act_op,
     .gather = pl_cuda_gather_op,

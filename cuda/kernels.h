@@ -84,14 +84,15 @@ cudaError_t pl_cuda_kv_write(cudaStream_t s, struct pl_cuda_kv kv, uint32_t laye
 
 /* ---- dense.cu: products of f32, f16 and bf16 weights ---------------------------------------------------------------------- */
 
-/* out (+)= x · wᵀ (+ bias, NULL = none), for at most PL_CUDA_FEW rows of x; a row's result does not depend on how many there are */
+/* out (+)= x · wᵀ (+ bias, NULL = none); a row's result does not depend on how many there are. Reads the weight once for PL_CUDA_FEW
+ * rows of x. */
 enum { PL_CUDA_FEW = 16 };
-cudaError_t pl_cuda_dense_few(cudaStream_t s, struct pl_cuda_mat out, struct pl_cuda_mat x, const struct pl_cuda_part *w,
+cudaError_t pl_cuda_dense(cudaStream_t s, struct pl_cuda_mat out, struct pl_cuda_mat x, const struct pl_cuda_part *w,
                               const float *bias, bool add);
 /* For products by cuBLAS: x as 16-bit numbers of the weight's type (f16 or bf16), two for one: halves[2 T][K] holds x / scale[row]
  * rounded, then what that lost, so that their sum has 16 bits or more. scale is a power of two that keeps f16 in its range. */
 cudaError_t pl_cuda_split(cudaStream_t s, int dtype, struct pl_cuda_mat x, void *halves, float *scale);
-/* out[T] (+)= (y[t] + y[t + T]) * scale[t] (+ bias, NULL = none); scale NULL: y[t] alone. Rows of y lie close together. */
+/* out[T] (+)= (y[t] + y[t + T]) * scale[t] (+ bias, NULL = none). Rows of y lie close together. */
 cudaError_t pl_cuda_finish(cudaStream_t s, struct pl_cuda_mat out, const float *y, const float *scale, const float *bias, bool add);
 
 /* ---- quant.cu: products of the other types ---------------------------------------------------------------------------------- */

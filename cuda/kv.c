@@ -32,7 +32,8 @@ size_t pl_cuda_kv_bytes(struct pl_device *dev, const struct pl_kv_shape *shape)
 pl_status pl_cuda_kv_new(struct pl_device *dev, const struct pl_kv_shape *shape, struct pl_kvdev **out)
 {
     const pl_dtype t = shape->dtype;
-    if ((t != PL_F32 && t != PL_F16 && t != PL_BF16 && t != PL_Q8_0) || shape->page_size != PL_CUDA_PAGE || shape->head_dim > PL_MAX_HEAD_DIM)
+    if ((t != PL_F32 && t != PL_F16 && t != PL_BF16 && t != PL_Q8_0) || shape->page_size != PL_CUDA_PAGE || shape->head_dim > PL_MAX_HEAD_DIM ||
+        shape->head_dim % 8 != 0)
         return PL_ENOTSUP;
     struct pl_kvdev *d = calloc(1, sizeof *d);
     if (d == NULL)
@@ -52,6 +53,17 @@ void pl_cuda_kv_free(struct pl_device *dev, struct pl_kvdev *kv)
         return;
     pl_cuda_release(pl_cuda_of(dev), kv->kv.data);
     free(kv);
+}
+
+/* A page's layers lie a layer's bytes apart: one copy takes them all. */
+pl_status pl_cuda_kv_copy(struct pl_device *dev, struct pl_kvdev *kv, uint32_t from, uint32_t to)
+{
+    struct pl_cuda *c = pl_cuda_of(dev);
+    const struct pl_cuda_kv *k = &kv->kv;
+    if (from == to)
+        return PL_OK;
+    return pl_cuda_check(c, cudaMemcpy2DAsync(k->data + to * k->page_bytes, k->layer_bytes, k->data + from * k->page_bytes, k->layer_bytes, k->page_bytes,
+                                              k->n_layers, cudaMemcpyDeviceToDevice, c->stream), "copying a cache page");
 }
 
 pl_status pl_cuda_kv_write_op(struct pl_device *dev, struct pl_kvdev *kv, uint32_t layer, pl_view k, pl_view v, const struct pl_batch *b)

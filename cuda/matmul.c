@@ -1,5 +1,5 @@
-/* matmul: products, part by part. Few rows go to kernels that read each weight once; more rows of f32, f16 and bf16 weights to
- * cuBLAS; block types to kernels of their own, whatever the number of rows.
+/* matmul: products, part by part. f16 and bf16 weights with more than a few rows of x go to cuBLAS, which chooses an algorithm by
+ * the shape: there alone a row's bits may depend on how many rows there are. All else goes to kernels of ours.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "cuda/cuda.h"
 
@@ -18,20 +18,15 @@ static bool is_float(int dtype)
 static pl_status blas_product(struct product *p, struct pl_cuda_mat out, const struct pl_cuda_part *w, const float *bias, bool add)
 {
     struct pl_cuda *c = p->c;
-    const size_t T = p->x.rows, K = p->x.cols, N = w->rows, n_y = w->dtype == PL_F32 ? T : 2 * T;
-    const size_t halves = w->dtype == PL_F32 ? 0 : (2 * T * K * sizeof(uint16_t) + 255) / 256 * 256;
-    uint8_t *work = pl_cuda_scratch(c, PL_CUDA_SCRATCH_SPLIT, halves + (n_y * N + T) * sizeof(float));
+    const size_t T = p->x.rows, K = p->x.cols, N = w->rows, halves = (2 * T * K * sizeof(uint16_t) + 255) / 256 * 256;
+    uint8_t *work = pl_cuda_scratch(c, PL_CUDA_SCRATCH_SPLIT, halves + (2 * T * N + T) * sizeof(float));
     if (work == NULL)
         return pl_cuda_failed(c);
-    float *y = (float *)(work + halves), *scale = w->dtype == PL_F32 ? NULL : y + n_y * N;
-    pl_status rc = PL_OK;
-    if (halves > 0)
-        rc = pl_cuda_check(c, pl_cuda_split(c->stream, w->dtype, p->x, work, scale), "splitting activations");
+    float *y = (float *)(work + halves), *scale = y + 2 * T * N;
+    const pl_status rc = pl_cuda_check(c, pl_cuda_split(c->stream, w->dtype, p->x, work, scale), "splitting activations");
     if (rc != PL_OK)
         return rc;
-    const void *x = halves > 0 ? (const void *)work : p->x.p;
-    const int stride = halves > 0 ? (int)K : (int)p->x.stride;
-    if (c->blas.product(&c->blas, w->dtype, (int)n_y, (int)N, (int)K, x, stride, w->data, y) != 0)
+    if (c->blas.product(&c->blas, w->dtype, (int)(2 * T), (int)N, (int)K, work, w->data, y) != 0)
         return pl_cuda_check(c, cudaErrorLaunchFailure, "a product by cuBLAS");
     return pl_cuda_check(c, pl_cuda_finish(c->stream, out, y, scale, bias, add), "finishing a product");
 }
@@ -66,8 +61,8 @@ static pl_status product(struct pl_cuda *c, struct pl_cuda_mat out, struct pl_cu
         out.cols = part->rows;
         if (!is_float(part->dtype))
             rc = block_product(&p, out, part, bias, add);
-        else if (x.rows <= PL_CUDA_FEW)
-            rc = pl_cuda_check(c, pl_cuda_dense_few(c->stream, out, x, part, bias, add), "a product");
+        else if (part->dtype == PL_F32 || x.rows <= PL_CUDA_FEW)
+            rc = pl_cuda_check(c, pl_cuda_dense(c->stream, out, x, part, bias, add), "a product");
         else
             rc = blas_product(&p, out, part, bias, add);
         out.p += part->rows;
@@ -111,5 +106,6 @@ pl_status pl_cuda_matmul_glu_op(struct pl_device *dev, pl_act_kind kind, pl_view
     if (both.p == NULL)
         return pl_cuda_failed(c);
     const pl_status rc = product(c, both, pl_cuda_mat(x), w, NULL, false);
-    return rc != PL_OK ? rc : pl_cuda_check(c, pl_cuda_glu(c->stream, kind == PL_ACT_GELU_TANH, pl_cuda_mat(out), both, pl_cuda_vector(bias), values, rows), "a gated activation");
+    return rc != PL_OK ? rc : pl_cuda_check(c, pl_cuda_glu(c->stream, kind == PL_ACT_GELU_TANH, pl_cuda_mat(out), both, pl_cuda_vector(bias), values, rows),
+                                            "a gated activation");
 }

@@ -292,7 +292,8 @@ template <int TYPE> cudaError_t run_type(cudaStream_t s, const product &p)
 cudaError_t run(cudaStream_t s, int dtype, const product &p)
 {
     switch (dtype) {
-#define X(name, ...)                                                                                                       case PL_##name: return run_type<PL_##name>(s, p);
+#define X(name, ...)                                                                                                   \
+    case PL_##name: return run_type<PL_##name>(s, p);
         PL_PACK_LIST(X)
 #undef X
     default: return cudaErrorInvalidValue;

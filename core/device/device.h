@@ -131,6 +131,8 @@ struct pl_device_ops {
 
     /* What the device's own memory has left, and all of it; NULL where that is the host's. */
     pl_status (*memory)(struct pl_device *dev, size_t *free_bytes, size_t *total);
+    /* Measures a copy within that memory: bytes read and written in a second. NULL where that is the host's. */
+    pl_status (*copy_speed)(struct pl_device *dev, double *bytes_per_second);
 
     pl_status (*buf_new)(struct pl_device *dev, size_t n_floats, struct pl_dbuf **out);
     void (*buf_free)(struct pl_device *dev, struct pl_dbuf *buf);

@@ -196,6 +196,8 @@ pl_status pl_engine_new_ranks(struct pl_engine **out, const struct pl_engine_opt
         free_runner(r);
         if (!own)
             return pl_fail(err, st, "not every rank could load its part of the model: %s", pl_status_text(st));
+        if (st == PL_ENOTSUP)
+            return pl_fail_param(err, PL_EINVAL, "device", "%s has no cache for heads of %u elements: take --device cpu", dev->ops->name, shape.head_dim);
         return pl_fail_param(err, st, "kv-cache-mb", "no memory for a KV cache of %llu MiB: lower kv-cache-mb",
                              (unsigned long long)(wanted * page_bytes >> 20));
     }

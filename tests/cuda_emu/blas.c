@@ -11,14 +11,14 @@ static float element(int dtype, const void *p, size_t i)
     return v;
 }
 
-static int product(const struct pl_cublas *b, int dtype, int n_rows, int n_out, int n_in, const void *x, int x_stride, const void *w, float *y)
+static int product(const struct pl_cublas *b, int dtype, int n_rows, int n_out, int n_in, const void *x, const void *w, float *y)
 {
     (void)b;
     for (int t = 0; t < n_rows; t++)
         for (int n = 0; n < n_out; n++) {
             float sum = 0;
             for (int k = 0; k < n_in; k++)
-                sum += element(dtype, x, (size_t)t * (size_t)x_stride + (size_t)k) * element(dtype, w, (size_t)n * (size_t)n_in + (size_t)k);
+                sum += element(dtype, x, (size_t)t * (size_t)n_in + (size_t)k) * element(dtype, w, (size_t)n * (size_t)n_in + (size_t)k);
             y[(size_t)t * (size_t)n_out + (size_t)n] = sum;
         }
     return 0;

@@ -1,5 +1,5 @@
 /* runtime: the CUDA runtime's calls on host memory. The environment can make it fail as real machines do:
- *     PARLEY_EMU_FAULT=no-driver | old-driver | no-gpu
+ *     PARLEY_EMU_FAULT=no-driver | old-driver | no-gpu | lost:N    the last one after N times of waiting for the device
  *     PARLEY_EMU_MEMORY_MB=N     the device's memory (default 1024)
  * SPDX-License-Identifier: Apache-2.0 */
 #include <stdatomic.h>
@@ -34,6 +34,7 @@ const char *cudaGetErrorString(cudaError_t e)
     case cudaErrorInsufficientDriver: return "CUDA driver version is insufficient for CUDA runtime version";
     case cudaErrorNoDevice: return "no CUDA-capable device is detected";
     case cudaErrorInvalidDevice: return "invalid device ordinal";
+    case cudaErrorIllegalAddress: return "an illegal memory access was encountered";
     default: return "another error";
     }
 }
@@ -76,7 +77,8 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *p, int index)
 {
     if (index < 0 || index >= GPUS)
         return failed(cudaErrorInvalidDevice);
-    *p = (struct cudaDeviceProp){.name = "emulated", .totalGlobalMem = memory(), .sharedMemPerBlockOptin = 99 << 10, .major = 9, .minor = 0, .multiProcessorCount = 4};
+    *p = (struct cudaDeviceProp){.name = "emulated", .totalGlobalMem = memory(),
+                                 .sharedMemPerBlockOptin = 99 << 10, .major = 9, .minor = 0, .multiProcessorCount = 4};
     return cudaSuccess;
 }
 
@@ -158,6 +160,15 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, enum cudaMemcp
     return cudaMemcpy(to, from, n, kind);
 }
 
+cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width, size_t height, enum cudaMemcpyKind kind,
+                              cudaStream_t s)
+{
+    (void)kind, (void)s;
+    for (size_t i = 0; i < height; i++)
+        memcpy((char *)to + i * to_pitch, (const char *)from + i * from_pitch, width);
+    return cudaSuccess;
+}
+
 cudaError_t cudaMemset(void *p, int value, size_t n)
 {
     memset(p, value, n);
@@ -188,6 +199,10 @@ cudaError_t cudaStreamDestroy(cudaStream_t s)
 cudaError_t cudaStreamSynchronize(cudaStream_t s)
 {
     (void)s;
+    static atomic_ulong waits;
+    const char *f = getenv("PARLEY_EMU_FAULT");
+    if (f != NULL && strncmp(f, "lost:", 5) == 0 && ++waits > strtoul(f + 5, NULL, 10))
+        return failed(cudaErrorIllegalAddress);
     return cudaSuccess;
 }
 

@@ -11,7 +11,7 @@ import shutil
 
 import pytest
 
-from conftest import ROOT, SLOW, Daemon, until
+from conftest import DEVICE, ROOT, SLOW, Daemon, device_args, until
 
 FIXTURES = ROOT / "tests/oracle/fixtures/adapter"
 PROMPT = "The quick brown fox jumps over the lazy dog. " * 12
@@ -75,14 +75,14 @@ def jobs():
     return out
 
 
-@pytest.mark.parametrize("device", ["cpu", "cpu-avx2", "cpu-ref"])
+@pytest.mark.parametrize("device", ["cpu", "cpu-avx2", "cpu-ref"] if not DEVICE else [DEVICE])
 def test_mixed_batch(start, base, device):
     """Base and two adapters at once, with few pages, small steps and guesses: each answer is what it is alone."""
     if device == "cpu-avx2" and " avx2 " not in open("/proc/cpuinfo").read():
         pytest.skip("not on this processor")
-    alone = start(*two("--device", device, "--max-sequences", 1, "--speculation", "off"), model=base)
+    alone = start(*two(*device_args(device), "--max-sequences", 1, "--speculation", "off"), model=base)
     expected = [tokens_of(complete(alone, m, p, **o)) for m, p, o in jobs()]
-    crowd = start(*two("--device", device, "--max-sequences", 16, "--batch-tokens", 48, "--kv-cache-mb", 1, "--speculation-max-seqs", 16), model=base)
+    crowd = start(*two(*device_args(device), "--max-sequences", 16, "--batch-tokens", 48, "--kv-cache-mb", 1, "--speculation-max-seqs", 16), model=base)
     with concurrent.futures.ThreadPoolExecutor(18) as pool:
         futures = [pool.submit(complete, crowd, m, p, **o) for m, p, o in jobs() * 3]
         got = [tokens_of(f.result()) for f in futures]

@@ -146,6 +146,14 @@ def test_bench_ops(models):
     assert 0 < out["engine"]["overhead"] < 1 and out["engine"]["passes"] > 100
 
 
+def test_bench_of_a_made_up_model():
+    out = bench("tiny:q4_k", "--load-format", "dummy", "--prompt", "16", "--batch", "1", "--gen", 4, "--repeat", 1)
+    assert out["params"] == 1312000 and out["decode"][0]["tok_s"] > 0
+    for args, word in ((("--model", "9B", "--load-format", "dummy"), "9B"), (("--model", "x", "--load-format", "onnx"), "onnx")):
+        bad = subprocess.run([find_tool("parley"), "bench", *args], stderr=subprocess.PIPE, text=True)
+        assert bad.returncode == 1 and word in bad.stderr
+
+
 def test_bench_speeds(tiny):
     out = bench(tiny, "--prompt", "16", "--batch", "1,2", "--context", "0,40", "--gen", 4, "--repeat", 1)
     assert [(d["batch"], d["context"]) for d in out["decode"]] == [(1, 0), (1, 40), (2, 0), (2, 40)]

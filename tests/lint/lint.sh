@@ -23,7 +23,7 @@ each() { # each COMMAND FILE…: what the command prints for each file
 }
 licence() { head -30 "$1" | grep -q 'SPDX-License-Identifier: Apache-2.0' || echo "$1"; }
 length() { [ "$(wc -l <"$1")" -le 850 ] || echo "$1 has $(wc -l <"$1") lines"; }
-compiles() { printf '#include "%s"\n' "$1" | ${CC:-cc} -std=gnu17 -D_GNU_SOURCE -I. -fsyntax-only -xc - 2>/dev/null || echo "$1"; }
+compiles() { printf '#include "%s"\n' "$1" | ${CC:-cc} -std=gnu17 -D_GNU_SOURCE -I. -Itests/cuda_emu/include -fsyntax-only -xc - 2>/dev/null || echo "$1"; }
 conflicts() { # of the tracked files, or of all in a tree without git
     marks='^(<<<<<<<|[|]{7}|>>>>>>>)( |$)'
     if [ -e .git ] && git rev-parse --git-dir >/dev/null 2>&1; then
@@ -33,13 +33,14 @@ conflicts() { # of the tracked files, or of all in a tree without git
     fi
 }
 
-sources=$(find core server config cli tests -name '*.[ch]')
-product=$(find core server config cli -name '*.[ch]')
+sources=$(find core server config cli cuda tests -name '*.[ch]' -o -name '*.cu' -o -name '*.cpp')
+product=$(find core server config cli cuda -name '*.[ch]' -o -name '*.cu')
 core=$(find core -name '*.[ch]')
-headers=$(find core server config cli -name '*.h' ! -path '*/vec*.h' ! -path '*/attn_avx*.h' ! -path '*/layouts.h')
+headers=$(find core server config cli cuda/blas.h cuda/cuda.h cuda/kernels.h cuda/pack.h -name '*.h' ! -path '*/vec*.h' ! -path '*/attn_avx*.h' ! -path '*/layouts.h')
 # shellcheck disable=SC2086
 {
     rule "core knows nothing of server, config and cli" "$(grep -nE '#include "(server|config|cli)/' $core)"
+    rule "cuda knows of core only its interfaces" "$(grep -nE '#include "(server|config|cli|tests|core/(sched|kv|sample|text|train|device/cpu))/' cuda/*)"
     rule "only the server includes microhttpd.h" "$(grep -ln 'microhttpd.h' $sources | grep -v '^server/')"
     rule "the environment is read in config/ only" "$(grep -nE '\bgetenv\(' $product | grep -v '^config/')"
     rule "nothing in core ends the process" "$(grep -nE '(^|[^_a-z])(exit|_exit|abort)\(' $core | grep -v '^core/base/status.c')"

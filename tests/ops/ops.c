@@ -387,10 +387,10 @@ static void invariant(struct machine *m, struct machine *other, const char *isa,
     }
 }
 
-/* cuBLAS, for more rows than these, chooses an algorithm by their number. */
+/* cuBLAS, which multiplies more rows than these with 16-bit weights, chooses an algorithm by their number. */
 static bool is_cublas(const char *isa, pl_dtype t, uint32_t T)
 {
-    return device_is_cuda(isa) && T > 16 && pl_dtype_block(t) == 1;
+    return device_is_cuda(isa) && T > 16 && (t == PL_F16 || t == PL_BF16);
 }
 
 /* Matmul of T rows against each of its rows alone: inputs are made once and cut. */

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "core/base/mem.h"
+#include "tests/tools/emulated.h"
 
 enum { PAGE = 32 };
 
@@ -21,7 +22,7 @@ pl_status runner_open_part(struct runner *r, const struct pl_gguf *g, struct pl_
     *r = (struct runner){.max_tokens = max_tokens};
     pl_status rc = pl_pool_new(&r->pool, n_threads, err);
     if (rc == PL_OK)
-        rc = pl_cpu_open(&r->dev, r->pool, isa, err);
+        rc = device_open(&r->dev, r->pool, isa, err);
     if (rc == PL_OK)
         rc = pl_model_load_part(&r->model, g, r->dev, comm, max_tokens, max_tokens, err);
     if (rc != PL_OK)

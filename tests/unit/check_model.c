@@ -12,6 +12,7 @@
 
 #include "core/base/log.h"
 #include "core/base/mem.h"
+#include "core/model/dummy.h"
 #include "tests/tools/run_model.h"
 #include "tests/tools/tiny_model.h"
 
@@ -631,6 +632,55 @@ START_TEST(real_model_agrees_with_transformers)
 }
 END_TEST
 
+/* Shapes of the list as a loader sees them: parameters, and the bytes that the type says. */
+static const struct {
+    const char *name;
+    uint64_t params;
+    double bytes_each;
+} dummies[] = {{"tiny", 1312000, 2},           {"1B", 1235814400, 2},          {"8b:q4_k", 8030261248, 144 / 256.0},
+               {"32B:Q6_K", 32763417600, 210 / 256.0}, {"tiny:q5_0", 1312000, 22 / 32.0}, {"tiny:f32", 1312000, 4}};
+
+START_TEST(made_up_models_have_their_shape)
+{
+    struct pl_err err = {0};
+    struct pl_dummy *d;
+    struct pl_gguf *g;
+    struct pl_spec spec;
+    unsigned bit;
+    uint64_t params, matrices = 0, bytes = 0;
+    ck_assert_msg(pl_dummy_open(&d, &g, dummies[_i].name, &err) == PL_OK, "%s", err.msg);
+    ck_assert_msg(pl_model_check(&spec, &bit, &params, g, &err) == PL_OK, "%s", err.msg);
+    ck_assert_uint_eq(params, dummies[_i].params);
+    for (size_t i = 0; i < pl_gguf_n_tensors(g); i++) {
+        const struct pl_gguf_tensor *t = pl_gguf_tensor_at(g, i);
+        matrices += t->n_dims > 1 ? t->ne[0] * t->ne[1] : 0;
+        bytes += t->n_dims > 1 ? t->n_bytes : 0;
+        const size_t last = t->n_bytes - pl_dtype_block_bytes(t->dtype) * 32;
+        float v[256 * 32], square = 0;
+        const uint32_t n = 32 * pl_dtype_block(t->dtype);
+        pl_dequant_row(t->dtype, (const uint8_t *)t->data + last, v, n);
+        for (uint32_t k = 0; k < n; k++)
+            square += v[k] * v[k] / (float)n;
+        ck_assert_msg(t->n_dims == 1 ? square == 1 : square > 1e-4f && square < 1e-3f, "%.*s ends with %g", (int)t->name.n, t->name.s, (double)square);
+    }
+    ck_assert_double_eq((double)bytes, (double)matrices * dummies[_i].bytes_each);
+    pl_gguf_close(g);
+    pl_dummy_close(d);
+}
+END_TEST
+
+START_TEST(made_up_models_are_refused_by_name)
+{
+    struct pl_err err = {0};
+    struct pl_dummy *d;
+    struct pl_gguf *g;
+    ck_assert_int_eq(pl_dummy_open(&d, &g, "9B", &err), PL_EINVAL);
+    ck_assert_msg(strstr(err.msg, "9B") != NULL && strstr(err.msg, "tiny") != NULL, "%s", err.msg);
+    ck_assert_int_eq(pl_dummy_open(&d, &g, "1B:q9", &err), PL_EINVAL);
+    ck_assert_msg(strstr(err.msg, "q9") != NULL, "%s", err.msg);
+}
+END_TEST
+
 Suite *suite_model(void)
 {
     Suite *s = suite_create("model");
@@ -646,6 +696,8 @@ Suite *suite_model(void)
     tc = tcase_create("load");
     tcase_add_loop_test(tc, faulty_file_is_refused_by_name, 0, PL_COUNT_OF(faults));
     tcase_add_test(tc, device_refusal_names_the_tensor);
+    tcase_add_loop_test(tc, made_up_models_have_their_shape, 0, PL_COUNT_OF(dummies));
+    tcase_add_test(tc, made_up_models_are_refused_by_name);
     suite_add_tcase(s, tc);
     return s;
 }

@@ -1,0 +1,112 @@
+"""Devices: the whole daemon on the CUDA device, run on a CPU (tests/cuda_emu), gives the CPU's text; a GPU that is not there,
+or cannot be used, is told in one line with exit status 2.
+
+SPDX-License-Identifier: Apache-2.0
+"""
+import json
+import subprocess
+
+import pytest
+
+from conftest import EMULATED, PARLEYD, SLOW, device_args
+
+PROMPTS = ["Once upon a time", "again and again and again", "x", "The quick brown fox jumps over the lazy dog. " * 3]
+MODELS = {
+    "f32": ["--layers", 2],
+    "q4_1, grouped heads": ["--layers", 2, "--type", "q4_1", "--heads", 4, "--kv-heads", 2],
+    "gpt2": ["--layers", 2, "--arch", "gpt2"],
+    "q8_0, untied": ["--layers", 2, "--type", "q8_0", "--untied"],
+}
+
+
+def answers(d):
+    """For each prompt: the tokens, and by how much each led (nats)."""
+    body = {"model": "m", "prompt": PROMPTS, "temperature": 0, "max_tokens": 16, "ignore_eos": True, "logprobs": 2}
+    status, _, text = d.request("POST", "/v1/completions", body, timeout=300)
+    assert status == 200, text
+    logprobs = [c["logprobs"] for c in json.loads(text)["choices"]]
+    return [(p["tokens"], [max(t.values()) - min(t.values()) for t in p["top_logprobs"]]) for p in logprobs]
+
+
+def agree(got, expected):
+    """The same tokens, but that a token may differ which leads by less than what one more or less in a rounded activation does."""
+    same = 0
+    for (a, _), (b, leads) in zip(got, expected, strict=True):
+        first = next((i for i in range(len(b)) if a[i] != b[i]), None)
+        assert first is None or leads[first] < 0.02, (a, b, leads)
+        same += first is None
+    return same >= len(expected) - 1
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_same_text_as_the_cpu(start, models, kind):
+    model = models("device-" + kind.split(",")[0], *MODELS[kind])
+    small = ["--alias", "m", "--batch-tokens", 32, "--max-sequences", 4]
+    cpu = start(*small, "--device", "cpu", model=model)
+    expected = answers(cpu)
+    cuda = start(*small, *device_args("cuda-emulated"), model=model)
+    assert "device: cuda:0 (emulated)" in cuda.log
+    first = answers(cuda)
+    assert agree(first, expected)
+    assert answers(cuda) == first, "from cached pages"
+
+
+def test_second_gpu_and_cache_size(start, tiny):
+    d = start("--alias", "m", "--device", "cuda:1", "--cuda-library", EMULATED, "--cuda-memory-percent", 2, "--kv-type", "q8_0", model=tiny)
+    assert "cuda:1 (emulated)" in d.log
+    assert len(answers(d)) == len(PROMPTS)
+
+
+def refused(*args, model, env=None):
+    done = subprocess.run([PARLEYD, "--port", "0", "--model", str(model), *map(str, args)], capture_output=True, text=True, timeout=60 * SLOW,
+                          env={"PATH": "/usr/bin:/bin", **(env or {})})
+    errors = [line for line in done.stderr.splitlines() if " error " in f" {line.lower()} "]
+    assert done.returncode == 2, done.stderr
+    return "\n".join(errors or done.stderr.splitlines()[-1:])
+
+
+@pytest.mark.parametrize("fault, index, says", [
+    ("no-driver", 0, "no NVIDIA driver: install"),
+    ("old-driver", 0, "the NVIDIA driver is for CUDA 11.4, parley needs 13.0: update the driver"),
+    ("no-gpu", 0, "no GPU can be used"),
+    ("", 7, "there is no GPU 7: this machine has 2"),
+])
+def test_gpu_that_cannot_be_used(tiny, fault, index, says):
+    line = refused("--device", f"cuda:{index}", "--cuda-library", EMULATED, model=tiny, env={"PARLEY_EMU_FAULT": fault})
+    assert says in line and "\n" not in line, line
+
+
+def test_model_that_does_not_fit(models):
+    model = models("device-large", "--type", "f32", "--layers", 4, "--embd", 256, "--ff", 1024)
+    line = refused(*device_args("cuda-emulated"), model=model, env={"PARLEY_EMU_MEMORY_MB": "4"})
+    assert "of 4 MiB free, the model's weights take" in line and "a file of the same model would fit as Q" in line and "\n" not in line, line
+
+
+def test_lost_while_it_runs(start, tiny):
+    """What runs ends with an error, and so does what comes later; health turns red."""
+    d = start("--alias", "m", *device_args("cuda-emulated"), model=tiny, env={"PARLEY_EMU_FAULT": "lost:300"})
+    for _ in range(100):
+        status, _, text = d.post("/v1/completions", {"model": "m", "prompt": "x", "max_tokens": 20, "ignore_eos": True})
+        if status != 200:
+            break
+    assert status in (500, 503), text
+    assert d.post("/v1/completions", {"model": "m", "prompt": "x"})[0] == 503 and d.get("/health")[0] == 503
+    assert d.log.count("cuda:0 (emulated) failed: ") == 1 and "illegal memory access" in d.log
+
+
+def test_no_library(tiny):
+    line = refused("--device", "cuda", "--cuda-library", "/nowhere/libparley_cuda.so", model=tiny)
+    assert "the CUDA device cannot be loaded" in line and "--device cpu" in line and "\n" not in line, line
+
+
+def test_auto(start, tiny):
+    """A GPU where there is one, else the CPU with a line that says why."""
+    d = start("--device", "auto", "--cuda-library", EMULATED, model=tiny, env={"PARLEY_EMU_FAULT": "no-driver"})
+    assert "device auto: the CPU, since this machine has no NVIDIA driver" in d.log and "device: cpu-" in d.log
+    d = start("--device", "auto", "--cuda-library", EMULATED, model=tiny)
+    assert "device: cuda:0 (emulated)" in d.log
+
+
+@pytest.mark.parametrize("name", ["cuda:", "cuda:x", "cuda:N", "cuda:1000", "cuda1", "gpu"])
+def test_bad_names(tiny, name):
+    assert "device must be one of" in refused("--device", name, model=tiny)
