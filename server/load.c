@@ -184,7 +184,7 @@ pl_status pl_load_device(struct pl_device **out, const struct pl_config *c, stru
 static pl_status open_device(struct pl_load *l, const struct pl_server *s, struct pl_err *err)
 {
     pl_status rc = pl_pool_new(&l->pool, pl_ranks_threads(s->world, s->config), err);
-    return rc == PL_OK ? pl_load_device(&l->device, s->config, l->pool, pl_ranks_comm(l->ranks)->local_rank, err) : rc;
+    return rc == PL_OK ? pl_load_device(&l->device, s->config, l->pool, s->world != NULL ? s->world->local_rank : 0, err) : rc;
 }
 
 /* Weights that a device's own memory cannot take are refused before they are copied, with what would fit. */
@@ -203,11 +203,14 @@ static pl_status check_fit(const struct pl_load *l, struct pl_err *err)
         bytes += (double)tensor->n_bytes;
         weights += (double)tensor->ne[0] * (double)tensor->ne[1] * (double)tensor->ne[2] * (double)tensor->ne[3];
     }
+    const unsigned ranks = pl_ranks_comm(l->ranks)->size; /* each takes about its share */
+    bytes /= ranks;
+    weights /= ranks;
     if (bytes <= (double)room)
         return PL_OK;
     while (i < PL_COUNT_OF(types) && weights * types[i].bits / 8 > 0.9 * (double)room)
         i++;
-    return pl_fail_param(err, PL_EINVAL, "device", "%s has %zu of %zu MiB free, the model's weights take %.0f: %s%s, take a larger GPU, or --device cpu",
+    return pl_fail_param(err, PL_EINVAL, "device", "%s has %zu of %zu MiB free, the model's weights take %.0f: %s%s, take a larger GPU, more ranks, or --device cpu",
                          l->device->ops->name, room >> 20, total >> 20, bytes / 1048576,
                          i < PL_COUNT_OF(types) ? "a file of the same model would fit as " : "it does not fit in any type",
                          i < PL_COUNT_OF(types) ? types[i].name : "");
@@ -291,9 +294,9 @@ pl_status pl_load_open(struct pl_load **out, struct pl_server *s, const char *pa
     if (rc == PL_OK)
         rc = open_chat(l, c, err);
     if (rc == PL_OK)
-        rc = pl_ranks_open(&l->ranks, s->world, c, l->gguf, err);
-    if (rc == PL_OK)
         rc = open_device(l, s, err);
+    if (rc == PL_OK)
+        rc = pl_ranks_open(&l->ranks, s->world, c, l->gguf, l->device, err);
     if (rc == PL_OK)
         rc = check_fit(l, err);
     if (rc == PL_OK)

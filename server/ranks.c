@@ -163,7 +163,8 @@ static pl_status start_threads(struct pl_ranks *r, const struct pl_config *c, co
     return rc;
 }
 
-pl_status pl_ranks_open(struct pl_ranks **out, struct pl_comm *world, const struct pl_config *c, const struct pl_gguf *g, struct pl_err *err)
+pl_status pl_ranks_open(struct pl_ranks **out, struct pl_comm *world, const struct pl_config *c, const struct pl_gguf *g,
+                        const struct pl_device *dev, struct pl_err *err)
 {
     const unsigned size = world != NULL ? world->size : (unsigned)c->tensor_parallel;
     struct pl_spec spec;
@@ -171,7 +172,7 @@ pl_status pl_ranks_open(struct pl_ranks **out, struct pl_comm *world, const stru
     unsigned arch;
     pl_status rc = pl_model_check(&spec, &arch, NULL, g, err);
     if (rc == PL_OK)
-        rc = pl_part_make(&part, &spec, arch, g, 0, size, err);
+        rc = pl_part_make(&part, &spec, arch, g, dev, 0, size, err);
     if (rc != PL_OK)
         return rc;
     struct pl_ranks *r = pl_xcalloc(1, sizeof *r);
@@ -183,7 +184,8 @@ pl_status pl_ranks_open(struct pl_ranks **out, struct pl_comm *world, const stru
         return rc;
     }
     if (size > 1)
-        pl_log_info("tensor parallel: %u ranks, %s", size, world != NULL ? "processes" : "threads");
+        pl_log_info("tensor parallel: %u ranks, %s; %s", size, world != NULL ? "processes" : "threads",
+                    part.sums ? "products are summed" : "parts are gathered, so that results are those of one rank");
     *out = r;
     return PL_OK;
 }

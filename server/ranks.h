@@ -10,6 +10,7 @@
 #include "core/comm/comm.h"
 
 struct pl_config;
+struct pl_device;
 struct pl_gguf;
 struct pl_ranks;
 
@@ -23,9 +24,9 @@ pl_status pl_ranks_follow(struct pl_comm *world, const struct pl_config *c, cons
 
 /* Threads that a rank may compute with. */
 unsigned pl_ranks_threads(const struct pl_comm *world, const struct pl_config *c);
-/* Rank 0, ahead of the model's load: the others begin to load their parts. */
+/* Rank 0, ahead of the model's load: the others begin to load their parts. dev: the one that rank 0 uses. */
 pl_status pl_ranks_open(struct pl_ranks **out, struct pl_comm *world, const struct pl_config *c, const struct pl_gguf *g,
-                        struct pl_err *err) PL_MUST_CHECK;
+                        const struct pl_device *dev, struct pl_err *err) PL_MUST_CHECK;
 struct pl_comm *pl_ranks_comm(struct pl_ranks *r);
 /* After the engine and before the file. NULL is nothing. */
 void pl_ranks_close(struct pl_ranks *r);

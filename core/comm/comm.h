@@ -19,6 +19,8 @@
 #include "core/base/status.h"
 #include "core/device/device.h"
 
+enum { PL_MAX_RANKS = 64 };
+
 struct pl_comm;
 
 struct pl_comm_ops {
@@ -31,6 +33,8 @@ struct pl_comm_ops {
     /* Ordered with the device's operations. */
     /* v (rows without gaps) becomes the sum of all ranks' */
     pl_status (*all_reduce)(struct pl_comm *c, struct pl_device *dev, pl_view v);
+    /* v[R, first[size]]: each rank has its columns [first[r], first[r + 1]), and gets the others'. first: the same everywhere. */
+    pl_status (*all_gather)(struct pl_comm *c, struct pl_device *dev, pl_view v, const uint32_t *first);
     /* Rank 0's out[R, all columns] gets each rank's part[R, first[r + 1] - first[r]] as its columns [first[r], first[r + 1]);
      * rank 0's own part is in out already. Other ranks' out is not looked at. first: [size + 1], the same everywhere. */
     pl_status (*gather)(struct pl_comm *c, struct pl_device *dev, pl_view out, pl_view part, const uint32_t *first);

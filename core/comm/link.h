@@ -10,7 +10,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-enum { PL_LINK_MOST = 1 << 30 /* bytes of a message */, PL_LINK_RANKS = 64 };
+enum { PL_LINK_MOST = 1 << 30 /* bytes of a message */, PL_LINK_RANKS = 64 /* PL_MAX_RANKS */ };
 
 struct pl_link;
 

@@ -229,27 +229,82 @@ static pl_status all_reduce(struct pl_comm *c, struct pl_device *dev, pl_view v)
     return rc == PL_OK ? dev->ops->put(dev, v.buf, v.offset, p->sum.v, n) : rc;
 }
 
-/* Rows [from, from + n_rows) of what gather gathers. */
+/* Where rank r's values begin among those of the others, one behind the other, with `own` left out. */
+static size_t place_of(const uint32_t *first, unsigned r, unsigned own)
+{
+    return first[r] - (r > own ? first[own + 1] - first[own] : 0);
+}
+
+/* To the columns of v: rank r's rows as they came. */
+static pl_status put_columns(struct peers *p, struct pl_device *dev, pl_view v, const uint32_t *first)
+{
+    pl_status rc = PL_OK;
+    for (unsigned r = 0; r < p->base.size; r++) {
+        const size_t n = first[r + 1] - first[r];
+        const float *from = p->theirs.v + v.rows * place_of(first, r, p->base.rank);
+        for (uint32_t i = 0; r != p->base.rank && i < v.rows && rc == PL_OK; i++)
+            rc = dev->ops->put(dev, v.buf, v.offset + (size_t)i * v.stride + first[r], from + i * n, n);
+    }
+    return rc;
+}
+
+/* Begins to take n_rows of rank r's columns. */
+static void take_columns(struct peers *p, unsigned r, uint32_t n_rows, const uint32_t *first)
+{
+    p->link->ops->recv(p->link, r, p->theirs.v + n_rows * place_of(first, r, p->base.rank), n_rows * (size_t)(first[r + 1] - first[r]) * sizeof(float));
+}
+
+static pl_status all_gather_rows(struct peers *p, struct pl_device *dev, pl_view v, const uint32_t *first)
+{
+    const unsigned me = p->base.rank;
+    const pl_view part = pl_view_cols(v, first[me], first[me + 1] - first[me]);
+    const float *mine = NULL;
+    pl_status rc = reserve(&p->theirs, v.rows * (size_t)first[p->base.size]);
+    if (rc == PL_OK)
+        rc = values_of(p, dev, part, &mine);
+    if (rc != PL_OK)
+        return rc;
+    for (unsigned r = 0; r < p->base.size; r++) {
+        if (r != me) {
+            p->link->ops->send(p->link, r, mine, (size_t)part.rows * part.cols * sizeof *mine);
+            take_columns(p, r, v.rows, first);
+        }
+    }
+    rc = finish(p);
+    return rc == PL_OK ? put_columns(p, dev, v, first) : rc;
+}
+
 static pl_status gather_rows(struct peers *p, struct pl_device *dev, pl_view out, pl_view part, const uint32_t *first)
 {
     const unsigned size = p->base.size;
-    const size_t row = first[size], own = first[1] - first[0];
     const float *mine = NULL;
-    pl_status rc = p->base.rank == 0 ? reserve(&p->theirs, part.rows * row) : values_of(p, dev, part, &mine);
+    pl_status rc = p->base.rank == 0 ? reserve(&p->theirs, part.rows * (size_t)first[size]) : values_of(p, dev, part, &mine);
     if (rc != PL_OK)
         return rc;
     if (p->base.rank != 0) {
         p->link->ops->send(p->link, 0, mine, (size_t)part.rows * part.cols * sizeof *mine);
         return finish(p);
     }
-    for (unsigned r = 1; r < size; r++) /* one behind the other, this rank's own left out */
-        p->link->ops->recv(p->link, r, p->theirs.v + part.rows * (first[r] - own), part.rows * (size_t)(first[r + 1] - first[r]) * sizeof *mine);
+    for (unsigned r = 1; r < size; r++)
+        take_columns(p, r, part.rows, first);
     rc = finish(p);
-    for (unsigned r = 1; r < size; r++) {
-        const size_t n = first[r + 1] - first[r];
-        const float *from = p->theirs.v + part.rows * (first[r] - own);
-        for (uint32_t i = 0; i < part.rows && rc == PL_OK; i++)
-            rc = dev->ops->put(dev, out.buf, out.offset + (size_t)i * out.stride + first[r], from + i * n, n);
+    return rc == PL_OK ? put_columns(p, dev, out, first) : rc;
+}
+
+/* Rows that are exchanged at a time. */
+static uint32_t rows_at_a_time(const struct pl_comm *c, const uint32_t *first)
+{
+    return PIECE / first[c->size] > 0 ? PIECE / first[c->size] : 1;
+}
+
+static pl_status all_gather(struct pl_comm *c, struct pl_device *dev, pl_view v, const uint32_t *first)
+{
+    struct peers *p = peers_of(c);
+    const uint32_t most = rows_at_a_time(c, first);
+    pl_status rc = atomic_load(&p->failed) ? PL_ERANK : PL_OK;
+    for (uint32_t at = 0, n; at < v.rows && rc == PL_OK; at += n) {
+        n = v.rows - at < most ? v.rows - at : most;
+        rc = all_gather_rows(p, dev, pl_view_rows(v, at, n), first);
     }
     return rc;
 }
@@ -257,7 +312,7 @@ static pl_status gather_rows(struct peers *p, struct pl_device *dev, pl_view out
 static pl_status gather(struct pl_comm *c, struct pl_device *dev, pl_view out, pl_view part, const uint32_t *first)
 {
     struct peers *p = peers_of(c);
-    const uint32_t most = PIECE / first[c->size] > 0 ? PIECE / first[c->size] : 1;
+    const uint32_t most = rows_at_a_time(c, first);
     pl_status rc = atomic_load(&p->failed) ? PL_ERANK : PL_OK;
     for (uint32_t at = 0, n; at < part.rows && rc == PL_OK; at += n) {
         n = part.rows - at < most ? part.rows - at : most;
@@ -294,6 +349,7 @@ static const struct pl_comm_ops peers_ops = {
     .broadcast = broadcast,
     .agree = agree,
     .all_reduce = all_reduce,
+    .all_gather = all_gather,
     .gather = gather,
     .give_up = give_up,
     .end_processes = end_processes,

@@ -20,6 +20,12 @@ static pl_status all_reduce(struct pl_comm *c, struct pl_device *dev, pl_view v)
     return PL_OK;
 }
 
+static pl_status all_gather(struct pl_comm *c, struct pl_device *dev, pl_view v, const uint32_t *first)
+{
+    (void)c, (void)dev, (void)v, (void)first;
+    return PL_OK;
+}
+
 static pl_status gather(struct pl_comm *c, struct pl_device *dev, pl_view out, pl_view part, const uint32_t *first)
 {
     (void)c, (void)dev, (void)out, (void)part, (void)first;
@@ -41,6 +47,7 @@ static const struct pl_comm_ops single_ops = {
     .broadcast = broadcast,
     .agree = agree,
     .all_reduce = all_reduce,
+    .all_gather = all_gather,
     .gather = gather,
     .give_up = nothing,
     .end_processes = end_processes,

@@ -124,6 +124,7 @@ typedef enum { PL_ACT_SILU, PL_ACT_GELU_TANH } pl_act_kind;
 
 struct pl_device_ops {
     const char *name;
+    bool rounds_inputs; /* products of block types round their inputs to 8 bits: a sum taken in another order may become a visible difference */
     void (*close)(struct pl_device *dev);
     /* The calling thread will issue the operations from now on; one that serves and does nothing else, since the CPU device
      * ties it and its team to one processor each. Not needed for results. */

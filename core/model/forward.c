@@ -22,11 +22,14 @@
     } while (0)
 
 /* v = its sum over the ranks. Rank 0 has brought what is added once: residual and biases. */
-#define SUM(v)                                                                                                         \
+#define SUM(v) COLLECTIVE(all_reduce, v)
+/* v[T, n] = the columns [first[r], first[r + 1]) of each rank r. */
+#define GATHER(v, first) COLLECTIVE(all_gather, v, first)
+#define COLLECTIVE(op, ...)                                                                                            \
     do {                                                                                                               \
-        const pl_status sum_rc = m->comm->ops->all_reduce(m->comm, m->dev, v);                                         \
-        if (sum_rc != PL_OK)                                                                                           \
-            return sum_rc;                                                                                             \
+        const pl_status comm_rc = m->comm->ops->op(m->comm, m->dev, __VA_ARGS__);                                      \
+        if (comm_rc != PL_OK)                                                                                          \
+            return comm_rc;                                                                                            \
     } while (0)
 
 static pl_view first_rows(pl_view v, uint32_t n)
@@ -55,6 +58,31 @@ static pl_status embed(struct pl_model *m, const struct pl_batch *b, pl_view x)
     return PL_OK;
 }
 
+/* x += w · in (+ bias): what leads back to the residual stream; in[T, all inputs], of which this rank has computed some. */
+static pl_status add_product(struct pl_model *m, uint32_t layer, pl_product product, pl_view x, pl_view in, const uint32_t *in_first,
+                             const struct pl_weight *w, pl_view bias)
+{
+    const struct pl_part *p = &m->part;
+    if (p->sums) {
+        STEP(matmul, x, in, w, bias, p->rank == 0);
+        ADAPT(layer, product, x, in);
+        SUM(x);
+        return PL_OK;
+    }
+    const pl_view own = pl_view_cols(x, p->c.first, p->c.n);
+    GATHER(in, in_first);
+    STEP(matmul, own, in, w, bias, true);
+    ADAPT(layer, product, own, in);
+    GATHER(x, p->c_first);
+    return PL_OK;
+}
+
+/* This rank's columns of what others compute the rest of. */
+static pl_view own_cols(const struct pl_model *m, pl_view v, struct pl_range r)
+{
+    return m->part.sums ? v : pl_view_cols(v, r.first, r.n);
+}
+
 /* att = attention(norm(x)); the keys and values of this batch are in the cache afterwards */
 static pl_status attention(struct pl_model *m, uint32_t layer, struct pl_kvdev *kv, const struct pl_batch *b, pl_view x,
                            pl_view att)
@@ -75,7 +103,7 @@ static pl_status attention(struct pl_model *m, uint32_t layer, struct pl_kvdev *
     STEP(kv_write, kv, layer, k, v, b);
     if (b->n_rows == 0 && layer + 1 == s->n_layers)
         return PL_OK; /* nobody reads what follows */
-    STEP(attn, att, q, kv, layer, m->attn_scale, b);
+    STEP(attn, own_cols(m, att, m->part.q), q, kv, layer, m->attn_scale, b);
     return PL_OK;
 }
 
@@ -84,7 +112,7 @@ static pl_status feed_forward(struct pl_model *m, uint32_t layer, pl_view x)
 {
     const struct pl_spec *s = &m->spec;
     const struct pl_layer *l = &m->layers[layer];
-    const pl_view h = first_rows(m->h, x.rows), ff = first_rows(m->ff, x.rows);
+    const pl_view h = first_rows(m->h, x.rows), all = first_rows(m->ff, x.rows), ff = own_cols(m, all, m->part.f);
 
     STEP(norm, s->norm, h, x, l->ff_norm, l->ff_norm_b, s->norm_eps);
     if (s->gated) {
@@ -100,10 +128,7 @@ static pl_status feed_forward(struct pl_model *m, uint32_t layer, pl_view x)
         ADAPT(layer, PL_PRODUCT_FF_IN, ff, h);
         STEP(act, s->act, ff);
     }
-    STEP(matmul, x, ff, l->ff_out, l->ff_out_b, m->part.rank == 0);
-    ADAPT(layer, PL_PRODUCT_FF_OUT, x, ff);
-    SUM(x);
-    return PL_OK;
+    return add_product(m, layer, PL_PRODUCT_FF_OUT, x, all, m->part.f_first, l->ff_out, l->ff_out_b);
 }
 
 /* Enqueues the whole pass. After the last layer's attention only the rows that want logits go on. */
@@ -129,10 +154,9 @@ static pl_status enqueue(struct pl_model *m, struct pl_kvdev *kv, const struct p
             att = first_rows(m->att_rows, R);
             pl_loras_narrow(&m->loras, b);
         }
-        STEP(matmul, x, att, l->attn_out, l->attn_out_b, m->part.rank == 0);
-        ADAPT(layer, PL_PRODUCT_ATTN_OUT, x, att);
-        SUM(x);
-        rc = feed_forward(m, layer, x);
+        rc = add_product(m, layer, PL_PRODUCT_ATTN_OUT, x, att, m->part.q_first, l->attn_out, l->attn_out_b);
+        if (rc == PL_OK)
+            rc = feed_forward(m, layer, x);
     }
     if (rc != PL_OK)
         return rc;
@@ -140,7 +164,7 @@ static pl_status enqueue(struct pl_model *m, struct pl_kvdev *kv, const struct p
     STEP(norm, s->norm, h, x, m->top.out_norm, m->top.out_norm_b, s->norm_eps);
     const pl_view logits = first_rows(m->logits, R), part = pl_view_cols(logits, 0, m->own.n_vocab);
     STEP(matmul, part, h, m->top.head != NULL ? m->top.head : m->top.embed, pl_view_none(), false);
-    return m->comm->ops->gather(m->comm, m->dev, logits, part, m->vocab_first);
+    return m->comm->ops->gather(m->comm, m->dev, logits, part, m->part.v_first);
 }
 
 pl_status pl_model_forward(struct pl_model *m, struct pl_kvdev *kv, const struct pl_batch *b, const float **logits)

@@ -348,9 +348,8 @@ pl_status pl_model_check(struct pl_spec *spec, unsigned *arch_bit, uint64_t *n_p
     if (rc != PL_OK || (rc = read_vocab(&m, g, err)) != PL_OK)
         return rc;
     m.layers = pl_xcalloc(m.spec.n_layers, sizeof *m.layers);
-    rc = pl_part_make(&m.part, &m.spec, m.arch_bit, g, 0, 1, err);
-    if (rc == PL_OK)
-        rc = check(&ld);
+    m.part = (struct pl_part){.size = 1};
+    rc = check(&ld);
     free(m.layers);
     *spec = m.spec;
     *arch_bit = m.arch_bit;
@@ -392,11 +391,12 @@ static pl_status make_work(struct pl_model *m, struct pl_err *err)
     const struct pl_spec *s = &m->own;
     const uint32_t T = m->max_tokens, R = m->max_rows, C = s->n_embd, F = s->n_ff, V = m->part.rank == 0 ? m->spec.n_vocab : s->n_vocab;
     const uint32_t Q = s->n_heads * s->head_dim, K = s->n_kv_heads * s->head_dim;
+    const uint32_t all_Q = m->part.sums ? Q : m->part.q_first[m->part.size], all_F = m->part.sums ? F : m->spec.n_ff;
     const struct {
         pl_view *view;
         uint32_t rows, cols;
-    } work[] = {{&m->x, T, C},  {&m->h, T, C},      {&m->qkv, T, Q + 2 * K}, {&m->att, T, Q},
-                {&m->ff, T, F}, {&m->x_rows, R, C}, {&m->att_rows, R, Q},    {&m->logits, R, V}};
+    } work[] = {{&m->x, T, C},      {&m->h, T, C},      {&m->qkv, T, Q + 2 * K},  {&m->att, T, all_Q},
+                {&m->ff, T, all_F}, {&m->x_rows, R, C}, {&m->att_rows, R, all_Q}, {&m->logits, R, V}};
     _Static_assert(PL_COUNT_OF(work) == PL_COUNT_OF(m->work), "a buffer for each view");
     for (size_t i = 0; i < PL_COUNT_OF(work); i++) {
         const size_t n = (size_t)work[i].rows * work[i].cols;
@@ -406,8 +406,6 @@ static pl_status make_work(struct pl_model *m, struct pl_err *err)
         *work[i].view = (pl_view){m->work[i], 0, work[i].rows, work[i].cols, work[i].cols};
     }
     m->own_tokens = pl_xcalloc(T, sizeof *m->own_tokens);
-    m->vocab_first = pl_xcalloc(m->part.size + 1, sizeof *m->vocab_first);
-    pl_part_vocab(m->spec.n_vocab, m->part.size, m->vocab_first);
     if (m->part.rank != 0 || m->dev->ops->host(m->dev, m->logits.buf) != NULL)
         return PL_OK;
     m->host_logits = malloc((size_t)m->max_rows * m->spec.n_vocab * sizeof *m->host_logits);
@@ -434,7 +432,7 @@ pl_status pl_model_load_part(struct pl_model **out, const struct pl_gguf *g, str
     pl_status rc = pl_spec_read(&m->spec, &m->arch_bit, g, err);
     if (rc != PL_OK || (rc = read_vocab(m, g, err)) != PL_OK)
         goto out;
-    if ((rc = pl_part_make(&m->part, &m->spec, m->arch_bit, g, comm->rank, comm->size, err)) != PL_OK)
+    if ((rc = pl_part_make(&m->part, &m->spec, m->arch_bit, g, dev, comm->rank, comm->size, err)) != PL_OK)
         goto out;
     m->own = pl_part_spec(&m->part, &m->spec);
     m->attn_scale = 1.0f / sqrtf((float)m->spec.head_dim);
@@ -479,7 +477,6 @@ void pl_model_free(struct pl_model *m)
             m->dev->ops->buf_free(m->dev, m->work[i]);
     free(m->host_logits);
     free(m->own_tokens);
-    free(m->vocab_first);
     free(m->layers);
     free(m);
 }

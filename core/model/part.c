@@ -10,7 +10,7 @@
 #include "core/model/gguf.h"
 #include "core/model/weights.h"
 
-enum { WIDE = 32 /* values that products take at once: cuts elsewhere are possible, but slow */ };
+enum { WIDE = 32 /* values that products take at once */ };
 
 /* The matrices of a layer. */
 static const struct {
@@ -44,18 +44,19 @@ static uint32_t cut_at(uint32_t n, uint32_t unit, unsigned r, unsigned size)
     return r == size ? n : (uint32_t)((uint64_t)(n / unit) * r / size * unit);
 }
 
-static struct pl_range share(uint32_t n, uint32_t unit, unsigned r, unsigned size)
+static struct pl_range share(const uint32_t *first, unsigned r)
 {
-    const uint32_t first = cut_at(n, unit, r, size);
-    return (struct pl_range){first, cut_at(n, unit, r + 1, size) - first};
+    return (struct pl_range){first[r], first[r + 1] - first[r]};
 }
 
-/* Values that a block of the file's weights takes along the inputs that are cut so, the largest of all layers. */
+/* Values that a block of the weights takes that are cut so, or of all matrices (PL_CUT_WHOLE); the largest of all layers. */
 static uint32_t largest_block(const struct pl_spec *s, unsigned arch_bit, const struct pl_gguf *g, pl_cut cut)
 {
     uint32_t most = 1;
     for (size_t i = 0; i < PL_COUNT_OF(layer_cuts); i++)
-        for (uint32_t layer = 0; layer_cuts[i].cut == cut && (layer_cuts[i].archs & arch_bit) != 0 && layer < s->n_layers; layer++) {
+        for (uint32_t layer = 0; layer < s->n_layers; layer++) {
+            if (!layer_cuts[i].matrix || (layer_cuts[i].archs & arch_bit) == 0 || (cut != PL_CUT_WHOLE && layer_cuts[i].cut != cut))
+                break;
             char name[64];
             snprintf(name, sizeof name, "blk.%u.%s", layer, layer_cuts[i].name);
             const struct pl_gguf_tensor *t = pl_gguf_tensor(g, name);
@@ -65,29 +66,33 @@ static uint32_t largest_block(const struct pl_spec *s, unsigned arch_bit, const 
     return most;
 }
 
+/* Values that stay together. */
 struct units {
     uint32_t q, f;
 };
 
-static struct units units_of(const struct pl_spec *s, unsigned arch_bit, const struct pl_gguf *g)
+static bool sums(const struct pl_spec *s, unsigned arch_bit, const struct pl_gguf *g, const struct pl_device *dev)
 {
-    return (struct units){largest_block(s, arch_bit, g, PL_CUT_IN_Q), largest_block(s, arch_bit, g, PL_CUT_IN_F)};
+    return !dev->ops->rounds_inputs || largest_block(s, arch_bit, g, PL_CUT_WHOLE) == 1;
 }
 
+static struct units units_of(const struct pl_spec *s, unsigned arch_bit, const struct pl_gguf *g, const struct pl_device *dev)
+{
+    if (!sums(s, arch_bit, g, dev))
+        return (struct units){1, 1};
+    return (struct units){largest_block(s, arch_bit, g, PL_CUT_SUM_Q), largest_block(s, arch_bit, g, PL_CUT_SUM_F)};
+}
+
+/* Cuts elsewhere are possible, but products would be slow. */
 static uint32_t wide(uint32_t n, uint32_t unit, unsigned size)
 {
-    return unit < WIDE && n % WIDE == 0 && n / WIDE >= size ? WIDE : unit;
-}
-
-static uint32_t vocab_unit(uint32_t n_vocab, unsigned size)
-{
-    return wide(n_vocab / WIDE * WIDE, 1, size);
+    return unit < WIDE && n / WIDE >= size ? WIDE : unit;
 }
 
 static bool possible(const struct pl_spec *s, struct units u, unsigned size)
 {
     const uint32_t per_kv = s->n_heads / s->n_kv_heads * s->head_dim;
-    bool ok = size <= s->n_kv_heads && size <= s->n_ff / u.f && size <= s->n_vocab;
+    bool ok = size <= PL_MAX_RANKS && size <= s->n_kv_heads && size <= s->n_ff / u.f && size <= s->n_vocab && size <= s->n_embd;
     for (unsigned r = 1; ok && r < size; r++)
         ok = cut_at(s->n_kv_heads, 1, r, size) * per_kv % u.q == 0;
     return ok;
@@ -108,27 +113,27 @@ static pl_status refuse(const struct pl_spec *s, struct units u, unsigned size, 
     return rc;
 }
 
-void pl_part_vocab(uint32_t n_vocab, unsigned size, uint32_t *first)
+pl_status pl_part_make(struct pl_part *p, const struct pl_spec *s, unsigned arch_bit, const struct pl_gguf *g, const struct pl_device *dev,
+                       unsigned rank, unsigned size, struct pl_err *err)
 {
-    for (unsigned r = 0; r <= size; r++)
-        first[r] = cut_at(n_vocab, vocab_unit(n_vocab, size), r, size);
-}
-
-pl_status pl_part_make(struct pl_part *p, const struct pl_spec *s, unsigned arch_bit, const struct pl_gguf *g, unsigned rank, unsigned size,
-                       struct pl_err *err)
-{
-    const struct units u = units_of(s, arch_bit, g);
+    const struct units u = units_of(s, arch_bit, g, dev);
+    const uint32_t per_kv = s->n_heads / s->n_kv_heads * s->head_dim;
     PL_ASSERT(rank < size);
     if (size > 1 && !possible(s, u, size))
         return refuse(s, u, size, err);
-    const struct pl_range kv = share(s->n_kv_heads, 1, rank, size);
-    const uint32_t per_kv = s->n_heads / s->n_kv_heads * s->head_dim;
-    *p = (struct pl_part){.rank = rank,
-                          .size = size,
-                          .q = {kv.first * per_kv, kv.n * per_kv},
-                          .k = {kv.first * s->head_dim, kv.n * s->head_dim},
-                          .f = share(s->n_ff, wide(s->n_ff, u.f, size), rank, size),
-                          .v = share(s->n_vocab, vocab_unit(s->n_vocab, size), rank, size)};
+    *p = (struct pl_part){.rank = rank, .size = size, .sums = sums(s, arch_bit, g, dev)};
+    for (unsigned r = 0; r <= size; r++) {
+        p->q_first[r] = cut_at(s->n_kv_heads, 1, r, size) * per_kv;
+        p->f_first[r] = cut_at(s->n_ff, wide(s->n_ff, u.f, size), r, size);
+        p->c_first[r] = cut_at(s->n_embd, wide(s->n_embd, 1, size), r, size);
+        p->v_first[r] = cut_at(s->n_vocab, wide(s->n_vocab, 1, size), r, size);
+    }
+    const uint32_t k_first = cut_at(s->n_kv_heads, 1, rank, size), k_end = cut_at(s->n_kv_heads, 1, rank + 1, size);
+    p->q = share(p->q_first, rank);
+    p->k = (struct pl_range){k_first * s->head_dim, (k_end - k_first) * s->head_dim};
+    p->f = share(p->f_first, rank);
+    p->c = share(p->c_first, rank);
+    p->v = share(p->v_first, rank);
     return PL_OK;
 }
 
@@ -146,10 +151,11 @@ size_t pl_cut_outputs(pl_cut cut, const struct pl_spec *s, const struct pl_part 
 {
     const uint32_t Q = s->n_heads * s->head_dim, K = s->n_kv_heads * s->head_dim;
     switch (p->size == 1 ? PL_CUT_WHOLE : cut) {
-    case PL_CUT_WHOLE:
-    case PL_CUT_IN_Q:
-    case PL_CUT_IN_F: out[0] = (struct pl_range){0, n}; return 1;
+    case PL_CUT_WHOLE: out[0] = (struct pl_range){0, n}; return 1;
     case PL_CUT_FIRST: out[0] = (struct pl_range){0, n}; return p->rank == 0;
+    case PL_CUT_SUM_Q:
+    case PL_CUT_SUM_F: out[0] = p->sums ? (struct pl_range){0, n} : p->c; return 1;
+    case PL_CUT_SUM: out[0] = p->sums ? (struct pl_range){0, n} : p->c; return p->rank == 0 || !p->sums;
     case PL_CUT_OUT_Q: out[0] = p->q; return 1;
     case PL_CUT_OUT_K: out[0] = p->k; return 1;
     case PL_CUT_OUT_F: out[0] = p->f; return 1;
@@ -164,5 +170,5 @@ size_t pl_cut_outputs(pl_cut cut, const struct pl_spec *s, const struct pl_part 
 
 struct pl_range pl_cut_inputs(pl_cut cut, const struct pl_part *p, uint32_t n)
 {
-    return cut == PL_CUT_IN_Q ? p->q : cut == PL_CUT_IN_F ? p->f : (struct pl_range){0, n};
+    return p->sums && cut == PL_CUT_SUM_Q ? p->q : p->sums && cut == PL_CUT_SUM_F ? p->f : (struct pl_range){0, n};
 }

@@ -53,9 +53,9 @@ enum {
     X(VECTOR, qkv_b, PL_ARCH_LLAMA, "attn_k.bias", 1, K, MAY, OUT_K)                                                   \
     X(VECTOR, qkv_b, PL_ARCH_LLAMA, "attn_v.bias", 1, K, MAY, OUT_K)                                                   \
     X(VECTOR, qkv_b, PL_ARCH_GPT2, "attn_qkv.bias", 1, Q + 2 * K, MUST, OUT_QKV)                                       \
-    X(MATRIX, attn_out, PL_ARCH_ANY, "attn_output.weight", C, Q, MUST, IN_Q)                                           \
-    X(VECTOR, attn_out_b, PL_ARCH_LLAMA, "attn_output.bias", 1, C, MAY, FIRST)                                         \
-    X(VECTOR, attn_out_b, PL_ARCH_GPT2, "attn_output.bias", 1, C, MUST, FIRST)                                         \
+    X(MATRIX, attn_out, PL_ARCH_ANY, "attn_output.weight", C, Q, MUST, SUM_Q)                                          \
+    X(VECTOR, attn_out_b, PL_ARCH_LLAMA, "attn_output.bias", 1, C, MAY, SUM)                                           \
+    X(VECTOR, attn_out_b, PL_ARCH_GPT2, "attn_output.bias", 1, C, MUST, SUM)                                           \
     X(VECTOR, ff_norm, PL_ARCH_ANY, "ffn_norm.weight", 1, C, MUST, WHOLE)                                              \
     X(VECTOR, ff_norm_b, PL_ARCH_GPT2, "ffn_norm.bias", 1, C, MUST, WHOLE)                                             \
     X(MATRIX, ff_in, PL_ARCH_LLAMA, "ffn_gate.weight", F, C, MUST, OUT_F)                                              \
@@ -63,9 +63,9 @@ enum {
     X(VECTOR, ff_in_b, PL_ARCH_LLAMA, "ffn_gate.bias", 1, F, MAY, OUT_F)                                               \
     X(VECTOR, ff_in_b, PL_ARCH_LLAMA, "ffn_up.bias", 1, F, MAY, OUT_F)                                                 \
     X(VECTOR, ff_in_b, PL_ARCH_GPT2, "ffn_up.bias", 1, F, MUST, OUT_F)                                                 \
-    X(MATRIX, ff_out, PL_ARCH_ANY, "ffn_down.weight", C, F, MUST, IN_F)                                                \
-    X(VECTOR, ff_out_b, PL_ARCH_LLAMA, "ffn_down.bias", 1, C, MAY, FIRST)                                              \
-    X(VECTOR, ff_out_b, PL_ARCH_GPT2, "ffn_down.bias", 1, C, MUST, FIRST)
+    X(MATRIX, ff_out, PL_ARCH_ANY, "ffn_down.weight", C, F, MUST, SUM_F)                                               \
+    X(VECTOR, ff_out_b, PL_ARCH_LLAMA, "ffn_down.bias", 1, C, MAY, SUM)                                                \
+    X(VECTOR, ff_out_b, PL_ARCH_GPT2, "ffn_down.bias", 1, C, MUST, SUM)
 
 /* Absent, or not this rank's: NULL, and a view without buffer. */
 struct pl_top {
@@ -97,12 +97,11 @@ struct pl_model {
     struct pl_dbuf *work[8];   /* the activations' buffers, one for each view below */
     pl_view x;                 /* [T, C] residual stream */
     pl_view h;                 /* [T, C] normed */
-    pl_view qkv;               /* [T, Q + 2K] of the part, as in what follows */
-    pl_view att;               /* [T, Q] */
-    pl_view ff;                /* [T, F] */
+    pl_view qkv;               /* [T, Q + 2K] of the part */
+    pl_view att;               /* [T, Q] of the part, or of all where parts are gathered */
+    pl_view ff;                /* [T, F] likewise */
     pl_view x_rows, att_rows;  /* [R, C], [R, Q] */
     pl_view logits;            /* [R, V]; rank 0: of the whole model */
-    uint32_t *vocab_first;     /* [size + 1] where each rank's rows of the vocabulary begin */
     uint32_t *own_tokens;      /* [T] rows of the part of the embedding; PL_NO_ROW = another rank's */
     struct pl_loras loras;     /* adapters, see lora.h */
     float *host_logits;        /* where the device's memory cannot be read in place, else NULL */
