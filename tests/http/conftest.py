@@ -43,11 +43,11 @@ def until(what, seconds=5.0, step=0.02):
 
 
 class Daemon:
-    def __init__(self, directory, *args, model=None, env=None):
+    def __init__(self, directory, *args, model=None, env=None, launcher=()):
         self.log_path = Path(directory) / f"parleyd-{time.monotonic_ns()}.log"
         data = [] if "--data-dir" in args else ["--data-dir", str(Path(directory) / f"data-{time.monotonic_ns()}")]
         device = [] if "--device" in args else device_args()
-        command = [str(PARLEYD), "--port", "0", *data, *device, *(["--model", str(model)] if model else []), *map(str, args)]
+        command = [*map(str, launcher), str(PARLEYD), "--port", "0", *data, *device, *(["--model", str(model)] if model else []), *map(str, args)]
         clean = {k: v for k, v in os.environ.items() if not k.startswith("PARLEY_")}
         with open(self.log_path, "wb") as log:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**clean, **(env or {})})

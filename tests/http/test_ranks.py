@@ -1,0 +1,260 @@
+"""A model cut over ranks: threads of the daemon, and processes under mpirun. What one rank answers, they answer too, with adapters, the prefix
+cache and preemption; a rank that dies or stands still ends the requests with a clear error, and the daemon within its time.
+
+SPDX-License-Identifier: Apache-2.0
+"""
+import concurrent.futures
+import json
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from conftest import PARLEYD, ROOT, SLOW, Daemon, find_tool, until
+
+FIXTURES = ROOT / "tests/oracle/fixtures/adapter"
+SMOLLM2 = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "parley/SmolLM2-135M-Instruct.Q4_1.gguf"
+SANITIZED = "asan" in str(PARLEYD) or "tsan" in str(PARLEYD)
+MPIRUN = ["mpirun", "--allow-run-as-root", "--oversubscribe"]
+needs_mpi = pytest.mark.skipif(shutil.which("mpirun") is None or SANITIZED, reason="no mpirun, or a build whose sanitizer watches MPI too")
+TIMEOUT = 3
+
+
+class Processes(Daemon):
+    """A daemon of several processes; signals go to one rank."""
+
+    def __init__(self, directory, n, *args, launcher=(), **options):
+        super().__init__(directory, *args, launcher=[*MPIRUN, *launcher, "-n", n], **options)
+        self.pids = {}
+
+    def wait_ready(self):
+        super().wait_ready()
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        for pid in children:
+            env = dict(e.split("=", 1) for e in Path(f"/proc/{pid}/environ").read_text().split("\0") if "=" in e)
+            if "OMPI_COMM_WORLD_RANK" in env:
+                self.pids[int(env["OMPI_COMM_WORLD_RANK"])] = int(pid)
+        return self
+
+    def stop(self, sig=signal.SIGTERM, seconds=30):
+        if self.process.poll() is None:
+            os.kill(self.pids[0], sig)
+        return self.process.wait(seconds * SLOW)
+
+
+WAYS = [pytest.param("threads", 2, id="threads-2"), pytest.param("threads", 3, id="threads-3"),
+        pytest.param("mpi", 2, id="mpirun-2", marks=needs_mpi), pytest.param("mpi", 3, id="mpirun-3", marks=needs_mpi)]
+
+
+@pytest.fixture
+def launch(tmp_path):
+    """launch(way, ranks, *args, model=…) -> a running daemon; way None = one rank. All must end well."""
+    running = []
+
+    def begin(way, n, *args, model):
+        if way == "mpi":
+            d = Processes(tmp_path, n, *args, model=model)
+        else:
+            d = Daemon(tmp_path, *args, *(["--tensor-parallel", n] if way else []), model=model)
+        running.append(d)
+        return d.wait_ready()
+    yield begin
+    for d in running:
+        if d.process.poll() is None:
+            assert d.stop() == 0, d.log
+        assert "Sanitizer" not in d.log, d.log
+
+
+def complete(d, model, prompt, n=24):
+    body = {"model": model, "prompt": prompt, "temperature": 0, "max_tokens": n, "ignore_eos": True, "logprobs": 1}
+    status, _, text = d.request("POST", "/v1/completions", body, timeout=300)
+    assert status == 200, text
+    reply = json.loads(text)
+    return reply["choices"][0]["logprobs"]["tokens"], reply["usage"]
+
+
+# ---- the same answers ----------------------------------------------------------------------------------------------------------
+
+
+def some_texts(d, names):
+    """Requests for the base and adapters side by side, with prompts that begin alike; then an adapter that comes and goes; then again."""
+    prompts = [("The quick brown fox jumps over the lazy dog. " * (4 + i % 3) + f"And {i}", names[i % len(names)]) for i in range(12)]
+    with concurrent.futures.ThreadPoolExecutor(12) as pool:
+        texts = list(pool.map(lambda p: complete(d, p[1], p[0])[0], prompts))
+    for action, body in (("load", {"lora_name": "late", "lora_path": "llama-bf16"}), ("unload", {"lora_name": "late"})):
+        status, _, text = d.post(f"/v1/{action}_lora_adapter", body)
+        assert status == 200, text
+        if action == "load":
+            texts.append(complete(d, "late", prompts[0][0])[0])
+    tokens, usage = complete(d, names[0], prompts[0][0])
+    assert tokens == texts[0]
+    assert usage["prompt_tokens_details"]["cached_tokens"] > 0
+    assert d.metrics()["parley_preemptions_total"] > 0
+    return texts
+
+
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory, models):
+    """What one rank answers, for each model once."""
+    known = {}
+
+    def get(name, model, args, names):
+        if name not in known:
+            d = Daemon(tmp_path_factory.mktemp("one"), *args, model=model).wait_ready()
+            known[name] = some_texts(d, names)
+            assert d.stop() == 0, d.log
+        return known[name]
+    return get
+
+
+@pytest.mark.parametrize("way, n", WAYS)
+def test_same_text(launch, one_rank, models, way, n):
+    base = models("ranks-llama", "--embd", 32, "--ff", 64, "--heads", 4, "--kv-heads", 4)
+    adapters = ["--adapter", f"a={FIXTURES / 'llama-all'}", "--adapter", f"b={FIXTURES / 'llama-patterns'}", "--adapter-dir", FIXTURES]
+    args = ["--alias", "base", *adapters, "--kv-cache-mb", 1, "--kv-type", "f32", "--max-sequences", 12]
+    d = launch(way, n, *args, model=base)
+    assert some_texts(d, ["base", "a", "b"]) == one_rank("llama", base, args, ["base", "a", "b"])
+
+
+@pytest.mark.parametrize("way, n", WAYS)
+def test_real_model(launch, way, n, tmp_path):
+    if not SMOLLM2.is_file() or SANITIZED:
+        pytest.skip("the default model is not here, or takes too long")
+    body = {"model": "m", "messages": [{"role": "user", "content": "Name three colours and say why you like them."}],
+            "max_tokens": 48, "temperature": 0, "logprobs": True}
+    answers = []
+    for start in ((None, 1), (way, n)):
+        d = launch(*start, "--alias", "m", "--max-sequences", 4, model=SMOLLM2)
+        status, _, text = d.request("POST", "/v1/chat/completions", body, timeout=300)
+        assert status == 200, text
+        answers.append(json.loads(text)["choices"][0])
+        assert d.stop() == 0, d.log
+    assert answers[0] == answers[1]  # to the last bit of the log-probabilities
+
+
+def logits(model, *args, launcher=()):
+    lines = b"".join(json.dumps({"tokens": [(i * 7919 + s * 31) % 300 for i in range(40)], "from": 20}).encode() + b"\n" for s in range(3))
+    out = subprocess.run([*launcher, str(find_tool("logits")), "--model", str(model), "--threads", "1", "--kv-type", "f32", *map(str, args)],
+                         input=lines, capture_output=True, timeout=120 * SLOW)
+    assert out.returncode == 0, out.stderr
+    values, data = [], out.stdout
+    while data:
+        rows, width = struct.unpack("II", data[:8])
+        values += struct.unpack(f"{rows * width}f", data[8:8 + 4 * rows * width])
+        data = data[8 + 4 * rows * width:]
+    return values
+
+
+MODELS = [("llama", ("--heads", 12, "--kv-heads", 6, "--embd", 96, "--ff", 192)),
+          ("llama-biases", ("--heads", 12, "--kv-heads", 3, "--embd", 96, "--ff", 192, "--biases", "--untied", "--type", "bf16")),
+          ("gpt2", ("--arch", "gpt2", "--heads", 6, "--kv-heads", 6, "--embd", 96, "--ff", 160)),
+          ("q4_1", ("--heads", 9, "--kv-heads", 3, "--embd", 288, "--ff", 768, "--type", "q4_1"))]
+
+
+@needs_mpi
+@pytest.mark.parametrize("n", (2, 3))
+@pytest.mark.parametrize("name, flags", MODELS, ids=[m[0] for m in MODELS])
+def test_same_logits_by_processes(models, name, flags, n):
+    """Threads are compared in tests/unit/check_ranks.c."""
+    model = models(f"ranks-logits-{name}", *flags)
+    one, several = logits(model), logits(model, "--mpi", launcher=[*MPIRUN, "-n", str(n)])
+    scale = max(map(abs, one))
+    assert len(one) == len(several) > 0
+    assert max(abs(a - b) for a, b in zip(one, several)) <= (0 if name == "q4_1" else 1e-4 * scale)
+
+
+# ---- a rank is lost ------------------------------------------------------------------------------------------------------------
+
+
+def long_answer(d, stream):
+    """Status and body of a request that would take long; None where the connection broke."""
+    body = {"model": "m", "prompt": "Once upon a time", "max_tokens": 6000, "temperature": 0, "ignore_eos": True, "stream": stream}
+    try:
+        status, _, text = d.request("POST", "/v1/completions", body, timeout=60)
+    except OSError:
+        return None
+    except Exception:  # a body that ends too early
+        return None
+    return status, text
+
+
+def lose(d, rank, sig):
+    """Both kinds of requests run; then the rank is lost. Their ends, what health said meanwhile, seconds to the end, exit status."""
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(long_answer, d, stream) for stream in (True, False)]
+        until(lambda: d.metrics()["parley_num_requests_running"] == 2, 20)
+        os.kill(d.pids[rank], sig)
+        began, health = time.monotonic(), set()
+        while d.process.poll() is None and time.monotonic() - began < 40 * SLOW:
+            try:
+                c = d.connect(0.2)
+                c.request("GET", "/health")
+                health.add(c.getresponse().status)
+                c.close()
+            except OSError:
+                pass
+            time.sleep(0.02)
+        return [w.result() for w in waiting], health, time.monotonic() - began, d.process.poll()
+
+
+@needs_mpi
+@pytest.mark.parametrize("sig", (signal.SIGKILL, signal.SIGSTOP), ids=("killed", "stopped"))
+@pytest.mark.parametrize("rank", (0, 2))
+def test_lost_rank(tmp_path, long, rank, sig):
+    d = Processes(tmp_path, 2 + (rank > 0), "--alias", "m", "--rank-timeout", TIMEOUT, "--context", 8192, model=long).wait_ready()
+    try:
+        (streamed, whole), health, seconds, status = lose(d, rank, sig)
+    finally:
+        if d.process.poll() is None:
+            d.process.kill()
+    assert status in (3, 128 + signal.SIGKILL), d.log
+    assert seconds < (TIMEOUT if sig == signal.SIGSTOP else 0) + (5 if rank == 0 else 0) + 8 * SLOW, d.log
+    if rank > 0:
+        assert whole is not None and whole[0] == 503, d.log
+        assert json.loads(whole[1])["error"] == {"message": "a rank that computes a part of the model was lost", "type": "server_error",
+                                                 "param": None, "code": "rank_lost"}
+        assert streamed is not None and b'"code":"rank_lost"' in streamed[1]
+        assert 503 in health
+    for pid in d.pids.values():
+        until(lambda: not Path(f"/proc/{pid}").exists() or Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z", 5)
+
+
+@needs_mpi
+def test_lost_while_idle(tmp_path, tiny):
+    """Nobody asks for anything, and yet it is noticed."""
+    d = Processes(tmp_path, 2, "--alias", "m", "--rank-timeout", 1, model=tiny).wait_ready()
+    time.sleep(2.5)
+    assert d.get("/health")[0] == 200
+    os.kill(d.pids[1], signal.SIGSTOP)
+    assert d.process.wait(15 * SLOW) == 3, d.log
+    assert "rank 1 of 2 has not answered" in d.log
+
+
+# ---- bad input -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("args, line", [
+    (["--tensor-parallel", "0"], "tensor-parallel must be a whole number from 1 to 64"),
+    (["--tensor-parallel", "65"], "tensor-parallel must be a whole number from 1 to 64"),
+    (["--tensor-parallel", "5"], "possible numbers of ranks are 1, 2, 3"),
+    (["--tensor-parallel", "2", "--rank-timeout", "0"], "rank-timeout must be a whole number from 1 to 3600"),
+    (["--ranks", "fork"], "ranks must be one of"),
+])
+def test_bad_numbers(start, models, args, line):
+    d = start(*args, model=models("ranks-three", "--heads", 6, "--kv-heads", 3, "--embd", 96), ready=False)
+    assert d.process.wait(20 * SLOW) == 2, d.log
+    assert line in d.log.splitlines()[-2 if "stopped" in d.log else -1], d.log
+
+
+@needs_mpi
+@pytest.mark.parametrize("n, args, line", [(2, ["--tensor-parallel", "3"], "tensor-parallel is 3, but 2 processes were started"),
+                                           (4, [], "possible numbers of ranks are 1, 2, 3")])
+def test_bad_numbers_of_processes(tmp_path, models, n, args, line):
+    d = Processes(tmp_path, n, *args, model=models("ranks-three", "--heads", 6, "--kv-heads", 3, "--embd", 96))
+    assert d.process.wait(30 * SLOW) == 2, d.log
+    assert line in d.log
