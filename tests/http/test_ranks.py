@@ -6,6 +6,7 @@ SPDX-License-Identifier: Apache-2.0
 import concurrent.futures
 import json
 import os
+import random
 import shutil
 import signal
 import struct
@@ -15,9 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from conftest import PARLEYD, ROOT, SLOW, Daemon, find_tool, until
+from conftest import PARLEYD, SLOW, Daemon, find_tool, until
 
-FIXTURES = ROOT / "tests/oracle/fixtures/adapter"
 SMOLLM2 = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "parley/SmolLM2-135M-Instruct.Q4_1.gguf"
 SANITIZED = "asan" in str(PARLEYD) or "tsan" in str(PARLEYD)
 MPIRUN = ["mpirun", "--allow-run-as-root", "--oversubscribe"]
@@ -70,6 +70,33 @@ def launch(tmp_path):
         assert "Sanitizer" not in d.log, d.log
 
 
+def make_adapter(path, seed):
+    """Random values for every projection, as PEFT saves them: the model of test_same_text."""
+    shapes = {"self_attn.q_proj": (96, 96), "self_attn.k_proj": (48, 96), "self_attn.v_proj": (48, 96), "self_attn.o_proj": (96, 96),
+              "mlp.gate_proj": (192, 96), "mlp.up_proj": (192, 96), "mlp.down_proj": (96, 192)}
+    path.mkdir()
+    (path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8,
+                                                          "target_modules": [name.split(".")[1] for name in shapes]}))
+    numbers, head, data = random.Random(seed), {}, b""
+    for layer in range(2):
+        for name, (rows, cols) in shapes.items():
+            for half, shape in (("A", (4, cols)), ("B", (rows, 4))):
+                values = struct.pack(f"{shape[0] * shape[1]}f", *(numbers.uniform(-0.5, 0.5) for _ in range(shape[0] * shape[1])))
+                head[f"base_model.model.model.layers.{layer}.{name}.lora_{half}.weight"] = {
+                    "dtype": "F32", "shape": shape, "data_offsets": [len(data), len(data) + len(values)]}
+                data += values
+    text = json.dumps(head).encode()
+    text += b" " * (-len(text) % 8)
+    (path / "adapter_model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data)
+    return path
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory):
+    place = tmp_path_factory.mktemp("adapters")
+    return {name: make_adapter(place / name, seed) for seed, name in enumerate(("a", "b", "late"))}
+
+
 def complete(d, model, prompt, n=24):
     body = {"model": model, "prompt": prompt, "temperature": 0, "max_tokens": n, "ignore_eos": True, "logprobs": 1}
     status, _, text = d.request("POST", "/v1/completions", body, timeout=300)
@@ -81,12 +108,12 @@ def complete(d, model, prompt, n=24):
 # ---- the same answers ----------------------------------------------------------------------------------------------------------
 
 
-def some_texts(d, names):
+def some_texts(d, names, late):
     """Requests for the base and adapters side by side, with prompts that begin alike; then an adapter that comes and goes; then again."""
     prompts = [("The quick brown fox jumps over the lazy dog. " * (4 + i % 3) + f"And {i}", names[i % len(names)]) for i in range(12)]
     with concurrent.futures.ThreadPoolExecutor(12) as pool:
         texts = list(pool.map(lambda p: complete(d, p[1], p[0])[0], prompts))
-    for action, body in (("load", {"lora_name": "late", "lora_path": "llama-bf16"}), ("unload", {"lora_name": "late"})):
+    for action, body in (("load", {"lora_name": "late", "lora_path": str(late)}), ("unload", {"lora_name": "late"})):
         status, _, text = d.post(f"/v1/{action}_lora_adapter", body)
         assert status == 200, text
         if action == "load":
@@ -103,22 +130,32 @@ def one_rank(tmp_path_factory, models):
     """What one rank answers, for each model once."""
     known = {}
 
-    def get(name, model, args, names):
+    def get(name, model, args, *how):
         if name not in known:
             d = Daemon(tmp_path_factory.mktemp("one"), *args, model=model).wait_ready()
-            known[name] = some_texts(d, names)
+            known[name] = some_texts(d, *how)
             assert d.stop() == 0, d.log
         return known[name]
     return get
 
 
 @pytest.mark.parametrize("way, n", WAYS)
-def test_same_text(launch, one_rank, models, way, n):
-    base = models("ranks-llama", "--embd", 32, "--ff", 64, "--heads", 4, "--kv-heads", 4)
-    adapters = ["--adapter", f"a={FIXTURES / 'llama-all'}", "--adapter", f"b={FIXTURES / 'llama-patterns'}", "--adapter-dir", FIXTURES]
-    args = ["--alias", "base", *adapters, "--kv-cache-mb", 1, "--kv-type", "f32", "--max-sequences", 12]
+def test_same_text(launch, one_rank, models, adapters, way, n):
+    base, names = models("ranks-llama", "--heads", 12, "--kv-heads", 6, "--embd", 96, "--ff", 192), ["base", "a", "b"]
+    args = ["--alias", "base", "--adapter", f"a={adapters['a']}", "--adapter", f"b={adapters['b']}", "--adapter-dir", adapters["a"].parent,
+            "--kv-cache-mb", 1, "--kv-type", "f32", "--max-sequences", 12]
     d = launch(way, n, *args, model=base)
-    assert some_texts(d, ["base", "a", "b"]) == one_rank("llama", base, args, ["base", "a", "b"])
+    assert some_texts(d, names, adapters["late"]) == one_rank("llama", base, args, names, adapters["late"])
+
+
+@pytest.mark.parametrize("way, n", WAYS)
+def test_same_text_with_biases(launch, models, way, n):
+    gpt2 = models("ranks-gpt2", "--arch", "gpt2", "--heads", 6, "--kv-heads", 6, "--embd", 96, "--ff", 160)
+    texts = []
+    for start in ((None, 1), (way, n)):
+        d = launch(*start, "--alias", "m", model=gpt2)
+        texts.append([complete(d, "m", f"The {i} brown foxes", 40)[0] for i in range(4)])
+    assert texts[0] == texts[1]
 
 
 @pytest.mark.parametrize("way, n", WAYS)
