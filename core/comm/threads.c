@@ -17,7 +17,7 @@
 #include "core/comm/peers.h"
 
 enum { EMPTY, POSTED, TAKING, TAKEN };
-enum { NAP_MS = 20 /* a rank that waits looks at the clock as often */ };
+enum { NAP_MS = 100 /* a rank that waits looks at the clock as often */ };
 
 struct box {
     atomic_int state;
