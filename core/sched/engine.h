@@ -32,11 +32,13 @@ struct pl_engine_opts {
     uint32_t batch_tokens;  /* per iteration */
     uint32_t max_context;   /* prompt + output of one sequence; <= the model's */
     uint32_t n_pages;       /* of PL_KV_PAGE tokens; 0 = a usual length for each of max_sequences, at least one max_context, at most half of free memory */
+    uint32_t max_pages;     /* with n_pages 0: no more than so many; 0 = no such bound */
     pl_dtype kv_dtype;
     uint32_t queue_limit; /* waiting requests; a further one is PL_EFULL */
     uint32_t max_draft;   /* tokens guessed ahead for a sequence that decodes (draft.h), at most PL_DRAFT_MAX; 0 = none */
     uint32_t draft_sequences; /* as long as at most so many decode; at most PL_DRAFT_SEQS */
-    struct pl_pool *pool; /* borrowed: samples the rows of a step, beside the device that it computes for; NULL = the engine's thread alone */
+    struct pl_pool *pool; /* borrowed: samples the rows of a step, beside the device that it computes for; engines that share it take
+                           * turns, pass by pass. NULL = the engine's thread alone */
 };
 
 struct pl_prompt {

@@ -2,9 +2,9 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "core/sched/runner.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 
+#include "core/base/machine.h"
 #include "core/kv/kv.h"
 #include "core/model/model.h"
 
@@ -51,20 +51,6 @@ static void free_runner(void *self)
     free(r);
 }
 
-/* Bytes that the system could give without swapping; 1 GiB where it does not say. */
-static uint64_t available_memory(void)
-{
-    unsigned long long kib = 1 << 20;
-    char line[256];
-    FILE *f = fopen("/proc/meminfo", "re");
-    while (f != NULL && fgets(line, sizeof line, f) != NULL)
-        if (sscanf(line, "MemAvailable: %llu kB", &kib) == 1)
-            break;
-    if (f != NULL)
-        fclose(f);
-    return (uint64_t)kib * 1024;
-}
-
 enum { USUAL_TOKENS = 2048 }; /* of a sequence, where the cache's size is not set */
 
 static uint64_t pages_of(uint64_t n_tokens)
@@ -79,9 +65,10 @@ pl_status pl_engine_new(struct pl_engine **out, const struct pl_engine_opts *opt
     struct pl_kv_shape shape = pl_model_kv_shape(model, PL_KV_PAGE, 1, o.kv_dtype);
     uint64_t page_bytes = dev->ops->kv_bytes(dev, &shape), wanted = o.n_pages;
     if (wanted == 0) {
-        uint64_t most = available_memory() / 2 / page_bytes;
+        uint64_t most = pl_machine_memory() / 2 / page_bytes;
         const uint64_t longest = pages_of(o.max_context), usual = pages_of(o.max_context < USUAL_TOKENS ? o.max_context : USUAL_TOKENS);
         wanted = o.max_sequences * usual > longest ? o.max_sequences * usual : longest;
+        most = o.max_pages > 0 && o.max_pages < most ? o.max_pages : most;
         wanted = wanted < most ? wanted : most;
     }
     if (wanted < 2 || wanted > INT32_MAX / PL_KV_PAGE)

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <unistd.h>
 
 #include "core/base/json.h"
 #include "core/base/mem.h"
@@ -177,21 +178,52 @@ static pl_status read_file(struct pl_jobs *j, const json_t *root, const char *na
     return st;
 }
 
+/* The whole model that it names, or the one under the adapter that it names, which is *adapter then: a folder, free(). */
+static pl_status find_base(struct pl_jobs *j, const char *model, struct pl_base *base, char **adapter, struct pl_err *err)
+{
+    struct pl_registry *models = j->server->models;
+    struct pl_job_row of = {0};
+    char *path = NULL, *whole = NULL;
+    pl_status st = pl_registry_base(models, NULL, model, base, err);
+    if (st != PL_ENOENT || (st = pl_jobs_model_path(j, model, &path, err)) != PL_OK)
+        return st;
+    if (asprintf(&whole, "%s/model.gguf", path) < 0) {
+        st = pl_fail(err, PL_ENOMEM, "out of memory");
+    } else if (access(whole, R_OK) == 0) {
+        st = pl_jobs_serve(j, model, err);
+        if (st == PL_OK)
+            st = pl_registry_base(models, NULL, model, base, err);
+    } else {
+        st = pl_jobs_of_model(j, model, &of, err);
+        if (st == PL_OK)
+            st = pl_jobs_base(j, &of, base, err);
+        *adapter = path;
+        path = NULL;
+        pl_row_fini(PL_TABLE_JOBS, &of);
+    }
+    free(path);
+    free(whole);
+    return st;
+}
+
 static pl_status read_model(struct pl_jobs *j, const json_t *root, struct pl_job_row *row, struct pl_err *err)
 {
     const char *model;
-    char *path = NULL;
+    struct pl_base base = {0};
     pl_status st = want_string(root, "model", true, &model, err);
     if (st != PL_OK)
         return st;
-    if (strcmp(model, j->server->model_id) != 0 && (st = pl_jobs_model_path(j, model, &path, err)) == PL_ENOENT)
-        st = pl_fail_param(err, PL_ENOENT, "model", "The model '%.100s' is not available for fine-tuning; this server has '%.100s' and the models "
-                           "tuned from it", model, j->server->model_id);
+    st = find_base(j, model, &base, &row->base_adapter, err);
+    if (st == PL_OK && base.id[0] == '\0')
+        st = pl_fail_param(err, PL_ENOENT, "model", "The model '%.100s' cannot be read", model);
+    else if (st == PL_ENOENT)
+        st = pl_fail_param(err, PL_ENOENT, "model", "The model '%.100s' is not available for fine-tuning; this server has '%.100s', the models that were "
+                           "added to it, and those tuned from them", model, pl_registry_first(j->server->models));
     if (st == PL_OK) {
         pl_row_set(&row->model, model);
-        pl_row_set(&row->base_adapter, path);
+        pl_row_set(&row->base_id, base.id);
     }
-    free(path);
+    pl_base_fini(&base);
     return st;
 }
 
@@ -206,13 +238,21 @@ static pl_status read_method(const json_t *root, struct pl_job_row *row, struct 
     return row->method != NULL ? PL_OK : pl_fail(err, PL_ENOMEM, "out of memory");
 }
 
-static void name_job(struct pl_jobs *j, struct pl_job_row *row)
+static pl_status name_job(struct pl_jobs *j, struct pl_job_row *row, struct pl_err *err)
 {
+    struct pl_base base;
     char id[PL_ID_MAX], *name = NULL;
+    pl_status st = pl_jobs_base(j, row, &base, err);
+    if (st != PL_OK)
+        return st;
     pl_store_new_id(id, "ftjob-");
     pl_row_set(&row->id, id);
-    if (asprintf(&name, "ft:%s:parley:%s:%.8s", j->server->model_id, row->suffix != NULL ? row->suffix : "", id + strlen("ftjob-")) >= 0)
+    if (asprintf(&name, "ft:%s:parley:%s:%.8s", base.root, row->suffix != NULL ? row->suffix : "", id + strlen("ftjob-")) >= 0)
         row->name = name;
+    else
+        st = pl_fail(err, PL_ENOMEM, "out of memory");
+    pl_base_fini(&base);
+    return st;
 }
 
 /* preview: NULL where the field does not belong. */
@@ -272,10 +312,10 @@ void pl_api_jobs_create(struct pl_http_req *req, struct pl_http_resp *resp)
     pl_status st = pl_json_read(&root, "the body", req->body, req->n_body, &err);
     if (st == PL_OK)
         st = read_job(j, root, &row, &spec, NULL, &err);
-    if (st == PL_OK) {
-        name_job(j, &row);
+    if (st == PL_OK)
+        st = name_job(j, &row, &err);
+    if (st == PL_OK)
         st = pl_jobs_create(j, &row, &err);
-    }
     if (st != PL_OK)
         refuse_job(req, resp, st, &err);
     else
@@ -293,6 +333,7 @@ struct dry_run {
     struct pl_job_row row;
     struct pl_train_spec spec;
     uint32_t n_preview;
+    struct pl_model_file file; /* of the model that would be trained */
     json_t *preview;
 };
 
@@ -317,7 +358,7 @@ static bool preview_example(void *arg, const struct pl_example *e)
     pl_buf_init(&text, 0);
     for (uint32_t i = 0; i < e->n; i++) {
         size_t n;
-        const char *bytes = pl_tok_bytes(d->j->server->tok, e->ids[i], true, &n);
+        const char *bytes = pl_tok_bytes(d->file.tok, e->ids[i], true, &n);
         pl_buf_add(&text, bytes, n);
         n_loss += e->loss[i];
         if (i + 1 == e->n || e->loss[i + 1] != e->loss[i]) {
@@ -333,7 +374,7 @@ static bool preview_example(void *arg, const struct pl_example *e)
 
 static pl_status preview(struct dry_run *d, const char *training, const struct pl_train_plan *plan, struct pl_err *err)
 {
-    const struct pl_data_opts o = {.tok = d->j->server->tok, .chat = d->j->server->chat, .method = plan->spec.method,
+    const struct pl_data_opts o = {.tok = d->file.tok, .chat = d->file.chat, .method = plan->spec.method,
                                    .train_on = (pl_train_on)plan->spec.train_on, .max_length = plan->spec.max_length};
     struct pl_data_report r;
     if (d->n_preview == 0)
@@ -351,8 +392,13 @@ static void run_dry(void *arg, struct pl_http_resp *resp)
     struct pl_err err = {0};
     char *training = pl_jobs_path(d->j->store, "files", d->row.training_file);
     char *validation = d->row.validation_file != NULL ? pl_jobs_path(d->j->store, "files", d->row.validation_file) : NULL;
+    struct pl_base base;
     d->preview = json_array();
-    pl_status st = pl_jobs_plan(d->j, &d->spec, training, validation, &plan, &err);
+    pl_status st = pl_jobs_base(d->j, &d->row, &base, &err);
+    if (st == PL_OK)
+        st = pl_model_file_open(&d->file, base.path, base.template, &err);
+    if (st == PL_OK)
+        st = pl_jobs_plan(d->j, &d->file, &d->spec, training, validation, &plan, &err);
     if (st == PL_OK)
         st = preview(d, training, &plan, &err);
     if (st == PL_OK) {
@@ -372,6 +418,8 @@ static void run_dry(void *arg, struct pl_http_resp *resp)
     }
     json_decref(d->preview);
     pl_train_plan_fini(&plan);
+    pl_model_file_close(&d->file);
+    pl_base_fini(&base);
     free(training);
     free(validation);
 }

@@ -17,8 +17,6 @@
 #include "core/base/mem.h"
 #include "core/base/pool.h"
 #include "core/base/utf8.h"
-#include "core/model/model.h"
-#include "core/sched/adapters.h"
 #include "core/train/general.h"
 #include "core/train/job.h"
 #include "server/jobs/files.h"
@@ -88,33 +86,53 @@ static pl_status link_file(struct pl_jobs *j, const char *file, const char *fold
     return st;
 }
 
-/* The tuned model that this job goes on from: its files as links in FOLDER/base, so that it may be deleted. Sets row->base_adapter to that. */
-static pl_status link_base(struct pl_job_row *row, const char *folder, struct pl_err *err)
+static pl_status link_into(const char *from_dir, const char *from_name, const char *to_dir, const char *to_name, struct pl_err *err)
 {
-    static const char *const names[] = {"adapter_config.json", "adapter_model.safetensors", "model.gguf"};
-    char *base = NULL, *source = row->base_adapter;
+    char *from = NULL, *to = NULL;
+    const pl_status st = asprintf(&from, "%s%s%s", from_dir, from_name != NULL ? "/" : "", from_name != NULL ? from_name : "") < 0 ||
+                                 asprintf(&to, "%s/%s", to_dir, to_name) < 0
+                             ? pl_fail(err, PL_ENOMEM, "out of memory")
+                         : access(from, F_OK) != 0 ? PL_ENOENT
+                                                   : pl_files_link(from, to, err);
+    free(from);
+    free(to);
+    return st;
+}
+
+/* What this job goes on from, as links in FOLDER/base, so that it may be deleted: a whole model that a job made, and the adapter on it. Sets
+ * row->base_adapter to the folder, or to the model when there is no adapter. */
+static pl_status link_base(struct pl_jobs *j, struct pl_job_row *row, const char *folder, struct pl_err *err)
+{
+    static const char *const names[] = {"adapter_config.json", "adapter_model.safetensors"};
+    struct pl_base base;
+    char *dir = NULL, *source = row->base_adapter;
     size_t n_linked = 0;
-    if (source == NULL)
-        return PL_OK;
-    if (asprintf(&base, "%s/base", folder) < 0)
-        return pl_fail(err, PL_ENOMEM, "out of memory");
-    row->base_adapter = NULL;
-    pl_status st = mkdir(base, 0700) == 0 ? PL_OK : pl_fail(err, PL_EIO, "cannot make %s: %s", base, strerror(errno));
-    for (size_t i = 0; i < PL_COUNT_OF(names) && st == PL_OK; i++) {
-        char *from = NULL, *to = NULL;
-        if (asprintf(&from, "%s/%s", source, names[i]) < 0 || asprintf(&to, "%s/%s", base, names[i]) < 0) {
-            st = pl_fail(err, PL_ENOMEM, "out of memory");
-        } else if (access(from, F_OK) == 0 && (st = pl_files_link(from, to, err)) == PL_OK) {
-            n_linked++;
-            pl_row_set(&row->base_adapter, i == 2 ? to : base);
-        }
-        free(from);
-        free(to);
+    pl_status st = pl_jobs_base(j, row, &base, err);
+    if (st != PL_OK)
+        return st;
+    if (source == NULL && !base.made)
+        goto out;
+    if (asprintf(&dir, "%s/base", folder) < 0) {
+        st = pl_fail(err, PL_ENOMEM, "out of memory");
+        goto out;
     }
-    if (st == PL_OK && n_linked == 0)
+    st = mkdir(dir, 0700) == 0 ? PL_OK : pl_fail(err, PL_EIO, "cannot make %s: %s", dir, strerror(errno));
+    if (st == PL_OK && base.made && (st = link_into(base.path, NULL, dir, "model.gguf", err)) == PL_OK)
+        n_linked += source == NULL;
+    for (size_t i = 0; i < PL_COUNT_OF(names) && st == PL_OK && source != NULL; i++) {
+        st = link_into(source, names[i], dir, names[i], err);
+        n_linked += st == PL_OK;
+        st = st == PL_ENOENT ? PL_OK : st;
+    }
+    if (st == PL_ENOENT || (st == PL_OK && n_linked == 0))
         st = pl_fail_param(err, PL_EINVAL, "model", "the model '%.200s' has no files to go on from", row->model);
-    free(base);
+    row->base_adapter = NULL;
+    if (st == PL_OK && asprintf(&row->base_adapter, "%s%s", dir, source != NULL ? "" : "/model.gguf") < 0)
+        st = pl_fail(err, PL_ENOMEM, "out of memory");
     free(source);
+out:
+    free(dir);
+    pl_base_fini(&base);
     return st;
 }
 
@@ -136,14 +154,13 @@ pl_status pl_jobs_create(struct pl_jobs *j, struct pl_job_row *row, struct pl_er
     char *folder = pl_jobs_folder(j, row->id), *parent = pl_jobs_path(j->store, "jobs", "");
     row->created_at = time(NULL);
     pl_row_set(&row->status, "validating_files");
-    pl_row_set(&row->base_id, j->base_id);
     pl_status st = mkdir(folder, 0700) == 0 ? PL_OK : pl_fail(err, PL_EIO, "cannot make %s: %s", folder, strerror(errno));
     if (st == PL_OK)
         st = link_file(j, row->training_file, folder, "training.jsonl", err);
     if (st == PL_OK && row->validation_file != NULL)
         st = link_file(j, row->validation_file, folder, "validation.jsonl", err);
     if (st == PL_OK)
-        st = link_base(row, folder, err);
+        st = link_base(j, row, folder, err);
     if (st == PL_OK)
         st = pl_files_sync_dir(folder, err);
     if (st == PL_OK)
@@ -159,18 +176,43 @@ pl_status pl_jobs_create(struct pl_jobs *j, struct pl_job_row *row, struct pl_er
 
 /* ---- checks -------------------------------------------------------------------------------------------------------- */
 
-pl_status pl_jobs_plan(struct pl_jobs *j, const struct pl_train_spec *method, const char *training, const char *validation, struct pl_train_plan *plan,
-                       struct pl_err *err)
+/* FOLDER/base/model.gguf, when the job has a base of its own; free(). */
+static char *own_base(struct pl_jobs *j, const struct pl_job_row *row)
 {
-    const struct pl_server *s = j->server;
-    const struct pl_spec *spec = pl_model_spec(s->model);
-    struct stat is;
+    char *folder = row->id != NULL ? pl_jobs_folder(j, row->id) : NULL, *path = NULL;
+    if (folder != NULL && asprintf(&path, "%s/base/model.gguf", folder) < 0)
+        path = NULL;
+    if (path != NULL && access(path, R_OK) != 0) {
+        free(path);
+        path = NULL;
+    }
+    free(folder);
+    return path;
+}
+
+pl_status pl_jobs_base(struct pl_jobs *j, const struct pl_job_row *row, struct pl_base *base, struct pl_err *err)
+{
+    char *own = own_base(j, row);
+    pl_status st = pl_registry_base(j->server->models, row->base_id, row->base_id != NULL ? row->model : NULL, base, err);
+    if (own == NULL)
+        return st;
+    if (st != PL_OK) { /* it was deleted */
+        const char *template = j->server->config->chat_template;
+        *base = (struct pl_base){.name = pl_xstrdup(row->model), .template = template[0] != '\0' ? pl_xstrdup(template) : NULL, .made = true};
+    }
+    free(base->path);
+    base->path = own;
+    return pl_train_base_id(own, base->id, err);
+}
+
+pl_status pl_jobs_plan(struct pl_jobs *j, const struct pl_model_file *file, const struct pl_train_spec *method, const char *training,
+                       const char *validation, struct pl_train_plan *plan, struct pl_err *err)
+{
     const struct pl_train_base base = {
-        .tok = s->tok, .chat = s->chat, .spec = spec, .n_ctx = spec->n_ctx, .n_params = pl_model_n_params(s->model),
-        .n_file = stat(s->model_path, &is) == 0 ? (uint64_t)is.st_size : 0,
+        .tok = file->tok, .chat = file->chat, .spec = &file->spec, .n_ctx = file->spec.n_ctx, .n_params = file->n_params, .n_file = file->n_bytes,
     };
-    const unsigned threads = s->config->train_threads > 0 ? (unsigned)s->config->train_threads : (pl_pool_cpus() + 1) / 2;
-    return pl_train_plan(plan, method, training, validation, &base, threads, err);
+    const int set = j->server->config->train_threads;
+    return pl_train_plan(plan, method, training, validation, &base, set > 0 ? (unsigned)set : (pl_pool_cpus() + 1) / 2, err);
 }
 
 json_t *pl_jobs_estimate(const struct pl_train_plan *p)
@@ -222,14 +264,23 @@ struct validation {
 static pl_status plan_row(struct pl_jobs *j, const struct pl_job_row *row, struct pl_train_plan *plan, struct pl_err *err)
 {
     struct pl_train_spec asked;
+    struct pl_base base;
+    struct pl_model_file file = {0};
     char *folder = pl_jobs_folder(j, row->id), *training = NULL, *validation = NULL;
     json_t *method = json_loads(row->method, 0, NULL);
     *plan = (struct pl_train_plan){0};
     pl_status st = pl_train_spec_read(&asked, method, NULL, err);
     if (st == PL_OK && (asprintf(&training, "%s/training.jsonl", folder) < 0 || asprintf(&validation, "%s/validation.jsonl", folder) < 0))
         st = pl_fail(err, PL_ENOMEM, "out of memory");
+    const pl_status found = pl_jobs_base(j, row, &base, st == PL_OK ? err : NULL);
     if (st == PL_OK)
-        st = pl_jobs_plan(j, &asked, training, row->validation_file != NULL ? validation : NULL, plan, err);
+        st = found;
+    if (st == PL_OK)
+        st = pl_model_file_open(&file, base.path, base.template, err);
+    if (st == PL_OK)
+        st = pl_jobs_plan(j, &file, &asked, training, row->validation_file != NULL ? validation : NULL, plan, err);
+    pl_model_file_close(&file);
+    pl_base_fini(&base);
     json_decref(method);
     free(folder);
     free(training);
@@ -305,7 +356,7 @@ static void validate(void *arg, struct pl_http_resp *resp)
     struct pl_err why = {0}, err = {0};
     (void)resp;
     if (pl_store_get(v->j->store, PL_TABLE_JOBS, "id", v->id, &row, &err) == PL_OK && strcmp(row.status, "validating_files") == 0) {
-        if (!pl_jobs_is_ours(v->j, &row)) {
+        if (!pl_jobs_has_base(v->j, &row)) {
             if (pl_jobs_park(v->j, v->id, &err) == PL_OK)
                 pl_log_warn("%s was made for another model", v->id);
             goto out;
@@ -409,9 +460,12 @@ pl_status pl_jobs_change(struct pl_jobs *j, const char *id, pl_job_wish wish, st
     return st;
 }
 
-bool pl_jobs_is_ours(const struct pl_jobs *j, const struct pl_job_row *row)
+bool pl_jobs_has_base(struct pl_jobs *j, const struct pl_job_row *row)
 {
-    return row->base_id == NULL || strcmp(row->base_id, j->base_id) == 0;
+    struct pl_base base;
+    const pl_status st = pl_jobs_base(j, row, &base, NULL);
+    pl_base_fini(&base);
+    return st == PL_OK;
 }
 
 pl_status pl_jobs_park(struct pl_jobs *j, const char *id, struct pl_err *err)
@@ -425,7 +479,7 @@ pl_status pl_jobs_park(struct pl_jobs *j, const char *id, struct pl_err *err)
         pl_row_set(&row.status, "paused");
         st = pl_store_update(j->store, PL_TABLE_JOBS, &row, err);
         if (st == PL_OK)
-            st = pl_jobs_event(j, id, "warn", "message", NULL, -1, err, "The job was paused: it was made for another model than the one that this daemon "
+            st = pl_jobs_event(j, id, "warn", "message", NULL, -1, err, "The job was paused: it was made for another model than those that this daemon "
                                "has now; resume it when parleyd runs with that model again");
     }
     pl_row_fini(PL_TABLE_JOBS, &row);
@@ -464,47 +518,7 @@ pl_status pl_jobs_model_path(struct pl_jobs *j, const char *name, char **path, s
     return st == PL_OK ? PL_OK : st == PL_ENOENT ? no_model(name, err) : pl_fail(err, st, "%s", pl_status_text(st));
 }
 
-bool pl_jobs_has_own_base(const struct pl_job_row *row)
-{
-    const size_t n = row->base_adapter != NULL ? strlen(row->base_adapter) : 0;
-    return n >= 5 && strcmp(row->base_adapter + n - 5, ".gguf") == 0;
-}
-
-/* Whether an adapter that the job made is one of the model that this daemon has. */
-static pl_status check_base(const struct pl_jobs *j, const struct pl_job_row *row, const char *name, const char *path, struct pl_err *err)
-{
-    if (pl_jobs_has_own_base(row))
-        return pl_fail_param(err, PL_ENOTSUP, "model", "it is an adapter of the whole model %s; serve it with parleyd --model %s --adapter %s=%s",
-                             row->base_adapter, row->base_adapter, name, path);
-    if (!pl_jobs_is_ours(j, row))
-        return pl_fail_param(err, PL_ENOTSUP, "model", "it is an adapter of another model than the one that this daemon has now: start parleyd with that "
-                             "--model again");
-    return PL_OK;
-}
-
-pl_status pl_jobs_load(struct pl_jobs *j, const struct pl_job_row *row, const char *name, const char *path, struct pl_err *err)
-{
-    struct pl_adapters *served = j->server->adapters;
-    char *whole = NULL;
-    if (asprintf(&whole, "%s/model.gguf", path) >= 0 && access(whole, R_OK) == 0) {
-        const pl_status st = pl_fail_param(err, PL_ENOTSUP, "model", "it is a whole model; serve it with parleyd --model %s --alias %s", whole, name);
-        free(whole);
-        return st;
-    }
-    free(whole);
-    pl_status st = check_base(j, row, name, path, err);
-    if (st != PL_OK)
-        return st;
-    pthread_mutex_lock(&j->load_lock);
-    struct pl_served *there = pl_adapters_find(served, name);
-    pl_served_unref(there);
-    st = there != NULL ? PL_OK : pl_adapters_load(served, name, path, false, err);
-    pthread_mutex_unlock(&j->load_lock);
-    return st;
-}
-
-/* The job that made a tuned model or checkpoint. */
-static pl_status job_of_model(struct pl_jobs *j, const char *name, struct pl_job_row *row, struct pl_err *err)
+pl_status pl_jobs_of_model(struct pl_jobs *j, const char *name, struct pl_job_row *row, struct pl_err *err)
 {
     struct pl_checkpoint_row c;
     pl_status st = pl_store_get(j->store, PL_TABLE_JOBS, "name", name, row, err);
@@ -517,26 +531,90 @@ static pl_status job_of_model(struct pl_jobs *j, const char *name, struct pl_job
     return st;
 }
 
+/* The template that the job was trained with, NULL = the model's own; free(). */
+static char *template_of(struct pl_jobs *j, const struct pl_job_row *row)
+{
+    struct pl_train_job job = {0};
+    struct pl_err none;
+    char *folder = pl_jobs_folder(j, row->id), *template = NULL;
+    if (pl_train_job_read(&job, folder, &none) == PL_OK && job.chat_template != NULL)
+        template = pl_xstrdup(job.chat_template);
+    pl_train_job_fini(&job);
+    free(folder);
+    return template;
+}
+
+/* The whole model under what the job began from, by the name that it had; free(). Adapters of one model all have its id. */
+static char *base_name(struct pl_jobs *j, const struct pl_job_row *row)
+{
+    char *name = pl_xstrdup(row->model);
+    bool adapter = row->base_id != NULL;
+    while (adapter) {
+        struct pl_job_row of;
+        adapter = pl_jobs_of_model(j, name, &of, NULL) == PL_OK && of.base_id != NULL && strcmp(of.base_id, row->base_id) == 0;
+        if (adapter) {
+            free(name);
+            name = pl_xstrdup(of.model);
+        }
+        pl_row_fini(PL_TABLE_JOBS, &of);
+    }
+    return name;
+}
+
+/* Without reading it. */
+static pl_status make_known(struct pl_jobs *j, const struct pl_job_row *row, const char *name, const char *path, struct pl_err *err)
+{
+    struct pl_registry *models = j->server->models;
+    char *whole = NULL, *own = own_base(j, row), *template = template_of(j, row), *under = base_name(j, row);
+    pl_status st = asprintf(&whole, "%s/model.gguf", path) >= 0 ? PL_OK : pl_fail(err, PL_ENOMEM, "out of memory");
+    if (st == PL_OK && access(whole, R_OK) == 0)
+        st = pl_registry_add_model(models, name, whole, template, row->model, err);
+    else if (st == PL_OK)
+        st = pl_registry_add_adapter(models, name, path, row->base_id, under, own, template, err);
+    if (st == PL_ENOENT)
+        st = pl_fail_param(err, PL_ENOTSUP, "model", "it is an adapter of another model than those that this daemon has now: start parleyd with that one "
+                           "as --model or --add-model again");
+    free(whole);
+    free(own);
+    free(template);
+    free(under);
+    return st;
+}
+
+/* What is known and belongs to the first model is read at once; when that fails, it is known no more. */
+static pl_status read_now(struct pl_jobs *j, const char *name, struct pl_err *err)
+{
+    struct pl_registry *models = j->server->models;
+    struct pl_target t = {0};
+    if (!pl_registry_is_of_first(models, name))
+        return PL_OK;
+    const pl_status st = pl_registry_fetch(models, name, &t, err);
+    pl_registry_release(models, &t);
+    if (st != PL_OK)
+        pl_registry_remove(models, name);
+    return st;
+}
+
+pl_status pl_jobs_load(struct pl_jobs *j, const struct pl_job_row *row, const char *name, const char *path, struct pl_err *err)
+{
+    const pl_status st = make_known(j, row, name, path, err);
+    return st == PL_OK ? read_now(j, name, err) : st;
+}
+
 pl_status pl_jobs_serve(struct pl_jobs *j, const char *name, struct pl_err *err)
 {
     struct pl_job_row row = {0};
     char *path = NULL;
+    pthread_mutex_lock(&j->serve_lock);
     pl_status st = pl_jobs_model_path(j, name, &path, err);
     if (st == PL_OK)
-        st = job_of_model(j, name, &row, err);
+        st = pl_jobs_of_model(j, name, &row, err);
     if (st == PL_OK)
-        st = pl_jobs_load(j, &row, name, path, err);
+        st = make_known(j, &row, name, path, err);
+    pthread_mutex_unlock(&j->serve_lock);
     pl_row_fini(PL_TABLE_JOBS, &row);
     free(path);
     return st;
-}
-
-/* A model that is deleted answers no new request; those that run end as they would have. */
-void pl_jobs_unload(struct pl_jobs *j, const char *name)
-{
-    struct pl_err err = {0};
-    if (j->server->adapters != NULL && pl_adapters_unload(j->server->adapters, name, &err) != PL_OK)
-        pl_log_debug("%s", err.msg);
 }
 
 static pl_status delete_checkpoints(struct pl_jobs *j, const char *job, const char *folder, struct pl_err *err)
@@ -553,7 +631,7 @@ static pl_status delete_checkpoints(struct pl_jobs *j, const char *job, const ch
         char *path = NULL;
         st = pl_store_delete(j->store, PL_TABLE_CHECKPOINTS, c->seq, err);
         if (st == PL_OK)
-            pl_jobs_unload(j, c->name);
+            pl_registry_remove(j->server->models, c->name);
         if (st == PL_OK && asprintf(&path, "%s/%s", folder, c->path) >= 0)
             pl_files_remove_tree(path);
         free(path);
@@ -562,12 +640,11 @@ static pl_status delete_checkpoints(struct pl_jobs *j, const char *job, const ch
     return st;
 }
 
-pl_status pl_jobs_delete_model(struct pl_jobs *j, const char *name, struct pl_err *err)
+static pl_status forget_model(struct pl_jobs *j, const char *name, char **path, struct pl_err *err)
 {
     struct pl_job_row row;
     struct pl_checkpoint_row c;
-    char *path = NULL;
-    pl_status st = pl_jobs_model_path(j, name, &path, err);
+    pl_status st = pl_jobs_model_path(j, name, path, err);
     if (st != PL_OK)
         return st;
     st = pl_store_get(j->store, PL_TABLE_JOBS, "name", name, &row, err);
@@ -582,12 +659,23 @@ pl_status pl_jobs_delete_model(struct pl_jobs *j, const char *name, struct pl_er
         st = pl_store_delete(j->store, PL_TABLE_CHECKPOINTS, c.seq, err);
         pl_row_fini(PL_TABLE_CHECKPOINTS, &c);
     }
+    pl_row_fini(PL_TABLE_JOBS, &row);
+    return st;
+}
+
+/* It answers no new request; those that run end as they would have. */
+pl_status pl_jobs_delete_model(struct pl_jobs *j, const char *name, struct pl_err *err)
+{
+    char *path = NULL;
+    pthread_mutex_lock(&j->serve_lock);
+    const pl_status st = forget_model(j, name, &path, err);
+    if (st == PL_OK)
+        pl_registry_remove(j->server->models, name);
+    pthread_mutex_unlock(&j->serve_lock);
     if (st == PL_OK) {
-        pl_jobs_unload(j, name);
         pl_files_remove_tree(path);
         pl_log_info("model %s deleted", name);
     }
-    pl_row_fini(PL_TABLE_JOBS, &row);
     free(path);
     return st;
 }
@@ -636,11 +724,9 @@ pl_status pl_jobs_open(struct pl_jobs **out, struct pl_server *s, struct pl_err 
     struct pl_jobs *j = pl_xcalloc(1, sizeof *j);
     char *dir = pl_config_data_dir(s->config);
     j->server = s;
-    pthread_mutex_init(&j->load_lock, NULL);
+    pthread_mutex_init(&j->serve_lock, NULL);
     pl_status st = dir != NULL ? pl_store_open(&j->store, dir, err)
                                : pl_fail_param(err, PL_EINVAL, "data-dir", "there is no place for files and jobs: name one with --data-dir");
-    if (st == PL_OK)
-        st = pl_train_base_id(s->model_path, j->base_id, err);
     if (st == PL_OK)
         st = check_general_text(s->config->train_general_text, err);
     if (st == PL_OK)
@@ -672,7 +758,10 @@ static void serve_all(struct pl_jobs *j)
         const struct pl_job_row *row = (const struct pl_job_row *)rows + i;
         if (row->deleted)
             continue;
-        if (pl_jobs_serve(j, row->name, &err) == PL_OK)
+        pl_status st = pl_jobs_serve(j, row->name, &err);
+        if (st == PL_OK)
+            st = read_now(j, row->name, &err);
+        if (st == PL_OK)
             n_loaded++;
         else
             pl_log_warn("%s is not served: %s", row->name, err.msg);
@@ -710,7 +799,7 @@ void pl_jobs_close(struct pl_jobs *j)
     pl_tasks_stop(j->tasks);
     pl_supervisor_free(j->supervisor);
     pl_store_close(j->store);
-    pthread_mutex_destroy(&j->load_lock);
+    pthread_mutex_destroy(&j->serve_lock);
     free(j);
 }
 

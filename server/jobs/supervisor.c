@@ -21,6 +21,7 @@
 #include "core/base/clock.h"
 #include "core/base/json.h"
 #include "core/base/log.h"
+#include "core/base/machine.h"
 #include "core/base/mem.h"
 #include "core/base/sha256.h"
 #include "core/train/job.h"
@@ -85,36 +86,29 @@ static char *worker_program(const char *setting)
 
 static uint64_t memory_limit(const struct pl_config *c)
 {
-    char line[128];
-    unsigned long long kib = 0;
-    if (c->train_memory_mb > 0)
-        return (uint64_t)c->train_memory_mb << 20;
-    FILE *f = fopen("/proc/meminfo", "re");
-    while (f != NULL && kib == 0 && fgets(line, sizeof line, f) != NULL)
-        if (sscanf(line, "MemAvailable: %llu kB", &kib) != 1)
-            kib = 0;
-    if (f != NULL)
-        fclose(f);
-    return kib << 10;
+    return c->train_memory_mb > 0 ? (uint64_t)c->train_memory_mb << 20 : pl_machine_memory();
 }
 
 static pl_status write_job(struct pl_jobs *j, const struct pl_job_row *row, const char *folder, struct pl_err *err)
 {
     struct pl_train_job job = {.id = row->id, .name = row->name, .created_at = row->created_at};
     const struct pl_config *c = j->server->config;
+    struct pl_base base;
     char *training = NULL, *validation = NULL;
     json_t *method = json_loads(row->method, 0, NULL);
     pl_status st = pl_train_spec_read(&job.spec, method, NULL, err);
     json_decref(method);
+    if (st == PL_OK)
+        st = pl_jobs_base(j, row, &base, err);
     if (st != PL_OK)
         return st;
     if (asprintf(&training, "%s/training.jsonl", folder) < 0 || asprintf(&validation, "%s/validation.jsonl", folder) < 0)
         return pl_fail(err, PL_ENOMEM, "out of memory");
-    const bool tuned_whole = pl_jobs_has_own_base(row);
-    job.base = tuned_whole ? row->base_adapter : (char *)(uintptr_t)j->server->model_path;
-    job.base_id = tuned_whole ? NULL : row->base_id;
-    job.base_adapter = tuned_whole ? NULL : row->base_adapter;
-    job.chat_template = c->chat_template[0] != '\0' ? (char *)(uintptr_t)c->chat_template : NULL;
+    const bool adapter = row->base_adapter != NULL && strcmp(row->base_adapter, base.path) != 0; /* not the base itself */
+    job.base = base.path;
+    job.base_id = base.id;
+    job.base_adapter = adapter ? row->base_adapter : NULL;
+    job.chat_template = base.template;
     job.general_text = c->train_general_text[0] != '\0' ? (char *)(uintptr_t)c->train_general_text : NULL;
     job.training_file = training;
     job.validation_file = row->validation_file != NULL ? validation : NULL;
@@ -122,6 +116,7 @@ static pl_status write_job(struct pl_jobs *j, const struct pl_job_row *row, cons
     st = pl_train_job_write(&job, folder, err);
     free(training);
     free(validation);
+    pl_base_fini(&base);
     return st;
 }
 
@@ -336,7 +331,7 @@ static void succeed(struct pl_supervisor *s, struct pl_job_row *row)
     }
     if (st != PL_OK) { /* the row still says alive: tried again at the next look */
         end_failed(row->id, st, &err);
-        pl_jobs_unload(s->j, row->name);
+        pl_registry_remove(s->j->server->models, row->name);
         if (row->result_file != NULL)
             pl_files_discard(s->j->store, row->result_file);
         return;
@@ -561,7 +556,7 @@ static void launch_waiting(struct pl_supervisor *s, size_t running)
         struct pl_job_row *row = (struct pl_job_row *)rows + i;
         if (row->alive)
             continue; /* an earlier worker has not gone yet */
-        if (pl_jobs_is_ours(s->j, row)) {
+        if (pl_jobs_has_base(s->j, row)) {
             launch(s, row);
             running++;
         } else if (pl_jobs_park(s->j, row->id, &err) != PL_OK) {

@@ -154,8 +154,11 @@ pl_status pl_cpu_weight_new(struct pl_device *dev, const struct pl_weight_src *p
             break;
         w->n_parts++;
         w->rows += p->rows;
-        if (cpu->k->packed)
+        if (cpu->k->packed) { /* a model may be loaded while others compute */
+            pl_pool_turn(cpu->pool);
             pl_pool_run(cpu->pool, pack_unit, p, pl_cpu_units(p));
+            pl_pool_turn_end(cpu->pool);
+        }
     }
     if (st == PL_OK)
         *out = w;

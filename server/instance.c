@@ -1,0 +1,273 @@
+/* instance: one model in memory, with everything that answers for it.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "server/instance.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "core/base/buf.h"
+#include "core/base/log.h"
+#include "core/base/machine.h"
+#include "core/base/mem.h"
+#include "core/base/pool.h"
+#include "core/base/version.h"
+#include "config/config.h"
+#include "core/device/device.h"
+#include "core/kv/kv.h"
+#include "core/model/gguf.h"
+#include "core/model/model.h"
+#include "core/sched/adapters.h"
+#include "core/sched/engine.h"
+#include "core/text/chat.h"
+#include "core/text/tok.h"
+
+#define PL_LOG_MODULE "model"
+
+/* what the fingerprint hashes */
+
+static uint64_t fnv1a(uint64_t h, const void *bytes, size_t n)
+{
+    const unsigned char *p = bytes;
+    for (size_t i = 0; i < n; i++)
+        h = (h ^ p[i]) * UINT64_C(0x100000001b3);
+    return h;
+}
+
+/* fp_ + hash of the file (size, time, first 64 KiB: header and tensor table), build and kernels. */
+static pl_status identify(struct pl_instance *m, const char *path, struct pl_err *err)
+{
+    enum { HEAD = 64 * 1024 };
+    const char *kernels = m->device->ops->name;
+    const int64_t size = (int64_t)m->file.n_bytes;
+    char *head = pl_xmalloc(HEAD);
+    const int fd = open(path, O_RDONLY | O_CLOEXEC);
+    const ssize_t n = fd >= 0 ? read(fd, head, HEAD) : -1;
+    pl_status rc = PL_OK;
+    if (n >= 0) {
+        uint64_t h = UINT64_C(0xcbf29ce484222325);
+        h = fnv1a(h, &size, sizeof size);
+        h = fnv1a(h, &m->file.created, sizeof m->file.created);
+        h = fnv1a(h, head, (size_t)n);
+        h = fnv1a(h, PL_VERSION, strlen(PL_VERSION));
+        h = fnv1a(h, kernels, strlen(kernels));
+        snprintf(m->fingerprint, sizeof m->fingerprint, "fp_%016llx", (unsigned long long)h);
+    } else {
+        rc = pl_fail(err, PL_EIO, "cannot read %s: %s", path, strerror(errno));
+    }
+    if (fd >= 0)
+        close(fd);
+    free(head);
+    return rc;
+}
+
+/* the file */
+
+static pl_status read_template(const char *path, struct pl_buf *text, struct pl_err *err)
+{
+    FILE *f = fopen(path, "re");
+    if (f == NULL)
+        return pl_fail_param(err, PL_EINVAL, "chat-template", "cannot read %s: %s", path, strerror(errno));
+    char block[4096];
+    size_t n;
+    while ((n = fread(block, 1, sizeof block, f)) > 0)
+        pl_buf_add(text, block, n);
+    const bool bad = ferror(f) != 0;
+    fclose(f);
+    if (bad || text->failed)
+        return pl_fail_param(err, PL_EINVAL, "chat-template", "%s cannot be read, or is larger than 1 MiB", path);
+    return PL_OK;
+}
+
+static pl_status open_chat(struct pl_model_file *f, const char *template, struct pl_err *err)
+{
+    struct pl_gguf_str own;
+    if (template != NULL && template[0] != '\0') {
+        struct pl_buf text;
+        pl_buf_init(&text, 1 << 20);
+        pl_status rc = read_template(template, &text, err);
+        if (rc == PL_OK)
+            rc = pl_chat_new(&f->chat, pl_buf_str(&text), text.len, f->tok, err);
+        pl_buf_fini(&text);
+        return rc;
+    }
+    if (pl_gguf_string(f->gguf, "tokenizer.chat_template", &own) != PL_OK)
+        return PL_OK;
+    struct pl_err why = {0};
+    const pl_status rc = pl_chat_new(&f->chat, own.s, own.n, f->tok, &why);
+    return rc == PL_OK ? rc : pl_fail(err, rc, "the model's chat template cannot be used: %s (give another one with --chat-template FILE)", why.msg);
+}
+
+pl_status pl_model_file_open(struct pl_model_file *f, const char *path, const char *template, struct pl_err *err)
+{
+    struct stat st;
+    unsigned arch;
+    *f = (struct pl_model_file){0};
+    pl_status rc = pl_gguf_open(&f->gguf, path, err);
+    if (rc == PL_OK && stat(path, &st) != 0)
+        rc = pl_fail(err, PL_EIO, "cannot read %s: %s", path, strerror(errno));
+    if (rc == PL_OK)
+        rc = pl_model_check(&f->spec, &arch, &f->n_params, f->gguf, err);
+    if (rc == PL_OK)
+        rc = pl_tok_load(&f->tok, f->gguf, err);
+    if (rc == PL_OK)
+        rc = open_chat(f, template, err);
+    if (rc == PL_OK && pl_tok_count(f->tok) > (int64_t)f->spec.n_vocab)
+        rc = pl_fail(err, PL_EFORMAT, "the tokenizer has %d tokens but the model only %u rows for them: the file is inconsistent",
+                     pl_tok_count(f->tok), f->spec.n_vocab);
+    if (rc != PL_OK) {
+        pl_model_file_close(f);
+        return rc;
+    }
+    f->n_bytes = (uint64_t)st.st_size;
+    f->created = st.st_mtim.tv_sec;
+    return PL_OK;
+}
+
+void pl_model_file_close(struct pl_model_file *f)
+{
+    pl_chat_free(f->chat);
+    pl_tok_free(f->tok);
+    pl_gguf_close(f->gguf);
+    *f = (struct pl_model_file){0};
+}
+
+/* the engine */
+
+static pl_status choose_context(const struct pl_instance_opts *o, const struct pl_spec *spec, uint32_t *n, struct pl_err *err)
+{
+    const uint32_t wanted = (uint32_t)o->config->context;
+    *n = wanted > 0 && (wanted < spec->n_ctx || !o->further) ? wanted : spec->n_ctx;
+    if (*n > spec->n_ctx)
+        return pl_fail_param(err, PL_EINVAL, "context", "context %u is more than the %u the model was trained for: lower --context or leave it out",
+                             *n, spec->n_ctx);
+    return PL_OK;
+}
+
+/* The first model's cache is as large as is said, or as it is useful; a further one's is as large as it is useful within its bound. */
+static pl_status choose_pages(const struct pl_instance_opts *o, size_t page_bytes, struct pl_engine_opts *e, struct pl_err *err)
+{
+    const int mb = o->further ? o->config->model_kv_cache_mb : o->config->kv_cache_mb;
+    const uint64_t n = (uint64_t)mb * 1024 * 1024 / page_bytes;
+    if (mb > 0 && n == 0)
+        return pl_fail_param(err, PL_EINVAL, o->further ? "model-kv-cache-mb" : "kv-cache-mb", "one cache page takes %zu bytes: raise --%s", page_bytes,
+                             o->further ? "model-kv-cache-mb" : "kv-cache-mb");
+    *(o->further ? &e->max_pages : &e->n_pages) = n > UINT32_MAX ? UINT32_MAX : (uint32_t)n;
+    return PL_OK;
+}
+
+static pl_status open_engine(struct pl_instance *m, const struct pl_instance_opts *o, struct pl_err *err)
+{
+    const struct pl_config *c = o->config;
+    struct pl_engine_opts e = {
+        .max_sequences = (uint32_t)c->max_sequences,
+        .batch_tokens = (uint32_t)c->batch_tokens,
+        .queue_limit = (uint32_t)c->queue_limit,
+        .pool = o->pool,
+    };
+    if (!pl_kv_type(c->kv_type, &e.kv_dtype))
+        return pl_fail_param(err, PL_EINVAL, "kv-type", "no cache type \"%s\": " PL_KV_TYPES, c->kv_type);
+    pl_status rc = choose_context(o, &m->file.spec, &e.max_context, err);
+    if (rc != PL_OK)
+        return rc;
+    const struct pl_kv_shape page = pl_model_kv_shape(m->model, PL_KV_PAGE, 1, e.kv_dtype);
+    const size_t page_bytes = m->device->ops->kv_bytes(m->device, &page);
+    if ((rc = choose_pages(o, page_bytes, &e, err)) != PL_OK)
+        return rc;
+    if (strcmp(c->speculation, "ngram") == 0) {
+        e.max_draft = (uint32_t)c->max_draft;
+        e.draft_sequences = (uint32_t)c->speculation_max_seqs;
+    }
+    rc = pl_engine_new(&m->engine, &e, m->device, m->model, m->tok, err);
+    if (rc == PL_OK)
+        rc = pl_engine_start(m->engine, err);
+    if (rc != PL_OK)
+        return rc;
+    struct pl_engine_stats st;
+    pl_engine_stats(m->engine, &st);
+    pl_log_info("engine: %u sequences, %u tokens per iteration, context %u, cache %u pages of %u tokens in %s (%.0f MiB), queue %u",
+                e.max_sequences, e.batch_tokens, pl_engine_max_context(m->engine), st.pages_total, PL_KV_PAGE, c->kv_type,
+                (double)st.pages_total * (double)page_bytes / 1048576, e.queue_limit);
+    return PL_OK;
+}
+
+/* the whole */
+
+static void describe(const struct pl_instance *m, const struct pl_instance_opts *o)
+{
+    const struct pl_spec *spec = &m->file.spec;
+    pl_log_info("model %s: %s (%s, %s), %.1f M parameters, %u layers, vocabulary %u, trained context %u, %s", o->id, o->path, spec->arch,
+                spec->name[0] != '\0' ? spec->name : "no name", (double)m->file.n_params / 1e6, spec->n_layers, spec->n_vocab, spec->n_ctx,
+                m->fingerprint);
+    if (o->template != NULL && o->template[0] != '\0')
+        pl_log_info("chat template: %s", o->template);
+    else if (m->chat != NULL)
+        pl_log_info("chat template: the model's own");
+    else
+        pl_log_warn("the model has no chat template: /v1/chat/completions will answer 400 (give one with --chat-template FILE)");
+    pl_log_info("device: %s, %u threads", m->device->ops->name, pl_pool_size(o->pool));
+}
+
+/* The system would rather end the daemon than refuse memory, so that it is asked first. */
+static pl_status check_memory(const struct pl_instance *m, struct pl_err *err)
+{
+    const uint64_t free_bytes = pl_machine_memory();
+    if (m->file.n_bytes <= free_bytes)
+        return PL_OK;
+    return pl_fail(err, PL_ENOMEM, "no memory for this model: its weights take %llu MiB, %llu MiB are free", (unsigned long long)(m->file.n_bytes >> 20),
+                   (unsigned long long)(free_bytes >> 20));
+}
+
+pl_status pl_instance_open(struct pl_instance **out, const struct pl_instance_opts *o, struct pl_err *err)
+{
+    const struct pl_config *c = o->config;
+    const char *isa = strcmp(c->device, "auto") == 0 || strcmp(c->device, "cpu") == 0 ? NULL : c->device;
+    struct pl_instance *m = pl_xcalloc(1, sizeof *m);
+    pl_status rc = pl_model_file_open(&m->file, o->path, o->template, err);
+    m->tok = m->file.tok;
+    m->chat = m->file.chat;
+    if (rc == PL_OK && o->further)
+        rc = check_memory(m, err);
+    if (rc == PL_OK)
+        rc = pl_cpu_open(&m->device, o->pool, isa != NULL && strncmp(isa, "cpu-", 4) == 0 ? isa + 4 : isa, err);
+    if (rc == PL_OK)
+        rc = identify(m, o->path, err);
+    if (rc == PL_OK)
+        rc = pl_model_load(&m->model, m->file.gguf, m->device, (uint32_t)c->batch_tokens, (uint32_t)c->batch_tokens, err);
+    if (rc == PL_OK) {
+        describe(m, o);
+        rc = open_engine(m, o, err);
+    }
+    if (rc == PL_OK)
+        rc = pl_adapters_new(&m->adapters, m->engine, m->model, o->id, (uint32_t)c->max_adapters, err);
+    if (rc != PL_OK) {
+        pl_instance_close(m);
+        return rc;
+    }
+    *out = m;
+    return PL_OK;
+}
+
+void pl_instance_stop(struct pl_instance *m)
+{
+    pl_adapters_stop(m->adapters);
+    pl_engine_free(m->engine);
+    m->engine = NULL;
+}
+
+void pl_instance_close(struct pl_instance *m)
+{
+    if (m == NULL)
+        return;
+    pl_instance_stop(m);
+    pl_adapters_free(m->adapters);
+    pl_model_free(m->model);
+    if (m->device != NULL)
+        m->device->ops->close(m->device);
+    pl_model_file_close(&m->file);
+    free(m);
+}
