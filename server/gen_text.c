@@ -7,7 +7,6 @@
 #include "core/base/utf8.h"
 #include "core/text/tok.h"
 #include "server/generate.h"
-#include "server/server.h"
 
 void pl_gen_add_real(struct pl_buf *out, double v)
 {
@@ -21,10 +20,10 @@ void pl_gen_add_real(struct pl_buf *out, double v)
 }
 
 /* bytes_form: a token that is no whole characters as bytes:\xNN…, as the older endpoint has it, else with U+FFFD. */
-void pl_gen_add_token_string(struct pl_buf *out, const struct pl_server *s, int32_t id, bool bytes_form)
+void pl_gen_add_token_string(struct pl_buf *out, const struct pl_instance *m, int32_t id, bool bytes_form)
 {
     size_t n;
-    const char *bytes = pl_tok_bytes(s->tok, id, true, &n);
+    const char *bytes = pl_tok_bytes(m->tok, id, true, &n);
     pl_buf_addc(out, '"');
     if (pl_utf8_valid(bytes, n)) {
         pl_buf_add_json(out, bytes, n);
@@ -38,12 +37,12 @@ void pl_gen_add_token_string(struct pl_buf *out, const struct pl_server *s, int3
     pl_buf_addc(out, '"');
 }
 
-static void add_entry(struct pl_buf *out, const struct pl_server *s, int32_t id, double logprob)
+static void add_entry(struct pl_buf *out, const struct pl_instance *m, int32_t id, double logprob)
 {
     size_t n;
-    const char *bytes = pl_tok_bytes(s->tok, id, true, &n);
+    const char *bytes = pl_tok_bytes(m->tok, id, true, &n);
     pl_buf_adds(out, "{\"token\":");
-    pl_gen_add_token_string(out, s, id, false);
+    pl_gen_add_token_string(out, m, id, false);
     pl_buf_adds(out, ",\"logprob\":");
     pl_gen_add_real(out, logprob);
     pl_buf_adds(out, ",\"bytes\":[");
@@ -57,37 +56,37 @@ static void add_chat(struct pl_gen *g, struct pl_gen_choice *c, const struct pl_
     struct pl_buf *out = &c->logprobs;
     if (c->n_logprobs > 0)
         pl_buf_addc(out, ',');
-    add_entry(out, g->server, t->token, t->logprob);
+    add_entry(out, g->target.instance, t->token, t->logprob);
     pl_buf_adds(out, ",\"top_logprobs\":[");
     for (uint32_t i = 0; i < t->n_top; i++) {
         if (i > 0)
             pl_buf_addc(out, ',');
-        add_entry(out, g->server, t->top[i].id, t->top[i].logprob);
+        add_entry(out, g->target.instance, t->top[i].id, t->top[i].logprob);
         pl_buf_addc(out, '}');
     }
     pl_buf_adds(out, "]}");
 }
 
-static bool same_text(const struct pl_server *s, int32_t a, int32_t b)
+static bool same_text(const struct pl_instance *m, int32_t a, int32_t b)
 {
     size_t na, nb;
-    const char *ta = pl_tok_bytes(s->tok, a, true, &na), *tb = pl_tok_bytes(s->tok, b, true, &nb);
+    const char *ta = pl_tok_bytes(m->tok, a, true, &na), *tb = pl_tok_bytes(m->tok, b, true, &nb);
     return na == nb && memcmp(ta, tb, na) == 0;
 }
 
 /* An object's members, closing brace and all: the best alternatives and the chosen token, which is always there. Of several
  * tokens with one text the likeliest is shown: an object has each key once. */
-static void add_alternatives(struct pl_buf *out, const struct pl_server *s, const struct pl_choice *t)
+static void add_alternatives(struct pl_buf *out, const struct pl_instance *m, const struct pl_choice *t)
 {
     for (uint32_t i = 0; i <= t->n_top; i++) {
         const struct pl_top one = i < t->n_top ? t->top[i] : (struct pl_top){t->token, t->logprob};
         bool seen = false;
         for (uint32_t k = 0; k < i && !seen; k++)
-            seen = same_text(s, t->top[k].id, one.id);
+            seen = same_text(m, t->top[k].id, one.id);
         if (seen)
             continue;
         pl_buf_adds(out, i > 0 ? "," : "");
-        pl_gen_add_token_string(out, s, one.id, true);
+        pl_gen_add_token_string(out, m, one.id, true);
         pl_buf_addc(out, ':');
         pl_gen_add_real(out, one.logprob);
     }
@@ -99,7 +98,7 @@ static void add_completion(struct pl_gen *g, struct pl_gen_choice *c, const stru
 {
     const char *comma = c->n_logprobs > 0 ? "," : "";
     pl_buf_adds(&c->logprobs, comma);
-    pl_gen_add_token_string(&c->logprobs, g->server, t->token, true);
+    pl_gen_add_token_string(&c->logprobs, g->target.instance, t->token, true);
     pl_buf_adds(&c->lp_values, comma);
     if (known)
         pl_gen_add_real(&c->lp_values, t->logprob);
@@ -108,10 +107,10 @@ static void add_completion(struct pl_gen *g, struct pl_gen_choice *c, const stru
     pl_buf_adds(&c->lp_top, comma);
     pl_buf_adds(&c->lp_top, known ? "{" : "null");
     if (known)
-        add_alternatives(&c->lp_top, g->server, t);
+        add_alternatives(&c->lp_top, g->target.instance, t);
     pl_buf_addf(&c->lp_offsets, "%s%lld", comma, (long long)(c->n_chars > 0 ? c->n_chars : 0));
     size_t n;
-    const char *bytes = pl_tok_bytes(g->server->tok, t->token, true, &n);
+    const char *bytes = pl_tok_bytes(g->target.instance->tok, t->token, true, &n);
     c->n_chars += (int64_t)pl_gen_chars(bytes, n);
 }
 

@@ -9,7 +9,6 @@
 #include <time.h>
 
 #include "core/base/mem.h"
-#include "core/model/model.h"
 #include "core/sched/adapters.h"
 #include "core/text/tok.h"
 #include "server/apierr.h"
@@ -109,7 +108,7 @@ static void on_prompt(struct pl_gen *g, const struct pl_event *ev)
     const uint32_t p = ev->choice / g->best_of;
     size_t n, tokens = 0;
     for (uint32_t i = 0; i < ev->n_prompt; i++) {
-        const char *bytes = pl_tok_bytes(g->server->tok, ev->prompt_logprobs[i].token, true, &n);
+        const char *bytes = pl_tok_bytes(g->target.instance->tok, ev->prompt_logprobs[i].token, true, &n);
         tokens += pl_gen_chars(bytes, n);
     }
     c->n_chars = (int64_t)pl_gen_chars(g->prompt_texts[p], g->prompt_bytes[p]) - (int64_t)tokens;
@@ -275,6 +274,7 @@ static void free_gen(struct pl_producer *self)
     pl_buf_fini(&g->prefix);
     free(g->model);
     pl_arena_free(g->arena);
+    pl_registry_release(g->models, &g->target);
     free(g);
 }
 
@@ -286,12 +286,13 @@ static void wake(void *conn)
 /* ---- start --------------------------------------------------------------------------------------------------------- */
 
 /* An adapter's values are part of what the fingerprint stands for. */
-static void take_model(struct pl_gen *g, const char *model, const struct pl_served *adapter)
+static void take_model(struct pl_gen *g, const char *model)
 {
+    const char *own = g->target.instance->fingerprint;
     g->model = pl_xstrdup(model);
-    snprintf(g->fingerprint, sizeof g->fingerprint, "%s", g->server->fingerprint);
-    if (adapter != NULL)
-        snprintf(g->fingerprint, sizeof g->fingerprint, "fp_%016llx", strtoull(g->server->fingerprint + 3, NULL, 16) ^ (unsigned long long)adapter->hash);
+    snprintf(g->fingerprint, sizeof g->fingerprint, "%s", own);
+    if (g->target.adapter != NULL)
+        snprintf(g->fingerprint, sizeof g->fingerprint, "fp_%016llx", strtoull(own + 3, NULL, 16) ^ (unsigned long long)g->target.adapter->hash);
 }
 
 static void name_generation(struct pl_gen *g)
@@ -328,7 +329,7 @@ static pl_status copy_echo(struct pl_gen *g, const json_t *given, const struct p
         if (json_is_array(one) && json_array_size(one) == 1 && json_is_string(json_array_get(one, 0)))
             one = json_array_get(one, 0);
         if (!json_is_string(one)) {
-            g->prompt_texts[i] = pl_prompt_text(g->server, &prompts[i], g->arena, &g->prompt_bytes[i]);
+            g->prompt_texts[i] = pl_prompt_text(g->target.instance, &prompts[i], g->arena, &g->prompt_bytes[i]);
             continue;
         }
         g->prompt_bytes[i] = json_string_length(one);
@@ -370,9 +371,9 @@ static pl_status fill_stops(struct pl_request *r, const struct pl_params *p, str
     return stops != NULL ? PL_OK : pl_fail(err, PL_ENOMEM, "out of memory");
 }
 
-static pl_status check_length(const struct pl_server *s, const struct pl_params *p, const struct pl_request *r, struct pl_err *err)
+static pl_status check_length(const struct pl_instance *m, const struct pl_params *p, const struct pl_request *r, struct pl_err *err)
 {
-    uint32_t context = pl_engine_max_context(s->engine);
+    uint32_t context = pl_engine_max_context(m->engine);
     for (uint32_t i = 0; i < r->n_prompts && r->max_tokens != UINT32_MAX; i++)
         if ((uint64_t)r->prompts[i].n + r->max_tokens > context)
             return pl_fail_param(err, PL_ETOOLONG, p->endpoint == PL_EP_CHAT ? "messages" : "prompt",
@@ -409,18 +410,18 @@ static pl_status fill_request(struct pl_request *r, const struct pl_gen *g, cons
     r->prompt_logprobs = p->echo && p->top_logprobs_n >= 0;
     pl_status st = fill_stops(r, p, err);
     if (st == PL_OK && p->logit_bias != NULL)
-        st = fill_bias(r, p, pl_model_spec(g->server->model)->n_vocab, err);
-    return st == PL_OK ? check_length(g->server, p, r, err) : st;
+        st = fill_bias(r, p, g->target.instance->file.spec.n_vocab, err);
+    return st == PL_OK ? check_length(g->target.instance, p, r, err) : st;
 }
 
-static pl_status start(struct pl_gen *g, struct pl_http_req *req, const struct pl_params *p, struct pl_served *adapter,
-                       struct pl_arena *a, const struct pl_prompt *prompts, uint32_t n_prompts, struct pl_err *err)
+static pl_status start(struct pl_gen *g, struct pl_http_req *req, const struct pl_params *p, struct pl_arena *a, const struct pl_prompt *prompts,
+                       uint32_t n_prompts, struct pl_err *err)
 {
     struct pl_request *r = pl_arena_zalloc(a, sizeof *r);
     if (r == NULL)
         return pl_fail(err, PL_ENOMEM, "out of memory");
     r->arena = a;
-    r->adapter = adapter;
+    r->adapter = g->target.adapter;
     r->prompts = prompts;
     r->n_prompts = n_prompts;
     for (uint32_t i = 0; i < n_prompts; i++)
@@ -433,14 +434,16 @@ static pl_status start(struct pl_gen *g, struct pl_http_req *req, const struct p
     g->reply = pl_reply_new(pl_reply_needs(g->n_choices) + RING_SLACK, wake, req->conn);
     if (g->reply == NULL || g->prefix.failed)
         return pl_fail(err, PL_ENOMEM, "out of memory");
-    st = pl_engine_submit(g->server->engine, r, g->reply, err);
+    st = pl_engine_submit(g->target.instance->engine, r, g->reply, err);
+    if (st == PL_OK)
+        g->target.adapter = NULL;
     if (st == PL_ETOOLONG)
         snprintf(err->param, sizeof err->param, "%s", g->chat ? "messages" : "prompt");
     return st;
 }
 
-void pl_gen_start(struct pl_http_req *req, struct pl_http_resp *resp, const struct pl_params *p, struct pl_served *adapter,
-                  struct pl_arena *a, const struct pl_prompt *prompts, uint32_t n_prompts)
+void pl_gen_start(struct pl_http_req *req, struct pl_http_resp *resp, const struct pl_params *p, struct pl_target *t, struct pl_arena *a,
+                  const struct pl_prompt *prompts, uint32_t n_prompts)
 {
     struct pl_err err = {0};
     uint32_t n = (uint32_t)p->n, best_of = p->endpoint == PL_EP_COMPLETIONS && p->best_of != PL_PARAM_UNSET ? (uint32_t)p->best_of : n;
@@ -452,7 +455,9 @@ void pl_gen_start(struct pl_http_req *req, struct pl_http_resp *resp, const stru
         err.code = pl_fail(&err, PL_ENOMEM, "out of memory");
     if (g != NULL) {
         g->base = (struct pl_producer){.produce = produce, .free = free_gen, .stream = p->stream};
-        g->server = req->server;
+        g->models = req->server->models;
+        g->target = *t;
+        *t = (struct pl_target){0};
         g->usage = req->usage;
         g->chat = p->endpoint == PL_EP_CHAT;
         g->stream = p->stream;
@@ -463,9 +468,9 @@ void pl_gen_start(struct pl_http_req *req, struct pl_http_resp *resp, const stru
         g->n = n;
         g->best_of = best_of;
         g->n_choices = best_of * n_prompts;
-        take_model(g, p->model, adapter);
+        take_model(g, p->model);
         name_generation(g);
-        err.code = start(g, req, p, adapter, a, prompts, n_prompts, &err);
+        err.code = start(g, req, p, a, prompts, n_prompts, &err);
     }
     if (err.code == PL_OK) {
         resp->producer = &g->base;
@@ -475,7 +480,7 @@ void pl_gen_start(struct pl_http_req *req, struct pl_http_resp *resp, const stru
         g->n_done = g->n_choices; /* nothing runs */
         free_gen(&g->base);
     }
-    pl_served_unref(adapter);
+    pl_registry_release(req->server->models, t);
     pl_arena_free(a);
     pl_apierr_answer(req, resp, &err);
 }

@@ -7,9 +7,8 @@
 
 #include "core/sched/engine.h"
 #include "server/http.h"
+#include "server/registry.h"
 #include "server/schema.h"
-
-struct pl_server;
 
 /* What is known of one choice so far. */
 struct pl_gen_choice {
@@ -26,7 +25,8 @@ struct pl_gen_choice {
 
 struct pl_gen {
     struct pl_producer base;
-    const struct pl_server *server; /* borrowed */
+    struct pl_registry *models; /* borrowed */
+    struct pl_target target;    /* the adapter has moved on into the request */
     struct pl_http_usage *usage;    /* borrowed */
     struct pl_reply *reply;
     bool chat, stream, include_usage, logprobs, echo, has_tier, any_output;
@@ -45,15 +45,14 @@ struct pl_gen {
     struct pl_gen_choice choices[];
 };
 
-/* Takes prompts (in arena a, which moves in or is freed, like the reference to the adapter) and runs them; resp gets a
- * producer or an error. */
-void pl_gen_start(struct pl_http_req *req, struct pl_http_resp *resp, const struct pl_params *p, struct pl_served *adapter,
-                  struct pl_arena *a, const struct pl_prompt *prompts, uint32_t n_prompts);
+/* Takes prompts (in arena a, which moves in or is freed, like the references of t) and runs them; resp gets a producer or an error. */
+void pl_gen_start(struct pl_http_req *req, struct pl_http_resp *resp, const struct pl_params *p, struct pl_target *t, struct pl_arena *a,
+                  const struct pl_prompt *prompts, uint32_t n_prompts);
 /* Memory that a request's prompt may take. */
 enum { PL_GEN_ARENA = 256 << 20 };
 
 /* gen_text.c: pieces of bodies. */
-void pl_gen_add_token_string(struct pl_buf *out, const struct pl_server *s, int32_t id, bool bytes_form);
+void pl_gen_add_token_string(struct pl_buf *out, const struct pl_instance *m, int32_t id, bool bytes_form);
 void pl_gen_add_real(struct pl_buf *out, double v);
 /* Characters that begin in s. */
 size_t pl_gen_chars(const char *s, size_t n);

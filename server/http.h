@@ -14,6 +14,7 @@
 #include "core/base/status.h"
 
 struct pl_arena;
+struct pl_target;
 struct pl_server; /* what handlers need: server/server.h */
 struct pl_http_conn;
 
@@ -36,6 +37,7 @@ struct pl_http_req {
     uint64_t start_ns;
     struct pl_arena *arena; /* freed after the reply's last byte */
     struct pl_http_usage *usage; /* valid until producer->free, or the handler's return without a producer */
+    struct pl_target *granted;   /* what a handler that is called again has waited for (models.h); NULL = nothing */
 };
 
 typedef enum { PL_PRODUCE_WAIT, PL_PRODUCE_MORE, PL_PRODUCE_END } pl_produced;

@@ -1,10 +1,9 @@
 /* parleyd: the daemon's story. Configuration, log, listen at once (health says "loading"), load the model beside it, serve,
  * wait for a signal, finish what runs, leave.
- * Thread: main owns start and stop; a loader thread lives from listening to ready.
+ * Thread: main owns start and stop.
  * SPDX-License-Identifier: Apache-2.0 */
 #include <errno.h>
 #include <limits.h>
-#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,12 +17,11 @@
 #include "core/base/log.h"
 #include "core/base/mem.h"
 #include "core/base/version.h"
-#include "core/sched/engine.h"
 #include "server/http.h"
 #include "server/jobs/jobs.h"
-#include "server/load.h"
 #include "server/metrics.h"
 #include "server/ranks.h"
+#include "server/registry.h"
 #include "server/server.h"
 
 #define PL_LOG_MODULE "main"
@@ -34,15 +32,7 @@ struct daemon {
     struct pl_config config;
     struct pl_server server;
     struct pl_http *http;
-    struct pl_load *load;
-    char *path, *id;
-    uint64_t start_ns;
     sigset_t signals;
-
-    pthread_t loader;
-    atomic_bool loaded; /* the loader is done; load_rc and load_err are valid */
-    pl_status load_rc;
-    struct pl_err load_err;
 };
 
 /* One line that says what to do; a configuration's fault is told apart by the exit status. */
@@ -105,30 +95,19 @@ static pl_status listen_now(struct daemon *d, struct pl_err *err)
     return PL_OK;
 }
 
-static void *load_main(void *arg)
-{
-    struct daemon *d = arg;
-    d->load_rc = pl_load_open(&d->load, &d->server, d->path, &d->load_err);
-    if (d->load_rc == PL_OK) {
-        atomic_store_explicit(&d->server.ready, true, memory_order_release);
-        pl_log_info("ready: model %s at %s after %.0f ms", d->id, pl_http_url(d->http), (double)(pl_now_ns() - d->start_ns) / 1e6);
-    }
-    atomic_store(&d->loaded, true);
-    return NULL;
-}
-
-/* Returns a signal that came meanwhile, else 0. Loading cannot be interrupted: when it is not over, the process goes. */
-static int wait_for_load(struct daemon *d)
+/* Until the first model is there, or not (*rc). Returns a signal that came meanwhile, else 0. Reading cannot be interrupted: when it is not over,
+ * the process goes. */
+static int wait_for_model(struct daemon *d, pl_status *rc, struct pl_err *err)
 {
     int sig = 0;
-    while (sig == 0 && !atomic_load(&d->loaded))
+    while (!pl_registry_settled(d->server.models, rc, err)) {
+        if (sig != 0) {
+            pl_log_info("signal %s while loading: leaving", sigabbrev_np(sig));
+            pl_http_stop(d->http);
+            _exit(EXIT_SUCCESS); /* the registry's thread is in the middle of things that exit() would take down under it */
+        }
         sig = next_signal(d, 50);
-    if (!atomic_load(&d->loaded)) {
-        pl_log_info("signal %s while loading: leaving", sigabbrev_np(sig));
-        pl_http_stop(d->http);
-        _exit(EXIT_SUCCESS); /* the loader is in the middle of things that exit() would take down under it */
     }
-    pthread_join(d->loader, NULL);
     return sig;
 }
 
@@ -143,7 +122,7 @@ static void drain(struct daemon *d)
         now = next_signal(d, 20) != 0;
     if (pl_http_active(d->http) > 0)
         pl_log_warn("ending %u requests: %s", pl_http_active(d->http), now ? "second signal" : "drain timeout");
-    if (!pl_engine_drain(d->server.engine, 0))
+    if (!pl_registry_drain(d->server.models))
         pl_log_info("what still ran was ended");
     const uint64_t flush = pl_now_ns() + FLUSH_MS * UINT64_C(1000000); /* for the streams' last words */
     while (!now && pl_http_active(d->http) > 0 && pl_now_ns() < flush)
@@ -174,26 +153,21 @@ _Noreturn static void fall(struct daemon *d)
 static int serve(struct daemon *d)
 {
     struct pl_err err = {0};
-    pl_status rc = pl_load_choose(&d->server, &d->path, &d->id, &err);
+    pl_status rc = pl_registry_new(&d->server.models, &d->server, &err);
     if (rc != PL_OK)
         return complain(rc, &err);
-    d->server.model_id = d->id;
-    d->server.model_path = d->path;
     if (pl_jobs_open(&d->server.jobs, &d->server, &d->server.jobs_error) != PL_OK)
         pl_log_warn("no files and no fine-tuning: %s", d->server.jobs_error.msg);
     else
         pl_log_info("files and jobs in %s", pl_store_dir(d->server.jobs->store));
     rc = listen_now(d, &err);
+    if (rc == PL_OK)
+        rc = pl_registry_start(d->server.models, &err);
     if (rc != PL_OK)
         return complain(rc, &err);
-    const int why = pthread_create(&d->loader, NULL, load_main, d);
-    if (why != 0) {
-        pl_log_error("cannot start a thread: %s", strerror(why));
-        return EXIT_FAILURE;
-    }
-    int sig = wait_for_load(d);
-    if (d->load_rc != PL_OK)
-        return complain(d->load_rc, &d->load_err);
+    int sig = wait_for_model(d, &rc, &err);
+    if (rc != PL_OK)
+        return complain(rc, &err);
     if (d->server.jobs != NULL && pl_jobs_start(d->server.jobs, &err) != PL_OK)
         pl_log_error("no jobs are run: %s", err.msg);
     if (sig == 0)
@@ -202,7 +176,7 @@ static int serve(struct daemon *d)
         fall(d);
     pl_log_info("signal %s", sigabbrev_np(sig));
     drain(d);
-    if (!pl_engine_healthy(d->server.engine, INT_MAX))
+    if (!pl_registry_healthy(d->server.models, INT_MAX))
         fall(d);
     pl_jobs_stop(d->server.jobs, (unsigned)d->config.drain_timeout);
     return EXIT_SUCCESS;
@@ -212,27 +186,26 @@ static void leave(struct daemon *d)
 {
     pl_http_stop(d->http);
     pl_jobs_close(d->server.jobs); /* its tasks wake connections */
-    pl_load_stop_engine(d->load, &d->server);
-    pl_http_free(d->http); /* after the engine, which may have woken connections until now */
-    pl_load_close(d->load);
+    pl_registry_stop(d->server.models);
+    pl_http_free(d->http); /* after the engines, which may have woken connections until now */
+    pl_registry_free(d->server.models);
     pl_metrics_free(d->server.metrics);
-    free(d->path);
-    free(d->id);
 }
 
 /* The life of a rank other than 0. */
 static int follow(struct daemon *d)
 {
     struct pl_err err = {0};
-    pl_status rc = pl_load_choose(&d->server, &d->path, &d->id, &err);
+    char *path, *id;
+    pl_status rc = pl_registry_choose(&d->config, &path, &id, &err);
     if (rc == PL_OK)
-        rc = pl_ranks_follow(d->server.world, &d->config, d->path, &err);
+        rc = pl_ranks_follow(d->server.world, &d->config, path, &err);
     if (rc == PL_ERANK || rc == PL_EDEVICE) {
         d->server.world->ops->end_processes(d->server.world, EXIT_LOST);
         _exit(EXIT_LOST);
     }
-    free(d->path);
-    free(d->id);
+    free(path);
+    free(id);
     return rc == PL_OK ? EXIT_SUCCESS : rc == PL_EINVAL ? EXIT_CONFIG : EXIT_FAILURE;
 }
 
@@ -293,7 +266,7 @@ static int configure(struct daemon *d, int argc, char **argv)
 int main(int argc, char **argv)
 {
     static struct daemon d;
-    d.start_ns = pl_now_ns();
+    d.server.start_ns = pl_now_ns();
     const struct rlimit no_core = {0, 0}; /* it would hold prompts and keys */
     setrlimit(RLIMIT_CORE, &no_core);
     int status = configure(&d, argc, argv);

@@ -16,6 +16,7 @@
 #include "core/sched/adapters.h"
 #include "server/http.h"
 #include "server/jobs/jobs.h"
+#include "server/registry.h"
 #include "server/route.h"
 #include "server/server.h"
 
@@ -112,27 +113,6 @@ static void label(struct pl_buf *b, const char *name, const char *value)
     pl_buf_addc(b, '"');
 }
 
-static void model_label(struct pl_buf *b, const struct pl_server *s)
-{
-    label(b, "model_name", s->model_id);
-}
-
-static void counter(struct pl_buf *b, const struct pl_server *s, const char *name, const char *help, uint64_t v)
-{
-    head(b, name, "counter", help);
-    pl_buf_addf(b, "parley_%s{", name);
-    model_label(b, s);
-    pl_buf_addf(b, "} %llu\n", (unsigned long long)v);
-}
-
-static void gauge(struct pl_buf *b, const struct pl_server *s, const char *name, const char *help, double v)
-{
-    head(b, name, "gauge", help);
-    pl_buf_addf(b, "parley_%s{", name);
-    model_label(b, s);
-    pl_buf_addf(b, "} %.17g\n", v);
-}
-
 /* name_label and value name the one label of the series. */
 static void hist(struct pl_buf *b, const struct pl_hist *h, const char *name, const char *name_label, const char *value)
 {
@@ -153,27 +133,58 @@ static void hist(struct pl_buf *b, const struct pl_hist *h, const char *name, co
     pl_buf_addf(b, "} %llu\n", (unsigned long long)n);
 }
 
-/* What each model has counted: the base first, then the adapters. */
+/* What each model has counted: a whole one, then its adapters. */
 struct models {
     struct model {
         char *name;
+        bool adapter;
         uint32_t refs;
         struct pl_model_stats stats;
     } *v; /* [n] */
     size_t n;
+    struct whole { /* what an engine counts of all its models */
+        char *name;
+        struct pl_engine_stats stats;
+        uint64_t n_loads;
+        uint32_t n_adapters;
+    } *wholes; /* [n_wholes] */
+    size_t n_wholes;
 };
 
-static void take_model(struct models *m, const char *name, uint32_t refs, const struct pl_model_stats *stats)
+static void take_model(struct models *m, const char *name, bool adapter, uint32_t refs, const struct pl_model_stats *stats)
 {
     m->v = pl_xrealloc(m->v, (m->n + 1) * sizeof *m->v);
-    m->v[m->n++] = (struct model){pl_xstrdup(name), refs, *stats};
+    m->v[m->n++] = (struct model){pl_xstrdup(name), adapter, refs, *stats};
 }
 
 static void take_adapter(void *arg, struct pl_served *a)
 {
+    struct models *m = arg;
     pthread_mutex_lock(&a->lock);
-    take_model(arg, a->name, a->refs, &a->stats);
+    take_model(m, a->name, true, a->refs, &a->stats);
     pthread_mutex_unlock(&a->lock);
+    m->wholes[m->n_wholes - 1].n_adapters++;
+}
+
+static void take_whole(void *arg, const char *name, struct pl_instance *i, uint64_t n_loads)
+{
+    struct models *m = arg;
+    m->wholes = pl_xrealloc(m->wholes, (m->n_wholes + 1) * sizeof *m->wholes);
+    struct whole *w = &m->wholes[m->n_wholes++];
+    *w = (struct whole){.name = pl_xstrdup(name), .n_loads = n_loads};
+    pl_engine_stats(i->engine, &w->stats);
+    take_model(m, name, false, 0, &w->stats.base);
+    pl_adapters_each(i->adapters, false, take_adapter, m);
+}
+
+static void free_models(struct models *m)
+{
+    for (size_t i = 0; i < m->n; i++)
+        free(m->v[i].name);
+    for (size_t i = 0; i < m->n_wholes; i++)
+        free(m->wholes[i].name);
+    free(m->v);
+    free(m->wholes);
 }
 
 static void model_value(struct pl_buf *b, const char *name, const char *model, const char *more, uint64_t v)
@@ -223,37 +234,50 @@ static void render_models(struct pl_buf *b, const struct models *m)
     PL_MODEL_HISTS(X)
 #undef X
     head(b, "adapter_requests", "gauge", "Requests that use the adapter, waiting ones included.");
-    for (size_t i = 1; i < m->n; i++)
-        model_value(b, "adapter_requests", m->v[i].name, "", m->v[i].refs);
+    for (size_t i = 0; i < m->n; i++)
+        if (m->v[i].adapter)
+            model_value(b, "adapter_requests", m->v[i].name, "", m->v[i].refs);
 }
 
-static void render_engine(struct pl_buf *b, const struct pl_server *s)
+/* Of each engine: the name, type, help and value of w, st being its counters. */
+#define PL_ENGINE_METRICS(X)                                                                                                               \
+    X("num_requests_running", "gauge", "Choices being computed, of the model and its adapters.", st->running)                              \
+    X("num_requests_waiting", "gauge", "Requests in the queue, of the model and its adapters.", st->waiting)                               \
+    X("kv_cache_usage_perc", "gauge", "Share of the cache pages held by running requests, 0 to 1.",                                        \
+      st->pages_total > 0 ? (double)st->pages_held / st->pages_total : 0)                                                                  \
+    X("kv_cache_pages", "gauge", "Pages of the cache.", st->pages_total)                                                                   \
+    X("kv_cache_pages_held", "gauge", "Pages held by running requests.", st->pages_held)                                                   \
+    X("kv_cache_pages_cached", "gauge", "Pages kept for reuse by later requests with the same beginning.", st->pages_cached)               \
+    X("adapters_loaded", "gauge", "Adapters of the model that are in memory.", w->n_adapters)                                              \
+    X("model_loads_total", "counter", "Times the model was read into memory.", w->n_loads)                                                 \
+    X("num_preemptions_total", "counter", "Choices put back into the queue: no pages left, or their client does not read.", st->n_preempted) \
+    X("spec_decode_num_draft_tokens_total", "counter", "Tokens guessed from the sequences' own text.", st->draft_tokens)                   \
+    X("spec_decode_num_accepted_tokens_total", "counter", "Guessed tokens that turned out right.", st->draft_accepted)                     \
+    X("requests_submitted_total", "counter", "Choices accepted by the engine.", st->n_submitted)                                           \
+    X("requests_refused_total", "counter", "Choices refused because the queue was full.", st->n_refused)                                   \
+    X("engine_steps_total", "counter", "Iterations of the engine.", st->n_steps)
+
+static void render_engines(struct pl_buf *b, const struct pl_server *s)
 {
-    struct pl_engine_stats st;
     struct models m = {0};
-    pl_engine_stats(s->engine, &st);
-    take_model(&m, s->model_id, 0, &st.base);
-    pl_adapters_each(s->adapters, false, take_adapter, &m);
-    gauge(b, s, "num_requests_running", "Choices being computed, of all models.", st.running);
-    gauge(b, s, "num_requests_waiting", "Requests in the queue, of all models.", st.waiting);
-    gauge(b, s, "kv_cache_usage_perc", "Share of the cache pages held by running requests, 0 to 1.",
-          st.pages_total > 0 ? (double)st.pages_held / st.pages_total : 0);
-    gauge(b, s, "kv_cache_pages", "Pages of the cache.", st.pages_total);
-    gauge(b, s, "kv_cache_pages_held", "Pages held by running requests.", st.pages_held);
-    gauge(b, s, "kv_cache_pages_cached", "Pages kept for reuse by later requests with the same beginning.", st.pages_cached);
-    gauge(b, s, "adapters_loaded", "Adapters that requests can ask for.", (double)(m.n - 1));
-    counter(b, s, "num_preemptions_total", "Choices put back into the queue: no pages left, or their client does not read. Of all models.", st.n_preempted);
-    counter(b, s, "spec_decode_num_draft_tokens_total", "Tokens guessed from the sequences' own text.", st.draft_tokens);
-    counter(b, s, "spec_decode_num_accepted_tokens_total", "Guessed tokens that turned out right.", st.draft_accepted);
-    counter(b, s, "requests_submitted_total", "Choices accepted by the engine, of all models.", st.n_submitted);
-    counter(b, s, "requests_refused_total", "Choices refused because the queue was full.", st.n_refused);
-    counter(b, s, "engine_steps_total", "Iterations of the engine.", st.n_steps);
-    head(b, "iteration_tokens_total", "histogram", "Tokens computed in an iteration, of all models.");
-    hist(b, &st.step_tokens, "iteration_tokens_total", "model_name", s->model_id);
+    pl_registry_each_loaded(s->models, take_whole, &m);
+#define X(metric, type, help, value)                                                                                                       \
+    head(b, metric, type, help);                                                                                                           \
+    for (size_t i = 0; i < m.n_wholes; i++) {                                                                                              \
+        const struct whole *w = &m.wholes[i];                                                                                              \
+        const struct pl_engine_stats *st = &w->stats;                                                                                      \
+        (void)st;                                                                                                                          \
+        pl_buf_adds(b, "parley_" metric "{");                                                                                              \
+        label(b, "model_name", w->name);                                                                                                   \
+        pl_buf_addf(b, "} %.17g\n", (double)(value));                                                                                      \
+    }
+    PL_ENGINE_METRICS(X)
+#undef X
+    head(b, "iteration_tokens_total", "histogram", "Tokens computed in an iteration.");
+    for (size_t i = 0; i < m.n_wholes; i++)
+        hist(b, &m.wholes[i].stats.step_tokens, "iteration_tokens_total", "model_name", m.wholes[i].name);
     render_models(b, &m);
-    for (size_t i = 0; i < m.n; i++)
-        free(m.v[i].name);
-    free(m.v);
+    free_models(&m);
 }
 
 static void render_http(struct pl_buf *b, struct pl_metrics *m)
@@ -298,10 +322,10 @@ void pl_metrics_render(struct pl_metrics *m, const struct pl_server *s, struct p
     const bool ready = atomic_load_explicit(&s->ready, memory_order_acquire);
     head(out, "build_info", "gauge", "Version of the running daemon.");
     pl_buf_addf(out, "parley_build_info{version=\"%s\"} 1\n", PL_VERSION);
-    head(out, "ready", "gauge", "1 when the model is loaded and requests are taken.");
+    head(out, "ready", "gauge", "1 when the first model is in memory and requests are taken.");
     pl_buf_addf(out, "parley_ready %d\n", ready && !atomic_load(&s->draining));
     if (ready)
-        render_engine(out, s);
+        render_engines(out, s);
     render_http(out, m);
     head(out, "http_connections", "gauge", "Open client connections.");
     pl_buf_addf(out, "parley_http_connections %u\n", pl_http_connections(s->http));

@@ -7,10 +7,9 @@
 
 #include "core/base/buf.h"
 #include "core/base/mem.h"
-#include "core/model/model.h"
 #include "core/text/tok.h"
 #include "server/schema.h"
-#include "server/server.h"
+#include "server/instance.h"
 
 /* ---- messages ------------------------------------------------------------------------------------------------------ */
 
@@ -130,17 +129,17 @@ pl_status pl_prompt_messages(const json_t *messages, struct pl_arena *a, struct 
     return PL_OK;
 }
 
-pl_status pl_prompt_render(const struct pl_server *s, const json_t *messages, bool add_generation_prompt, struct pl_arena *a,
+pl_status pl_prompt_render(const struct pl_instance *m, const json_t *messages, bool add_generation_prompt, struct pl_arena *a,
                            struct pl_piece **pieces, size_t *n, struct pl_err *err)
 {
-    struct pl_chat_message *m;
-    pl_status st = pl_prompt_messages(messages, a, &m, err);
+    struct pl_chat_message *list;
+    pl_status st = pl_prompt_messages(messages, a, &list, err);
     if (st != PL_OK)
         return st;
-    if (s->chat == NULL)
+    if (m->chat == NULL)
         return pl_fail_param(err, PL_ENOTSUP, "messages",
                              "the model has no chat template: use /v1/completions, or start the server with --chat-template FILE");
-    return pl_chat_render(s->chat, m, json_array_size(messages), add_generation_prompt, a, pieces, n, err);
+    return pl_chat_render(m->chat, list, json_array_size(messages), add_generation_prompt, a, pieces, n, err);
 }
 
 static pl_status keep(struct pl_ids *ids, struct pl_arena *a, struct pl_prompt *out, struct pl_err *err)
@@ -161,16 +160,16 @@ static pl_status too_long(pl_status st, const char *param, uint32_t max, struct 
     return st;
 }
 
-pl_status pl_prompt_chat(const struct pl_server *s, const json_t *messages, bool add_generation_prompt, uint32_t max,
+pl_status pl_prompt_chat(const struct pl_instance *m, const json_t *messages, bool add_generation_prompt, uint32_t max,
                          struct pl_arena *a, struct pl_prompt *out, struct pl_err *err)
 {
     struct pl_piece *pieces;
     size_t n;
     struct pl_ids ids = {0};
-    pl_status st = pl_prompt_render(s, messages, add_generation_prompt, a, &pieces, &n, err);
+    pl_status st = pl_prompt_render(m, messages, add_generation_prompt, a, &pieces, &n, err);
     if (st != PL_OK)
         return st;
-    st = pl_tok_encode_pieces(s->tok, pieces, n, PL_TOK_SPECIAL | PL_TOK_BOS, max, &ids, err);
+    st = pl_tok_encode_pieces(m->tok, pieces, n, PL_TOK_SPECIAL | PL_TOK_BOS, max, &ids, err);
     if (st == PL_OK && ids.n == 0)
         st = pl_fail_param(err, PL_EINVAL, "messages", "the chat template makes an empty prompt of these messages");
     if (st != PL_OK) {
@@ -182,13 +181,13 @@ pl_status pl_prompt_chat(const struct pl_server *s, const json_t *messages, bool
 
 /* ---- completions --------------------------------------------------------------------------------------------------- */
 
-static pl_status from_text(const struct pl_server *s, const json_t *v, uint32_t max, struct pl_arena *a, struct pl_prompt *out,
+static pl_status from_text(const struct pl_instance *m, const json_t *v, uint32_t max, struct pl_arena *a, struct pl_prompt *out,
                            struct pl_err *err)
 {
     struct pl_ids ids = {0};
-    pl_status st = pl_tok_encode(s->tok, json_string_value(v), json_string_length(v), PL_TOK_BOS, max, &ids, err);
+    pl_status st = pl_tok_encode(m->tok, json_string_value(v), json_string_length(v), PL_TOK_BOS, max, &ids, err);
     if (st == PL_OK && ids.n == 0) {
-        int32_t bos = pl_tok_bos(s->tok) >= 0 ? pl_tok_bos(s->tok) : pl_tok_eos(s->tok); /* something to begin with */
+        int32_t bos = pl_tok_bos(m->tok) >= 0 ? pl_tok_bos(m->tok) : pl_tok_eos(m->tok); /* something to begin with */
         if (bos < 0)
             st = pl_fail_param(err, PL_EINVAL, "prompt", "'prompt' is empty, and the model has no token to begin a text with");
         else {
@@ -209,11 +208,11 @@ static pl_status from_text(const struct pl_server *s, const json_t *v, uint32_t 
     return keep(&ids, a, out, err);
 }
 
-static pl_status from_ids(const struct pl_server *s, const json_t *v, uint32_t max, struct pl_arena *a, struct pl_prompt *out,
+static pl_status from_ids(const struct pl_instance *m, const json_t *v, uint32_t max, struct pl_arena *a, struct pl_prompt *out,
                           struct pl_err *err)
 {
     size_t n = json_array_size(v);
-    uint32_t vocab = pl_model_spec(s->model)->n_vocab;
+    uint32_t vocab = m->file.spec.n_vocab;
     if (n == 0)
         return pl_fail_param(err, PL_EINVAL, "prompt", "'prompt' has an empty array of tokens");
     if (n > max)
@@ -234,7 +233,7 @@ static pl_status from_ids(const struct pl_server *s, const json_t *v, uint32_t m
     return PL_OK;
 }
 
-pl_status pl_prompt_completion(const struct pl_server *s, const json_t *prompt, uint32_t max, struct pl_arena *a,
+pl_status pl_prompt_completion(const struct pl_instance *m, const json_t *prompt, uint32_t max, struct pl_arena *a,
                                struct pl_prompt **out, uint32_t *n, struct pl_err *err)
 {
     bool list = json_is_array(prompt) && !json_is_integer(json_array_get(prompt, 0));
@@ -249,21 +248,21 @@ pl_status pl_prompt_completion(const struct pl_server *s, const json_t *prompt, 
     for (size_t i = 0; i < count && st == PL_OK; i++) {
         const json_t *one = list ? json_array_get(prompt, i) : prompt;
         if (json_is_string(one))
-            st = from_text(s, one, max, a, &(*out)[i], err);
+            st = from_text(m, one, max, a, &(*out)[i], err);
         else if (json_is_array(one))
-            st = from_ids(s, one, max, a, &(*out)[i], err);
+            st = from_ids(m, one, max, a, &(*out)[i], err);
         else
             st = pl_fail_param(err, PL_EINVAL, "prompt", "prompt %zu must be a string or an array of tokens, not %s", i, pl_json_kind(one));
     }
     return st;
 }
 
-const char *pl_prompt_text(const struct pl_server *s, const struct pl_prompt *p, struct pl_arena *a, size_t *n)
+const char *pl_prompt_text(const struct pl_instance *m, const struct pl_prompt *p, struct pl_arena *a, size_t *n)
 {
     struct pl_buf text;
     pl_buf_init(&text, 0);
-    bool bos = p->n > 0 && pl_tok_adds_bos(s->tok) && p->ids[0] == pl_tok_bos(s->tok);
-    pl_tok_decode(s->tok, p->ids + bos, p->n - bos, true, &text);
+    bool bos = p->n > 0 && pl_tok_adds_bos(m->tok) && p->ids[0] == pl_tok_bos(m->tok);
+    pl_tok_decode(m->tok, p->ids + bos, p->n - bos, true, &text);
     const char *copy = text.failed ? NULL : pl_arena_strndup(a, pl_buf_str(&text), text.len);
     *n = copy != NULL ? text.len : 0;
     pl_buf_fini(&text);

@@ -15,7 +15,7 @@
 #include "core/model/model.h"
 #include "core/model/part.h"
 #include "core/sched/ranks.h"
-#include "server/load.h"
+#include "server/instance.h"
 
 #define PL_LOG_MODULE "ranks"
 
@@ -45,7 +45,7 @@ static pl_status load_part(struct member *m, struct pl_err *err)
     const uint32_t batch = (uint32_t)m->config->batch_tokens;
     pl_status rc = pl_pool_new(&m->pool, m->n_threads, err);
     if (rc == PL_OK)
-        rc = pl_load_device(&m->device, m->config, m->pool, m->comm->local_rank, err);
+        rc = pl_instance_device(&m->device, m->config, m->pool, m->comm->local_rank, err);
     if (rc == PL_OK)
         rc = pl_model_load_part(&m->model, m->gguf, m->device, m->comm, batch, batch, err);
     return rc;
@@ -132,6 +132,11 @@ static unsigned share_of(unsigned n, unsigned size)
     return n / size > 0 ? n / size : 1;
 }
 
+unsigned pl_ranks_count(const struct pl_comm *world, const struct pl_config *c)
+{
+    return world != NULL ? world->size : (unsigned)c->tensor_parallel;
+}
+
 unsigned pl_ranks_threads(const struct pl_comm *world, const struct pl_config *c)
 {
     const unsigned cpus = pl_pool_cpus(), size = (unsigned)c->tensor_parallel;
@@ -166,7 +171,7 @@ static pl_status start_threads(struct pl_ranks *r, const struct pl_config *c, co
 pl_status pl_ranks_open(struct pl_ranks **out, struct pl_comm *world, const struct pl_config *c, const struct pl_gguf *g,
                         const struct pl_device *dev, struct pl_err *err)
 {
-    const unsigned size = world != NULL ? world->size : (unsigned)c->tensor_parallel;
+    const unsigned size = pl_ranks_count(world, c);
     struct pl_spec spec;
     struct pl_part part;
     unsigned arch;

@@ -22,6 +22,8 @@ void pl_ranks_leave(struct pl_comm *world);
  * time to answer its clients. */
 pl_status pl_ranks_follow(struct pl_comm *world, const struct pl_config *c, const char *path, struct pl_err *err) PL_MUST_CHECK;
 
+/* How many ranks the model is cut over; 1 = none but this. */
+unsigned pl_ranks_count(const struct pl_comm *world, const struct pl_config *c);
 /* Threads that a rank may compute with. */
 unsigned pl_ranks_threads(const struct pl_comm *world, const struct pl_config *c);
 /* Rank 0, ahead of the model's load: the others begin to load their parts. dev: the one that rank 0 uses. */

@@ -3,10 +3,8 @@
 #include "core/base/mem.h"
 
 #include <stdint.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 
 #include "core/base/status.h"
 
@@ -35,22 +33,6 @@ char *pl_xstrdup(const char *s)
 {
     size_t n = strlen(s) + 1;
     return memcpy(pl_xmalloc(n), s, n);
-}
-
-uint64_t pl_mem_available(void)
-{
-    unsigned long long kib = 0;
-    char line[128];
-    struct rlimit limit;
-    FILE *f = fopen("/proc/meminfo", "re");
-    while (f != NULL && fgets(line, sizeof line, f) != NULL)
-        if (sscanf(line, "MemAvailable: %llu kB", &kib) == 1)
-            break;
-    if (f != NULL)
-        fclose(f);
-    if (getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY && (kib == 0 || limit.rlim_cur >> 10 < kib))
-        kib = limit.rlim_cur >> 10;
-    return (uint64_t)kib << 10;
 }
 
 enum { ARENA_ALIGN = 16, ARENA_CHUNK = 4096 };

@@ -16,9 +16,6 @@ void *pl_xcalloc(size_t count, size_t size) __attribute__((malloc, returns_nonnu
 void *pl_xrealloc(void *p, size_t n) __attribute__((returns_nonnull));
 char *pl_xstrdup(const char *s) __attribute__((malloc, returns_nonnull));
 
-/* Bytes that this process may yet take: what the system has left, at most the process's own limit. 0 = not known. */
-uint64_t pl_mem_available(void);
-
 struct pl_arena;
 /* limit: bytes that may be taken in all, 0 = unlimited. NULL when memory is out. */
 struct pl_arena *pl_arena_new(size_t limit);

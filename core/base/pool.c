@@ -15,11 +15,12 @@
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdbool.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+#include "core/base/machine.h"
 
 enum { SPIN_TURNS = 2000, POOL_MAX = 256 };
 enum { N_STRETCHES = 2, FETCH_MOST = 192 << 10 /* of each, by one worker: half of a second-level cache or less */, FETCH_LINES = 4 };
@@ -48,6 +49,10 @@ struct pl_pool {
     _Alignas(64) atomic_uint gate;     /* futex: CLOSED, AWAITED, and how many workers are inside */
     atomic_uint sleeping;
     struct stretch ahead[N_STRETCHES];
+
+    pthread_mutex_t lock; /* of what follows */
+    pthread_cond_t turn;
+    uint64_t n_asked, n_over; /* turns: those asked for, those that are over */
 };
 
 static void futex_wait(atomic_uint *word, unsigned value)
@@ -148,50 +153,11 @@ static void *work(void *arg)
     }
 }
 
-/* Whole processors that the quota of one cgroup allows: "quota period" in microseconds, or "max period". */
-static unsigned group_quota(const char *group)
-{
-    char path[PATH_MAX];
-    unsigned long long quota, period;
-    unsigned cpus = UINT_MAX;
-    if (snprintf(path, sizeof path, "/sys/fs/cgroup%s/cpu.max", group) >= (int)sizeof path)
-        return cpus;
-    FILE *f = fopen(path, "re");
-    if (f == NULL)
-        return cpus;
-    if (fscanf(f, "%llu %llu", &quota, &period) == 2 && period > 0 && quota / period < UINT_MAX)
-        cpus = quota < period ? 1 : (unsigned)(quota / period);
-    fclose(f);
-    return cpus;
-}
-
-/* The smallest quota of this process's cgroup (version 2) and of those around it. */
-static unsigned quota_cpus(void)
-{
-    char group[PATH_MAX] = "";
-    FILE *f = fopen("/proc/self/cgroup", "re");
-    if (f != NULL) {
-        for (char line[PATH_MAX]; fgets(line, sizeof line, f) != NULL;)
-            if (strncmp(line, "0::/", 4) == 0) {
-                line[strcspn(line, "\n")] = '\0';
-                memcpy(group, line + 3, strlen(line + 3) + 1);
-            }
-        fclose(f);
-    }
-    unsigned least = UINT_MAX;
-    for (char *end;; *end = '\0') {
-        unsigned cpus = group_quota(group);
-        least = cpus < least ? cpus : least;
-        if ((end = strrchr(group, '/')) == NULL)
-            return least;
-    }
-}
-
 unsigned pl_pool_cpus(void)
 {
     cpu_set_t set;
     unsigned n = sched_getaffinity(0, sizeof set, &set) == 0 ? (unsigned)CPU_COUNT(&set) : 1;
-    unsigned quota = quota_cpus();
+    unsigned quota = pl_machine_quota();
     n = quota < n ? quota : n;
     return n < 1 ? 1 : n > POOL_MAX ? POOL_MAX : n;
 }
@@ -211,6 +177,8 @@ pl_status pl_pool_new(struct pl_pool **out, unsigned n_threads, struct pl_err *e
         return pl_fail(err, PL_ENOMEM, "no memory for the thread pool");
     }
     memset(p->workers, 0, n_threads * sizeof *p->workers);
+    pthread_mutex_init(&p->lock, NULL);
+    pthread_cond_init(&p->turn, NULL);
     for (unsigned i = 1; i < n_threads; i++) {
         p->workers[i].pool = p;
         p->workers[i].index = i;
@@ -248,6 +216,8 @@ void pl_pool_free(struct pl_pool *p)
     futex_wake_all(&p->region);
     for (unsigned i = 1; i < p->n_workers; i++)
         pthread_join(p->workers[i].thread, NULL);
+    pthread_mutex_destroy(&p->lock);
+    pthread_cond_destroy(&p->turn);
     free(p->workers);
     free(p);
 }
@@ -267,6 +237,27 @@ void pl_pool_ahead(struct pl_pool *p, const void *first, size_t first_bytes, con
         atomic_store_explicit(&p->ahead[k].from, (uintptr_t)all[k].from, memory_order_relaxed);
         atomic_store_explicit(&p->ahead[k].bytes, all[k].from != NULL ? all[k].bytes : 0, memory_order_release);
     }
+}
+
+void pl_pool_turn(struct pl_pool *p)
+{
+    if (p == NULL)
+        return;
+    pthread_mutex_lock(&p->lock);
+    const uint64_t mine = p->n_asked++;
+    while (p->n_over != mine)
+        pthread_cond_wait(&p->turn, &p->lock);
+    pthread_mutex_unlock(&p->lock);
+}
+
+void pl_pool_turn_end(struct pl_pool *p)
+{
+    if (p == NULL)
+        return;
+    pthread_mutex_lock(&p->lock);
+    if (++p->n_over != p->n_asked)
+        pthread_cond_broadcast(&p->turn);
+    pthread_mutex_unlock(&p->lock);
 }
 
 void pl_pool_run(struct pl_pool *p, void (*fn)(void *arg, size_t item, unsigned worker), void *arg, size_t n)

@@ -1,6 +1,6 @@
 /* pool: a team of threads that run one function together. The caller is worker 0; the others are made at start, spin
  * briefly for the next region, then sleep on a futex, so that an idle pool uses no CPU.
- * Thread: pl_pool_run is called by one thread at a time.  Owns: its threads.
+ * Thread: pl_pool_run is called by one thread at a time; several that share a pool take turns (pl_pool_turn).  Owns: its threads.
  * Fails: pl_pool_new PL_ENOMEM or PL_EINVAL.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef PL_BASE_POOL_H
@@ -30,5 +30,10 @@ void pl_pool_ahead(struct pl_pool *p, const void *first, size_t first_bytes, con
 /* fn(arg, i) for each item i in [0, n), each worker a range of them and what others are late with; returns when all are done. What one item
  * writes must not depend on which worker runs it. Few items (or one worker) run on the caller alone. */
 void pl_pool_run(struct pl_pool *p, void (*fn)(void *arg, size_t item, unsigned worker), void *arg, size_t n);
+
+/* Where several threads use one pool: waits until the team is the caller's, in the order in which they asked, so that two which always
+ * have work alternate. What runs between the two calls has all threads to itself. Not nested. NULL = a pool of one's own. */
+void pl_pool_turn(struct pl_pool *p);
+void pl_pool_turn_end(struct pl_pool *p);
 
 #endif

@@ -328,14 +328,13 @@ static bool is_in(const struct pl_adapters *as, uint64_t id)
     return a != NULL;
 }
 
-bool pl_adapters_evict(struct pl_adapters *as, bool (*may)(void *arg, const struct pl_served *a), void *arg, uint64_t idle_ns)
+bool pl_adapters_evict(struct pl_adapters *as, bool (*may)(const struct pl_served *a))
 {
     const uint64_t now = pl_now_ns();
     struct pl_served *oldest = NULL;
     pthread_mutex_lock(&as->lock);
     for (struct pl_served *a = as->list; a != NULL; a = a->next)
-        if (a->state == PL_SERVED_LISTED && a->refs == 0 && now - a->found_ns >= idle_ns && (oldest == NULL || a->found_ns < oldest->found_ns) &&
-            may(arg, a))
+        if (a->state == PL_SERVED_LISTED && a->refs == 0 && (oldest == NULL || a->found_ns < oldest->found_ns) && may(a))
             oldest = a;
     if (oldest != NULL) {
         const uint64_t id = oldest->id;

@@ -66,9 +66,9 @@ struct pl_served *pl_adapters_find(struct pl_adapters *as, const char *name);
 void pl_served_unref(struct pl_served *a); /* NULL is nothing */
 /* No further one can be loaded now. */
 bool pl_adapters_full(struct pl_adapters *as);
-/* Unloads, of those that may go, that no request uses and that nobody has found for idle_ns, the one that was found longest ago, and waits
- * until its slot is free. False: there is none. may is called under the lock. */
-bool pl_adapters_evict(struct pl_adapters *as, bool (*may)(void *arg, const struct pl_served *a), void *arg, uint64_t idle_ns);
+/* Unloads, of those that may go and that no request uses, the one that was found longest ago, and waits until its slot is free. False: there is
+ * none. may is called under the lock. */
+bool pl_adapters_evict(struct pl_adapters *as, bool (*may)(const struct pl_served *a));
 /* Calls fn for each entry that is listed (or, with all, leaving), oldest first, under the lock: fn must not call back. */
 void pl_adapters_each(struct pl_adapters *as, bool all, void (*fn)(void *arg, struct pl_served *a), void *arg);
 

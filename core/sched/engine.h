@@ -33,6 +33,7 @@ struct pl_engine_opts {
     uint32_t max_context;   /* prompt + output of one sequence; <= the model's */
     uint32_t n_pages;       /* of PL_KV_PAGE tokens; 0 = a usual length for each of max_sequences, at least one max_context, at most half of free memory;
                                on a device with memory of its own device_percent of what is free there */
+    uint32_t max_pages;     /* with n_pages 0: no more than so many; 0 = no such bound */
     uint32_t device_percent;
     pl_dtype kv_dtype;
     uint32_t queue_limit; /* waiting requests; a further one is PL_EFULL */
@@ -40,7 +41,8 @@ struct pl_engine_opts {
     uint32_t draft_sequences; /* as long as at most so many decode; at most PL_DRAFT_SEQS */
     void (*lost)(void *arg); /* called once, on the engine's thread, when the device or a rank is lost and all requests have ended; NULL = nobody */
     void *lost_arg;
-    struct pl_pool *pool; /* borrowed: samples the rows of a step, beside the device that it computes for; NULL = the engine's thread alone */
+    struct pl_pool *pool; /* borrowed: samples the rows of a step, beside the device that it computes for; engines that share it take
+                           * turns, pass by pass. NULL = the engine's thread alone */
 };
 
 struct pl_prompt {

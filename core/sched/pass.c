@@ -224,10 +224,12 @@ void pl_engine_run(struct pl_engine *e, uint32_t n_seqs)
     struct pl_batch b;
     const float *logits = NULL;
     pl_status st = pl_step_build(&e->step, n_seqs, &b);
+    pl_pool_turn(e->opts.pool);
     uint64_t began = pl_now_ns();
     if (st == PL_OK)
         st = e->runner.forward(e->runner.self, &b, &logits);
     if (st != PL_OK) {
+        pl_pool_turn_end(e->opts.pool);
         pl_engine_lose(e, st);
         return;
     }
@@ -238,6 +240,7 @@ void pl_engine_run(struct pl_engine *e, uint32_t n_seqs)
     else
         for (uint32_t i = 0; i < n_seqs; i++)
             sample_item(&p, i, 0);
+    pl_pool_turn_end(e->opts.pool);
     for (uint32_t i = 0; i < n_seqs; i++)
         if (e->step.seqs[i] != NULL) /* else a request that failed took it along */
             take_result(&p, i);

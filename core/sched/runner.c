@@ -2,15 +2,13 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "core/sched/runner.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 
 #include "core/base/log.h"
+#include "core/base/machine.h"
 #include "core/kv/kv.h"
 #include "core/model/model.h"
 #include "core/sched/ranks.h"
-
-#define PL_LOG_MODULE "engine"
 
 #define PL_LOG_MODULE "engine"
 
@@ -102,20 +100,6 @@ static void free_runner(void *self)
     free(r);
 }
 
-/* Bytes that the system could give without swapping; 1 GiB where it does not say. */
-static uint64_t available_memory(void)
-{
-    unsigned long long kib = 1 << 20;
-    char line[256];
-    FILE *f = fopen("/proc/meminfo", "re");
-    while (f != NULL && fgets(line, sizeof line, f) != NULL)
-        if (sscanf(line, "MemAvailable: %llu kB", &kib) == 1)
-            break;
-    if (f != NULL)
-        fclose(f);
-    return (uint64_t)kib * 1024;
-}
-
 enum { USUAL_TOKENS = 2048 }; /* of a sequence, where the cache's size is not set */
 
 static uint64_t pages_of(uint64_t n_tokens)
@@ -126,7 +110,7 @@ static uint64_t pages_of(uint64_t n_tokens)
 /* A usual length for each of max_sequences, at least one whole context, at most half of free memory. */
 static uint64_t pages_on_host(const struct pl_engine_opts *o, uint64_t page_bytes)
 {
-    const uint64_t most = available_memory() / 2 / page_bytes, longest = pages_of(o->max_context);
+    const uint64_t most = pl_machine_memory() / 2 / page_bytes, longest = pages_of(o->max_context);
     const uint64_t usual = pages_of(o->max_context < USUAL_TOKENS ? o->max_context : USUAL_TOKENS);
     const uint64_t wanted = o->max_sequences * usual > longest ? o->max_sequences * usual : longest;
     return wanted < most ? wanted : most;
@@ -182,6 +166,8 @@ pl_status pl_engine_new_ranks(struct pl_engine **out, const struct pl_engine_opt
     } else if (wanted == 0) {
         wanted = pages_on_host(&o, page_bytes);
     }
+    if (o.n_pages == 0 && o.max_pages > 0 && wanted > o.max_pages)
+        wanted = o.max_pages;
     if (wanted < 2 || wanted > INT32_MAX / PL_KV_PAGE)
         return pl_fail_param(err, PL_EINVAL, "kv-cache-mb", "the KV cache would have %llu pages of %llu bytes; 2 to %d are possible",
                              (unsigned long long)wanted, (unsigned long long)page_bytes, (int)(INT32_MAX / PL_KV_PAGE));

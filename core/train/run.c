@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "core/base/clock.h"
+#include "core/base/machine.h"
 #include "core/base/mem.h"
 #include "core/base/pool.h"
 #include "core/train/base.h"
@@ -72,7 +73,7 @@ static pl_status resolve(struct run *r, struct pl_train_plan *plan)
     struct pl_train_base base = {.path = r->job.base};
     if (!r->job.spec.scratch)
         base = pl_train_model_base(&r->model, r->base);
-    const pl_status rc = pl_train_plan(plan, &r->job.spec, r->job.training_file, r->job.validation_file, &base, pl_pool_cpus(), pl_mem_available(), r->err);
+    const pl_status rc = pl_train_plan(plan, &r->job.spec, r->job.training_file, r->job.validation_file, &base, pl_pool_cpus(), pl_machine_memory(), r->err);
     if (rc == PL_OK)
         r->job.spec = plan->spec;
     return rc;
@@ -89,7 +90,7 @@ static pl_status make_base(struct run *r)
         rc = pl_scratch_origin(s, r->job.training_file, r->job.base, origin, r->err);
     if (rc == PL_OK && !pl_scratch_is(r->base, origin)) {
         if (plan.scratch.tok == NULL)
-            rc = pl_scratch_open(&plan.scratch, s, r->job.training_file, r->job.base, pl_mem_available(), &plan.training, r->err);
+            rc = pl_scratch_open(&plan.scratch, s, r->job.training_file, r->job.base, pl_machine_memory(), &plan.training, r->err);
         if (rc == PL_OK)
             rc = pl_scratch_write(&plan.scratch, r->base, s->seed, origin, r->err);
     }

@@ -1,5 +1,5 @@
 /* adapters: loading and unloading adapters while the server runs, by the routes that vLLM has for it.
- *   POST /v1/load_lora_adapter    {"lora_name", "lora_path", "load_inplace": bool}   -> the model, as GET /v1/models/{id} shows it
+ *   POST /v1/load_lora_adapter    {"lora_name", "lora_path", "load_inplace": bool, "base_model_name"}   -> the model, as GET /v1/models/{id} shows it
  *   POST /v1/unload_lora_adapter  {"lora_name"}                                      -> {"id", "object": "model", "deleted": true}
  *   GET  /v1/lora_adapters                                                           -> {"object": "list", "data": [...]}
  * Thread: microhttpd's workers.  Owns: nothing beyond the call.
@@ -73,55 +73,58 @@ static pl_status as_request_fault(pl_status rc, struct pl_err *err)
     return pl_fail_param(err, PL_EINVAL, "lora_path", "%s", cause.msg);
 }
 
-static pl_status load(const struct pl_server *s, const json_t *root, struct pl_buf *out, struct pl_err *err)
+static void show(void *arg, const struct pl_model_info *m)
 {
-    static const char *const known[] = {"lora_name", "lora_path", "load_inplace", NULL};
-    const char *name, *given;
-    char *path = NULL;
-    const json_t *replace = json_object_get(root, "load_inplace");
+    pl_models_add(arg, m);
+}
+
+/* *base: NULL = the first model. */
+static pl_status read_load(const json_t *root, const char **name, const char **path, const char **base, struct pl_err *err)
+{
+    static const char *const known[] = {"lora_name", "lora_path", "load_inplace", "base_model_name", NULL};
+    const json_t *replace = json_object_get(root, "load_inplace"), *model = json_object_get(root, "base_model_name");
     pl_status rc = known_fields(root, known, err);
     if (rc == PL_OK && replace != NULL && !json_is_null(replace) && !json_is_boolean(replace))
         rc = pl_fail_param(err, PL_EINVAL, "load_inplace", "'load_inplace' must be a boolean, not %s", pl_json_kind(replace));
-    if (rc != PL_OK || (rc = text_field(root, "lora_name", &name, err)) != PL_OK || (rc = text_field(root, "lora_path", &given, err)) != PL_OK ||
-        (rc = allowed_path(s, given, &path, err)) != PL_OK)
+    if (rc == PL_OK && model != NULL && !json_is_null(model))
+        rc = text_field(root, "base_model_name", base, err);
+    if (rc == PL_OK)
+        rc = text_field(root, "lora_name", name, err);
+    return rc == PL_OK ? text_field(root, "lora_path", path, err) : rc;
+}
+
+static pl_status check_base(const struct pl_server *s, const char *name, struct pl_err *err)
+{
+    struct pl_base base;
+    const pl_status rc = pl_registry_base(s->models, NULL, name, &base, err);
+    pl_base_fini(&base);
+    return rc == PL_OK ? rc : pl_fail_param(err, PL_EINVAL, "base_model_name", "'base_model_name': there is no whole model '%.200s'", name);
+}
+
+static pl_status load(struct pl_server *s, const struct pl_target *t, const char *name, const char *given, bool replace, struct pl_buf *out, struct pl_err *err)
+{
+    char *path = NULL;
+    pl_status rc = allowed_path(s, given, &path, err);
+    if (rc != PL_OK)
         return rc;
-    rc = pl_adapters_load(s->adapters, name, path, json_is_true(replace), err);
+    rc = pl_registry_load_adapter(s->models, t, name, path, replace, err);
     free(path);
     if (rc != PL_OK)
         return as_request_fault(rc, err);
-    struct pl_served *a;
-    if ((rc = pl_models_find(s, name, &a, err)) == PL_OK) { /* it may have been unloaded already */
-        pl_models_add(s, a, out);
-        pl_served_unref(a);
-    }
-    return rc;
+    return pl_registry_info(s->models, name, show, out, err); /* it may have been unloaded already */
 }
 
-static pl_status unload(const struct pl_server *s, const json_t *root, struct pl_buf *out, struct pl_err *err)
+static pl_status unload(struct pl_server *s, const json_t *root, struct pl_buf *out, struct pl_err *err)
 {
     static const char *const known[] = {"lora_name", NULL};
     const char *name;
     pl_status rc = known_fields(root, known, err);
-    if (rc != PL_OK || (rc = text_field(root, "lora_name", &name, err)) != PL_OK || (rc = pl_adapters_unload(s->adapters, name, err)) != PL_OK)
+    if (rc != PL_OK || (rc = text_field(root, "lora_name", &name, err)) != PL_OK || (rc = pl_registry_unload_adapter(s->models, name, err)) != PL_OK)
         return rc;
     pl_buf_adds(out, "{\"id\":\"");
     pl_buf_add_json(out, name, strlen(name));
     pl_buf_adds(out, "\",\"object\":\"model\",\"deleted\":true}");
     return PL_OK;
-}
-
-static void answer(struct pl_http_req *req, struct pl_http_resp *resp,
-                   pl_status (*fn)(const struct pl_server *s, const json_t *root, struct pl_buf *out, struct pl_err *err))
-{
-    json_t *root;
-    struct pl_err err = {0};
-    pl_status rc = pl_json_read(&root, "the body", req->body, req->n_body, &err);
-    if (rc == PL_OK) {
-        rc = fn(req->server, root, &resp->body, &err);
-        json_decref(root);
-    }
-    if (rc != PL_OK)
-        pl_apierr_answer(req, resp, &err);
 }
 
 void pl_api_load_adapter(struct pl_http_req *req, struct pl_http_resp *resp)
@@ -134,17 +137,39 @@ void pl_api_load_adapter(struct pl_http_req *req, struct pl_http_resp *resp)
         pl_buf_adds(&resp->body, off);
         return;
     }
-    answer(req, resp, load);
+    struct pl_err err = {0};
+    struct pl_target t;
+    json_t *root = NULL;
+    const char *name, *path, *base = NULL;
+    pl_status rc = pl_json_read(&root, "the body", req->body, req->n_body, &err);
+    if (rc == PL_OK)
+        rc = read_load(root, &name, &path, &base, &err);
+    if (rc == PL_OK && base != NULL)
+        rc = check_base(req->server, base, &err);
+    if (rc == PL_OK && pl_models_find(req, resp, base, false, pl_api_load_adapter, &t)) {
+        rc = load(req->server, &t, name, path, json_is_true(json_object_get(root, "load_inplace")), &resp->body, &err);
+        pl_registry_release(req->server->models, &t);
+    }
+    json_decref(root);
+    if (rc != PL_OK)
+        pl_apierr_answer(req, resp, &err);
 }
 
 void pl_api_unload_adapter(struct pl_http_req *req, struct pl_http_resp *resp)
 {
-    answer(req, resp, unload);
+    json_t *root = NULL;
+    struct pl_err err = {0};
+    pl_status rc = pl_json_read(&root, "the body", req->body, req->n_body, &err);
+    if (rc == PL_OK)
+        rc = unload(req->server, root, &resp->body, &err);
+    json_decref(root);
+    if (rc != PL_OK)
+        pl_apierr_answer(req, resp, &err);
 }
 
 struct listing {
     struct pl_buf *out;
-    const char *comma;
+    const char *comma, *base;
 };
 
 static void add(void *arg, struct pl_served *a)
@@ -152,17 +177,27 @@ static void add(void *arg, struct pl_served *a)
     struct listing *l = arg;
     pl_buf_addf(l->out, "%s{\"id\":\"", l->comma);
     pl_buf_add_json(l->out, a->name, strlen(a->name));
-    pl_buf_adds(l->out, "\",\"object\":\"lora_adapter\",\"path\":\"");
+    pl_buf_adds(l->out, "\",\"object\":\"lora_adapter\",\"base_model_name\":\"");
+    pl_buf_add_json(l->out, l->base, strlen(l->base));
+    pl_buf_adds(l->out, "\",\"path\":\"");
     pl_buf_add_json_lossy(l->out, a->path, strlen(a->path));
     pl_buf_addf(l->out, "\",\"status\":\"%s\",\"requests\":%u,\"max_rank\":%u,\"n_params\":%llu,\"created\":%lld}",
                 a->state == PL_SERVED_LISTED ? "loaded" : "unloading", a->refs, a->max_rank, (unsigned long long)a->n_params, (long long)a->created);
     l->comma = ",";
 }
 
+static void add_all(void *arg, const char *name, struct pl_instance *m, uint64_t n_loads)
+{
+    struct listing *l = arg;
+    (void)n_loads;
+    l->base = name;
+    pl_adapters_each(m->adapters, true, add, l);
+}
+
 void pl_api_adapters(struct pl_http_req *req, struct pl_http_resp *resp)
 {
-    struct listing l = {&resp->body, ""};
+    struct listing l = {&resp->body, "", NULL};
     pl_buf_adds(&resp->body, "{\"object\":\"list\",\"data\":[");
-    pl_adapters_each(req->server->adapters, true, add, &l);
+    pl_registry_each_loaded(req->server->models, add_all, &l);
     pl_buf_adds(&resp->body, "]}");
 }

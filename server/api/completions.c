@@ -15,25 +15,23 @@ void pl_api_completions(struct pl_http_req *req, struct pl_http_resp *resp)
     struct pl_err err = {0};
     struct pl_prompt *prompts;
     uint32_t n;
-    struct pl_server *s = req->server;
     pl_status st = pl_params_read(&p, PL_EP_COMPLETIONS, req->body, req->n_body, &err);
     if (st != PL_OK) {
         pl_apierr_answer(req, resp, &err);
         return;
     }
-    struct pl_served *adapter;
-    if (pl_models_find(s, p.model, &adapter, &err) != PL_OK) {
-        pl_apierr_answer(req, resp, &err);
+    struct pl_target t;
+    if (!pl_models_find(req, resp, p.model, p.stream, pl_api_completions, &t)) {
         pl_params_fini(&p);
         return;
     }
     struct pl_arena *a = pl_arena_new(PL_GEN_ARENA);
-    st = a != NULL ? pl_prompt_completion(s, p.prompt, pl_engine_max_context(s->engine), a, &prompts, &n, &err)
+    st = a != NULL ? pl_prompt_completion(t.instance, p.prompt, pl_engine_max_context(t.instance->engine), a, &prompts, &n, &err)
                    : pl_fail(&err, PL_ENOMEM, "out of memory");
     if (st == PL_OK) {
-        pl_gen_start(req, resp, &p, adapter, a, prompts, n);
+        pl_gen_start(req, resp, &p, &t, a, prompts, n);
     } else {
-        pl_served_unref(adapter);
+        pl_registry_release(req->server->models, &t);
         pl_arena_free(a);
         pl_apierr_answer(req, resp, &err);
     }

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <unistd.h>
 
 #include "core/base/json.h"
 #include "core/base/mem.h"
@@ -187,34 +188,61 @@ static pl_status read_file(struct pl_jobs *j, const json_t *root, const char *na
     return st;
 }
 
-/* The model's name, its files if it is a tuned one, and what tells the daemon's model from another if the job depends on that. */
+/* The whole model that it names, or the one under the adapter that it names, which is *adapter then: a folder, free(). */
+static pl_status find_base(struct pl_jobs *j, const char *model, struct pl_base *base, char **adapter, struct pl_err *err)
+{
+    struct pl_registry *models = j->server->models;
+    struct pl_job_row of = {0};
+    char *path = NULL, *whole = NULL;
+    pl_status st = pl_registry_base(models, NULL, model, base, err);
+    if (st != PL_ENOENT || (st = pl_jobs_model_path(j, model, &path, err)) != PL_OK)
+        return st;
+    if (asprintf(&whole, "%s/model.gguf", path) < 0) {
+        st = pl_fail(err, PL_ENOMEM, "out of memory");
+    } else if (access(whole, R_OK) == 0) {
+        st = pl_jobs_serve(j, model, err);
+        if (st == PL_OK)
+            st = pl_registry_base(models, NULL, model, base, err);
+    } else {
+        st = pl_jobs_of_model(j, model, &of, err);
+        if (st == PL_OK)
+            st = pl_jobs_base(j, &of, base, err);
+        *adapter = path;
+        path = NULL;
+        pl_row_fini(PL_TABLE_JOBS, &of);
+    }
+    free(path);
+    free(whole);
+    return st;
+}
+
+/* The model's name, its files if it is an adapter, and what tells its base from others if the job depends on that. */
 static pl_status read_model(struct pl_jobs *j, const json_t *root, struct pl_job_row *row, const struct pl_train_spec *spec, struct pl_err *err)
 {
     static const char nothing[] = "scratch";
     const char *model;
-    char *path = NULL;
+    struct pl_base base = {0};
     pl_status st = want_string(root, "model", true, &model, err);
     if (st != PL_OK)
         return st;
     if (spec->scratch && strcmp(model, nothing) != 0)
         return pl_fail_param(err, PL_EINVAL, "model", "'model' must be \"%s\" with method.pretrain.shape, which makes a model from nothing; to go on training "
                              "'%.100s' leave the shape out", nothing, model);
-    if (!spec->scratch && strcmp(model, j->server->model_id) != 0) {
-        if (strcmp(model, nothing) == 0)
-            return pl_fail_param(err, PL_EINVAL, "method", "model \"%s\" needs method {\"type\": \"pretrain\", \"pretrain\": {\"shape\": {…}}}; an empty "
-                                 "shape takes the defaults", nothing);
-        st = pl_jobs_model_path(j, model, &path, err);
-    }
-    if (st == PL_ENOENT)
-        st = pl_fail_param(err, PL_ENOENT, "model", "The model '%.100s' is not available for fine-tuning; this server has '%.100s', the models tuned from "
-                           "it, and \"%s\"", model, j->server->model_id, nothing);
+    st = spec->scratch ? pl_registry_base(j->server->models, NULL, NULL, &base, err) : find_base(j, model, &base, &row->base_adapter, err);
+    if (st == PL_ENOENT && strcmp(model, nothing) == 0)
+        return pl_fail_param(err, PL_EINVAL, "method", "model \"%s\" needs method {\"type\": \"pretrain\", \"pretrain\": {\"shape\": {…}}}; an empty "
+                             "shape takes the defaults", nothing);
+    if (st == PL_OK && base.id[0] == '\0')
+        st = pl_fail_param(err, PL_ENOENT, "model", "The model '%.100s' cannot be read", model);
+    else if (st == PL_ENOENT)
+        st = pl_fail_param(err, PL_ENOENT, "model", "The model '%.100s' is not available for fine-tuning; this server has '%.100s', the models that were "
+                           "added to it, those tuned from them, and \"%s\"", model, pl_registry_first(j->server->models), nothing);
     if (st == PL_OK) {
         pl_row_set(&row->model, model);
-        pl_row_set(&row->base_adapter, path);
         if (!spec->scratch || spec->shape_tokenizer == PL_SHAPE_BASE)
-            pl_row_set(&row->base_id, j->base_id);
+            pl_row_set(&row->base_id, base.id);
     }
-    free(path);
+    pl_base_fini(&base);
     return st;
 }
 
@@ -229,14 +257,22 @@ static pl_status read_method(const json_t *root, struct pl_job_row *row, struct 
     return row->method != NULL ? PL_OK : pl_fail(err, PL_ENOMEM, "out of memory");
 }
 
-static void name_job(struct pl_jobs *j, struct pl_job_row *row, const struct pl_train_spec *spec)
+static pl_status name_job(struct pl_jobs *j, struct pl_job_row *row, const struct pl_train_spec *spec, struct pl_err *err)
 {
+    struct pl_base base;
     char id[PL_ID_MAX], *name = NULL;
+    pl_status st = pl_jobs_base(j, row, &base, err);
+    if (st != PL_OK)
+        return st;
     pl_store_new_id(id, "ftjob-");
     pl_row_set(&row->id, id);
-    const char *base = spec->scratch ? row->model : j->server->model_id;
-    if (asprintf(&name, "ft:%s:parley:%s:%.8s", base, row->suffix != NULL ? row->suffix : "", id + strlen("ftjob-")) >= 0)
+    const char *root = spec->scratch ? row->model : base.root;
+    if (asprintf(&name, "ft:%s:parley:%s:%.8s", root, row->suffix != NULL ? row->suffix : "", id + strlen("ftjob-")) >= 0)
         row->name = name;
+    else
+        st = pl_fail(err, PL_ENOMEM, "out of memory");
+    pl_base_fini(&base);
+    return st;
 }
 
 /* preview: NULL where the field does not belong. */
@@ -296,10 +332,10 @@ void pl_api_jobs_create(struct pl_http_req *req, struct pl_http_resp *resp)
     pl_status st = pl_json_read(&root, "the body", req->body, req->n_body, &err);
     if (st == PL_OK)
         st = read_job(j, root, &row, &spec, NULL, &err);
-    if (st == PL_OK) {
-        name_job(j, &row, &spec);
+    if (st == PL_OK)
+        st = name_job(j, &row, &spec, &err);
+    if (st == PL_OK)
         st = pl_jobs_create(j, &row, &err);
-    }
     if (st != PL_OK)
         refuse_job(req, resp, st, &err);
     else
@@ -374,12 +410,12 @@ static void run_dry(void *arg, struct pl_http_resp *resp)
 {
     struct dry_run *d = arg;
     struct pl_train_plan plan = {0};
-    struct pl_train_model own;
+    struct pl_model_file file;
     struct pl_err err = {0};
     char *training = pl_jobs_path(d->j->store, "files", d->row.training_file);
     char *validation = d->row.validation_file != NULL ? pl_jobs_path(d->j->store, "files", d->row.validation_file) : NULL;
     d->preview = json_array();
-    pl_status st = pl_jobs_plan(d->j, &d->spec, &d->row, training, validation, &own, &plan, &err);
+    pl_status st = pl_jobs_plan(d->j, &d->spec, &d->row, training, validation, &file, &plan, &err);
     if (st == PL_OK)
         st = preview(d, training, &plan, &err);
     if (st == PL_OK) {
@@ -399,7 +435,7 @@ static void run_dry(void *arg, struct pl_http_resp *resp)
     }
     json_decref(d->preview);
     pl_train_plan_fini(&plan);
-    pl_train_model_close(&own);
+    pl_model_file_close(&file);
     free(training);
     free(validation);
 }

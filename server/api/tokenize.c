@@ -2,15 +2,16 @@
  *   /tokenize        {"content": text, "add_special": bool, "parse_special": bool}   -> {"tokens": [...], "count", "max_model_len"}
  *   /detokenize      {"tokens": [...]}                                              -> {"content": text}
  *   /apply-template  {"messages": [...], "add_generation_prompt": bool}             -> {"prompt": text}
+ * each with "model" too; without it the first model is meant.
  * Thread: microhttpd's workers.  Owns: nothing beyond the call.
  * SPDX-License-Identifier: Apache-2.0 */
 #include <stdlib.h>
 
 #include "core/base/mem.h"
-#include "core/model/model.h"
 #include "server/api/api.h"
 #include "server/apierr.h"
 #include "server/generate.h"
+#include "server/models.h"
 #include "server/prompt.h"
 #include "server/server.h"
 
@@ -27,7 +28,7 @@ static pl_status read_bool(const json_t *root, const char *name, bool *v, struct
     return PL_OK;
 }
 
-static pl_status tokenize(const struct pl_server *s, const json_t *root, struct pl_buf *out, struct pl_err *err)
+static pl_status tokenize(const struct pl_instance *m, const json_t *root, struct pl_buf *out, struct pl_err *err)
 {
     bool add_special = false, parse_special = false;
     const json_t *content = json_object_get(root, "content");
@@ -39,19 +40,19 @@ static pl_status tokenize(const struct pl_server *s, const json_t *root, struct 
     if (st != PL_OK)
         return st;
     struct pl_ids ids = {0};
-    st = pl_tok_encode(s->tok, json_string_value(content), json_string_length(content),
+    st = pl_tok_encode(m->tok, json_string_value(content), json_string_length(content),
                        (add_special ? PL_TOK_BOS : 0u) | (parse_special ? PL_TOK_SPECIAL : 0u), 0, &ids, err);
     if (st == PL_OK) {
         pl_buf_adds(out, "{\"tokens\":[");
         for (size_t i = 0; i < ids.n; i++)
             pl_buf_addf(out, "%s%d", i > 0 ? "," : "", ids.v[i]);
-        pl_buf_addf(out, "],\"count\":%zu,\"max_model_len\":%u}", ids.n, pl_engine_max_context(s->engine));
+        pl_buf_addf(out, "],\"count\":%zu,\"max_model_len\":%u}", ids.n, pl_engine_max_context(m->engine));
     }
     pl_ids_fini(&ids);
     return st;
 }
 
-static pl_status detokenize(const struct pl_server *s, const json_t *root, struct pl_buf *out, struct pl_err *err)
+static pl_status detokenize(const struct pl_instance *m, const json_t *root, struct pl_buf *out, struct pl_err *err)
 {
     const json_t *tokens = json_object_get(root, "tokens");
     if (!json_is_array(tokens) || json_array_size(tokens) > MAX_DETOKENIZE)
@@ -63,16 +64,16 @@ static pl_status detokenize(const struct pl_server *s, const json_t *root, struc
         return pl_fail(err, PL_ENOMEM, "out of memory");
     for (size_t i = 0; i < n; i++) {
         const json_t *id = json_array_get(tokens, i);
-        if (!json_is_integer(id) || json_integer_value(id) < 0 || json_integer_value(id) >= pl_tok_count(s->tok)) {
+        if (!json_is_integer(id) || json_integer_value(id) < 0 || json_integer_value(id) >= pl_tok_count(m->tok)) {
             free(ids);
             return pl_fail_param(err, PL_EINVAL, "tokens", "element %zu of 'tokens' must be a token id from 0 to %d", i,
-                                 pl_tok_count(s->tok) - 1);
+                                 pl_tok_count(m->tok) - 1);
         }
         ids[i] = (int32_t)json_integer_value(id);
     }
     struct pl_buf text;
     pl_buf_init(&text, 0);
-    pl_tok_decode(s->tok, ids, n, true, &text);
+    pl_tok_decode(m->tok, ids, n, true, &text);
     pl_buf_adds(out, "{\"content\":\"");
     pl_buf_add_json_lossy(out, pl_buf_str(&text), text.len);
     pl_buf_adds(out, "\"}");
@@ -82,7 +83,7 @@ static pl_status detokenize(const struct pl_server *s, const json_t *root, struc
     return PL_OK;
 }
 
-static pl_status apply_template(const struct pl_server *s, const json_t *root, struct pl_buf *out, struct pl_err *err)
+static pl_status apply_template(const struct pl_instance *m, const json_t *root, struct pl_buf *out, struct pl_err *err)
 {
     bool add = true;
     const json_t *messages = json_object_get(root, "messages");
@@ -95,7 +96,7 @@ static pl_status apply_template(const struct pl_server *s, const json_t *root, s
     struct pl_arena *a = pl_arena_new(PL_GEN_ARENA);
     struct pl_piece *pieces;
     size_t n;
-    st = a != NULL ? pl_prompt_render(s, messages, add, a, &pieces, &n, err) : pl_fail(err, PL_ENOMEM, "out of memory");
+    st = a != NULL ? pl_prompt_render(m, messages, add, a, &pieces, &n, err) : pl_fail(err, PL_ENOMEM, "out of memory");
     if (st == PL_OK) {
         pl_buf_adds(out, "{\"prompt\":\"");
         for (size_t i = 0; i < n; i++)
@@ -106,31 +107,36 @@ static pl_status apply_template(const struct pl_server *s, const json_t *root, s
     return st;
 }
 
-static void answer(struct pl_http_req *req, struct pl_http_resp *resp,
-                   pl_status (*fn)(const struct pl_server *s, const json_t *root, struct pl_buf *out, struct pl_err *err))
+static void answer(struct pl_http_req *req, struct pl_http_resp *resp, pl_http_handler *self,
+                   pl_status (*fn)(const struct pl_instance *m, const json_t *root, struct pl_buf *out, struct pl_err *err))
 {
-    json_t *root;
+    json_t *root = NULL;
     struct pl_err err = {0};
+    struct pl_target t;
     pl_status st = pl_json_read(&root, "the body", req->body, req->n_body, &err);
-    if (st == PL_OK) {
-        st = fn(req->server, root, &resp->body, &err);
-        json_decref(root);
+    const json_t *model = json_object_get(root, "model");
+    if (st == PL_OK && model != NULL && !json_is_null(model) && !json_is_string(model))
+        st = pl_fail_param(&err, PL_EINVAL, "model", "'model' must be a string, not %s", pl_json_kind(model));
+    if (st == PL_OK && pl_models_find(req, resp, json_string_value(model), false, self, &t)) {
+        st = fn(t.instance, root, &resp->body, &err);
+        pl_registry_release(req->server->models, &t);
     }
+    json_decref(root);
     if (st != PL_OK)
         pl_apierr_answer(req, resp, &err);
 }
 
 void pl_api_tokenize(struct pl_http_req *req, struct pl_http_resp *resp)
 {
-    answer(req, resp, tokenize);
+    answer(req, resp, pl_api_tokenize, tokenize);
 }
 
 void pl_api_detokenize(struct pl_http_req *req, struct pl_http_resp *resp)
 {
-    answer(req, resp, detokenize);
+    answer(req, resp, pl_api_detokenize, detokenize);
 }
 
 void pl_api_apply_template(struct pl_http_req *req, struct pl_http_resp *resp)
 {
-    answer(req, resp, apply_template);
+    answer(req, resp, pl_api_apply_template, apply_template);
 }

@@ -14,12 +14,11 @@
 #include <unistd.h>
 
 #include "core/base/log.h"
+#include "core/base/machine.h"
 #include "core/base/mem.h"
 #include "core/base/newfile.h"
 #include "core/base/pool.h"
 #include "core/base/utf8.h"
-#include "core/model/model.h"
-#include "core/sched/adapters.h"
 #include "core/train/general.h"
 #include "core/train/job.h"
 #include "server/jobs/files.h"
@@ -27,8 +26,6 @@
 #include "server/server.h"
 
 #define PL_LOG_MODULE "jobs"
-
-enum { IDLE_S = 600 }; /* after which a checkpoint that nobody asks for leaves */
 
 char *pl_jobs_folder(struct pl_jobs *j, const char *id)
 {
@@ -91,35 +88,55 @@ static pl_status link_file(struct pl_jobs *j, const char *file, const char *fold
     return st;
 }
 
-/* The tuned model that this job goes on from: its files as links in FOLDER/base, so that it may be deleted. Sets row->base_adapter to that. */
-static pl_status link_base(struct pl_job_row *row, const char *folder, struct pl_err *err)
+static pl_status link_into(const char *from_dir, const char *from_name, const char *to_dir, const char *to_name, struct pl_err *err)
 {
-    static const char *const names[] = {"adapter_config.json", "adapter_model.safetensors", "model.gguf"};
-    char *base = NULL, *source = row->base_adapter;
+    char *from = NULL, *to = NULL;
+    const pl_status st = asprintf(&from, "%s%s%s", from_dir, from_name != NULL ? "/" : "", from_name != NULL ? from_name : "") < 0 ||
+                                 asprintf(&to, "%s/%s", to_dir, to_name) < 0
+                             ? pl_fail(err, PL_ENOMEM, "out of memory")
+                         : access(from, F_OK) != 0 ? PL_ENOENT
+                                                   : pl_files_link(from, to, err);
+    free(from);
+    free(to);
+    return st;
+}
+
+/* What this job goes on from, as links in FOLDER/base, so that it may be deleted: a whole model that a job made, and the adapter on it. Sets
+ * row->base_adapter to the folder, or to the model when there is no adapter. */
+static pl_status link_base(struct pl_jobs *j, struct pl_job_row *row, const char *folder, struct pl_err *err)
+{
+    static const char *const names[] = {"adapter_config.json", "adapter_model.safetensors"};
+    struct pl_base base;
+    char *dir = NULL, *source = row->base_adapter;
     size_t n_linked = 0;
-    if (source == NULL)
-        return PL_OK;
-    if (asprintf(&base, "%s/base", folder) < 0)
-        return pl_fail(err, PL_ENOMEM, "out of memory");
-    row->base_adapter = NULL;
-    pl_status st = mkdir(base, 0700) == 0 ? PL_OK : pl_fail(err, pl_status_of_errno(errno), "cannot make %s: %s", base, strerror(errno));
-    for (size_t i = 0; i < PL_COUNT_OF(names) && st == PL_OK; i++) {
-        char *from = NULL, *to = NULL;
-        if (asprintf(&from, "%s/%s", source, names[i]) < 0 || asprintf(&to, "%s/%s", base, names[i]) < 0) {
-            st = pl_fail(err, PL_ENOMEM, "out of memory");
-        } else if (access(from, F_OK) == 0 && (st = pl_files_link(from, to, err)) == PL_OK) {
-            n_linked++;
-            pl_row_set(&row->base_adapter, i == 2 ? to : base);
-        }
-        free(from);
-        free(to);
+    pl_status st = pl_jobs_base(j, row, &base, err);
+    if (st != PL_OK)
+        return st;
+    if (source == NULL && !base.made)
+        goto out;
+    if (asprintf(&dir, "%s/base", folder) < 0) {
+        st = pl_fail(err, PL_ENOMEM, "out of memory");
+        goto out;
+    }
+    st = mkdir(dir, 0700) == 0 ? PL_OK : pl_fail(err, pl_status_of_errno(errno), "cannot make %s: %s", dir, strerror(errno));
+    if (st == PL_OK && base.made && (st = link_into(base.path, NULL, dir, "model.gguf", err)) == PL_OK)
+        n_linked += source == NULL;
+    for (size_t i = 0; i < PL_COUNT_OF(names) && st == PL_OK && source != NULL; i++) {
+        st = link_into(source, names[i], dir, names[i], err);
+        n_linked += st == PL_OK;
+        st = st == PL_ENOENT ? PL_OK : st;
     }
     if (st == PL_OK)
-        st = pl_sync_folder(base, err);
-    if (st == PL_OK && n_linked == 0)
+        st = pl_sync_folder(dir, err);
+    if (st == PL_ENOENT || (st == PL_OK && n_linked == 0))
         st = pl_fail_param(err, PL_EINVAL, "model", "the model '%.200s' has no files to go on from", row->model);
-    free(base);
+    row->base_adapter = NULL;
+    if (st == PL_OK && asprintf(&row->base_adapter, "%s%s", dir, source != NULL ? "" : "/model.gguf") < 0)
+        st = pl_fail(err, PL_ENOMEM, "out of memory");
     free(source);
+out:
+    free(dir);
+    pl_base_fini(&base);
     return st;
 }
 
@@ -147,7 +164,7 @@ pl_status pl_jobs_create(struct pl_jobs *j, struct pl_job_row *row, struct pl_er
     if (st == PL_OK && row->validation_file != NULL)
         st = link_file(j, row->validation_file, folder, "validation.jsonl", err);
     if (st == PL_OK)
-        st = link_base(row, folder, err);
+        st = link_base(j, row, folder, err);
     if (st == PL_OK)
         st = pl_sync_folder(folder, err);
     if (st == PL_OK)
@@ -163,55 +180,58 @@ pl_status pl_jobs_create(struct pl_jobs *j, struct pl_job_row *row, struct pl_er
 
 /* ---- checks -------------------------------------------------------------------------------------------------------- */
 
+/* FOLDER/base/model.gguf, when the job has a base of its own; free(). */
+static char *own_base(struct pl_jobs *j, const struct pl_job_row *row)
+{
+    char *folder = row->id != NULL ? pl_jobs_folder(j, row->id) : NULL, *path = NULL;
+    if (folder != NULL && asprintf(&path, "%s/base/model.gguf", folder) < 0)
+        path = NULL;
+    if (path != NULL && access(path, R_OK) != 0) {
+        free(path);
+        path = NULL;
+    }
+    free(folder);
+    return path;
+}
+
+pl_status pl_jobs_base(struct pl_jobs *j, const struct pl_job_row *row, struct pl_base *base, struct pl_err *err)
+{
+    char *own = own_base(j, row);
+    pl_status st = pl_registry_base(j->server->models, row->base_id, row->base_id != NULL ? row->model : NULL, base, err);
+    if (own == NULL)
+        return st;
+    if (st != PL_OK) { /* it was deleted */
+        const char *template = j->server->config->chat_template;
+        *base = (struct pl_base){.name = pl_xstrdup(row->model), .template = template[0] != '\0' ? pl_xstrdup(template) : NULL, .made = true};
+    }
+    free(base->path);
+    base->path = own;
+    return pl_train_base_id(own, base->id, err);
+}
+
 uint64_t pl_jobs_memory(const struct pl_jobs *j)
 {
     const int mb = j->server->config->train_memory_mb;
-    return mb > 0 ? (uint64_t)mb << 20 : pl_mem_available();
-}
-
-/* The whole model that a row goes on from, in *path (free()) if there is one: named itself, or by the folder that holds it. */
-static pl_status find_own_base(const struct pl_job_row *row, char **path, struct pl_err *err)
-{
-    *path = NULL;
-    if (row->base_adapter == NULL)
-        return PL_OK;
-    if (pl_jobs_has_own_base(row)) {
-        *path = pl_xstrdup(row->base_adapter);
-        return PL_OK;
-    }
-    if (asprintf(path, "%s/model.gguf", row->base_adapter) < 0) {
-        *path = NULL;
-        return pl_fail(err, PL_ENOMEM, "out of memory");
-    }
-    if (access(*path, F_OK) != 0) {
-        free(*path);
-        *path = NULL;
-    }
-    return PL_OK;
+    return mb > 0 ? (uint64_t)mb << 20 : pl_machine_memory();
 }
 
 pl_status pl_jobs_plan(struct pl_jobs *j, const struct pl_train_spec *method, const struct pl_job_row *row, const char *training, const char *validation,
-                       struct pl_train_model *model, struct pl_train_plan *plan, struct pl_err *err)
+                       struct pl_model_file *file, struct pl_train_plan *plan, struct pl_err *err)
 {
-    const struct pl_server *s = j->server;
-    const struct pl_spec *spec = pl_model_spec(s->model);
-    struct stat is;
-    char *own;
-    struct pl_train_base base = {
-        .path = s->model_path, .tok = s->tok, .chat = s->chat, .spec = spec, .n_ctx = spec->n_ctx, .n_params = pl_model_n_params(s->model),
-        .n_file = stat(s->model_path, &is) == 0 ? (uint64_t)is.st_size : 0,
+    const int set = j->server->config->train_threads;
+    struct pl_base base;
+    *file = (struct pl_model_file){0};
+    pl_status st = pl_jobs_base(j, row, &base, err);
+    if (st == PL_OK && !method->scratch)
+        st = pl_model_file_open(file, base.path, base.template, err);
+    const struct pl_train_base from = {
+        .path = base.path, .tok = file->tok, .chat = file->chat, .spec = &file->spec, .n_ctx = file->spec.n_ctx, .n_params = file->n_params,
+        .n_file = file->n_bytes, .stop = pl_tasks_stopping(j->tasks),
     };
-    const char *template = s->config->chat_template[0] != '\0' ? s->config->chat_template : NULL;
-    *model = (struct pl_train_model){0};
-    pl_status st = find_own_base(row, &own, err);
-    if (st == PL_OK && own != NULL && (st = pl_train_model_open(model, own, template, err)) == PL_OK)
-        base = pl_train_model_base(model, own);
-    base.stop = pl_tasks_stopping(j->tasks);
-    const unsigned threads = s->config->train_threads > 0 ? (unsigned)s->config->train_threads : (pl_pool_cpus() + 1) / 2;
     if (st == PL_OK)
-        st = pl_train_plan(plan, method, training, validation, &base, threads, pl_jobs_memory(j), err);
-    plan->base.path = NULL; /* own goes */
-    free(own);
+        st = pl_train_plan(plan, method, training, validation, &from, set > 0 ? (unsigned)set : (pl_pool_cpus() + 1) / 2, pl_jobs_memory(j), err);
+    plan->base.path = NULL; /* it goes */
+    pl_base_fini(&base);
     return st;
 }
 
@@ -267,7 +287,7 @@ struct validation {
 static pl_status plan_row(struct pl_jobs *j, const struct pl_job_row *row, struct pl_train_plan *plan, struct pl_err *err)
 {
     struct pl_train_spec asked;
-    struct pl_train_model own = {0};
+    struct pl_model_file file = {0};
     char *folder = pl_jobs_folder(j, row->id), *training = NULL, *validation = NULL;
     json_t *method = json_loads(row->method, 0, NULL);
     *plan = (struct pl_train_plan){0};
@@ -275,8 +295,8 @@ static pl_status plan_row(struct pl_jobs *j, const struct pl_job_row *row, struc
     if (st == PL_OK && (asprintf(&training, "%s/training.jsonl", folder) < 0 || asprintf(&validation, "%s/validation.jsonl", folder) < 0))
         st = pl_fail(err, PL_ENOMEM, "out of memory");
     if (st == PL_OK)
-        st = pl_jobs_plan(j, &asked, row, training, row->validation_file != NULL ? validation : NULL, &own, plan, err);
-    pl_train_model_close(&own); /* the caller asks for numbers only */
+        st = pl_jobs_plan(j, &asked, row, training, row->validation_file != NULL ? validation : NULL, &file, plan, err);
+    pl_model_file_close(&file); /* the caller asks for numbers only */
     json_decref(method);
     free(folder);
     free(training);
@@ -352,17 +372,13 @@ static void validate(void *arg, struct pl_http_resp *resp)
     struct pl_err why = {0}, err = {0};
     (void)resp;
     if (pl_store_get(v->j->store, PL_TABLE_JOBS, "id", v->id, &row, &err) == PL_OK && strcmp(row.status, "validating_files") == 0) {
-        if (!pl_jobs_is_ours(v->j, &row)) {
+        if (!pl_jobs_has_base(v->j, &row)) {
             if (pl_jobs_park(v->j, v->id, &err) == PL_OK)
                 pl_log_warn("%s was made for another model", v->id);
             goto out;
         }
         const pl_status checked = plan_row(v->j, &row, &plan, &why);
-        if (checked == PL_ESTOPPED) { /* made anew by the next daemon */
-            pl_train_plan_fini(&plan);
-            goto out;
-        }
-        if (record(v->j, v->id, checked, &plan, &why, &err) == PL_OK)
+        if (checked != PL_ESTOPPED /* made anew by the next daemon */ && record(v->j, v->id, checked, &plan, &why, &err) == PL_OK)
             pl_log_info("%s %s%s", v->id, checked == PL_OK ? "queued" : "failed: ", checked == PL_OK ? "" : why.msg);
         pl_train_plan_fini(&plan);
     }
@@ -460,9 +476,12 @@ pl_status pl_jobs_change(struct pl_jobs *j, const char *id, pl_job_wish wish, st
     return st;
 }
 
-bool pl_jobs_is_ours(const struct pl_jobs *j, const struct pl_job_row *row)
+bool pl_jobs_has_base(struct pl_jobs *j, const struct pl_job_row *row)
 {
-    return row->base_id == NULL || strcmp(row->base_id, j->base_id) == 0;
+    struct pl_base base;
+    const pl_status st = pl_jobs_base(j, row, &base, NULL);
+    pl_base_fini(&base);
+    return st == PL_OK;
 }
 
 pl_status pl_jobs_park(struct pl_jobs *j, const char *id, struct pl_err *err)
@@ -476,7 +495,7 @@ pl_status pl_jobs_park(struct pl_jobs *j, const char *id, struct pl_err *err)
         pl_row_set(&row.status, "paused");
         st = pl_store_update(j->store, PL_TABLE_JOBS, &row, err);
         if (st == PL_OK)
-            st = pl_jobs_event(j, id, "warn", "message", NULL, -1, err, "The job was paused: it was made for another model than the one that this daemon "
+            st = pl_jobs_event(j, id, "warn", "message", NULL, -1, err, "The job was paused: it was made for another model than those that this daemon "
                                "has now; resume it when parleyd runs with that model again");
     }
     pl_row_fini(PL_TABLE_JOBS, &row);
@@ -515,83 +534,7 @@ pl_status pl_jobs_model_path(struct pl_jobs *j, const char *name, char **path, s
     return st == PL_OK ? PL_OK : st == PL_ENOENT ? no_model(name, err) : pl_fail(err, st, "%s", pl_status_text(st));
 }
 
-bool pl_jobs_has_own_base(const struct pl_job_row *row)
-{
-    const size_t n = row->base_adapter != NULL ? strlen(row->base_adapter) : 0;
-    return n >= 5 && strcmp(row->base_adapter + n - 5, ".gguf") == 0;
-}
-
-/* Whether an adapter that the job made is one of the model that this daemon has. */
-static pl_status check_base(const struct pl_jobs *j, const struct pl_job_row *row, const char *name, const char *path, struct pl_err *err)
-{
-    if (pl_jobs_has_own_base(row))
-        return pl_fail_param(err, PL_ENOTSUP, "model", "it is an adapter of the whole model %s; serve it with parleyd --model %s --adapter %s=%s",
-                             row->base_adapter, row->base_adapter, name, path);
-    if (!pl_jobs_is_ours(j, row))
-        return pl_fail_param(err, PL_ENOTSUP, "model", "it is an adapter of another model than the one that this daemon has now: start parleyd with that "
-                             "--model again");
-    return PL_OK;
-}
-
-/* Checkpoints are loaded when somebody asks for them, and may go again. */
-static bool is_lazy(void *arg, const struct pl_served *a)
-{
-    const char *dir = arg;
-    return strncmp(a->path, dir, strlen(dir)) == 0 && strstr(a->name, ":ckpt-step-") != NULL;
-}
-
-static bool evict(struct pl_jobs *j, uint64_t idle_ns)
-{
-    char *dir = pl_jobs_path(j->store, "jobs", "");
-    const bool gone = pl_adapters_evict(j->server->adapters, is_lazy, dir, idle_ns);
-    free(dir);
-    return gone;
-}
-
-void pl_jobs_unload_idle(struct pl_jobs *j)
-{
-    pthread_mutex_lock(&j->load_lock);
-    evict(j, IDLE_S * UINT64_C(1000000000));
-    pthread_mutex_unlock(&j->load_lock);
-}
-
-/* Under load_lock. The checkpoint that nobody has used for longest makes room. */
-static pl_status load(struct pl_jobs *j, const struct pl_job_row *row, const char *name, const char *path, struct pl_err *err)
-{
-    struct pl_adapters *served = j->server->adapters;
-    struct pl_err why = {0};
-    char *whole = NULL;
-    if (asprintf(&whole, "%s/model.gguf", path) >= 0 && access(whole, R_OK) == 0) {
-        const pl_status st = pl_fail_param(err, PL_ENOTSUP, "model", "it is a whole model; serve it with parleyd --model %s --alias %s", whole, name);
-        free(whole);
-        return st;
-    }
-    free(whole);
-    pl_status st = check_base(j, row, name, path, err);
-    if (st != PL_OK)
-        return st;
-    struct pl_served *there = pl_adapters_find(served, name);
-    pl_served_unref(there);
-    if (there != NULL)
-        return PL_OK;
-    if (pl_adapters_full(served))
-        evict(j, 0);
-    st = pl_adapters_load(served, name, path, false, &why);
-    if (st == PL_ENOENT) /* a file of it: the model itself is known */
-        st = PL_EIO;
-    return st == PL_OK ? PL_OK : pl_fail_param(err, st, why.param, "%s", why.msg);
-}
-
-pl_status pl_jobs_load(struct pl_jobs *j, const struct pl_job_row *row, const char *name, const char *path, struct pl_err *err)
-{
-    pthread_mutex_lock(&j->load_lock);
-    const pl_status st = load(j, row, name, path, err);
-    pthread_mutex_unlock(&j->load_lock);
-    return st;
-}
-
-/* The job that made a tuned model or checkpoint. */
-static pl_status job_of_model(struct pl_jobs *j, const char *name, struct pl_job_row *row, struct pl_err *err)
+pl_status pl_jobs_of_model(struct pl_jobs *j, const char *name, struct pl_job_row *row, struct pl_err *err)
 {
     struct pl_checkpoint_row c;
     pl_status st = pl_store_get(j->store, PL_TABLE_JOBS, "name", name, row, err);
@@ -604,30 +547,99 @@ static pl_status job_of_model(struct pl_jobs *j, const char *name, struct pl_job
     return st;
 }
 
-pl_status pl_jobs_serve(struct pl_jobs *j, const char *name, struct pl_served **served, struct pl_err *err)
+/* The template that the job was trained with, NULL = the model's own; free(). */
+static char *template_of(struct pl_jobs *j, const struct pl_job_row *row)
 {
-    struct pl_job_row row = {0};
-    char *path = NULL;
-    pthread_mutex_lock(&j->load_lock); /* it is not deleted, nor evicted, meanwhile */
-    pl_status st = pl_jobs_model_path(j, name, &path, err);
-    if (st == PL_OK)
-        st = job_of_model(j, name, &row, err);
-    if (st == PL_OK)
-        st = load(j, &row, name, path, err);
-    if (st == PL_OK && (*served = pl_adapters_find(j->server->adapters, name)) == NULL)
-        st = no_model(name, err); /* an operator has unloaded it at once */
-    pthread_mutex_unlock(&j->load_lock);
-    pl_row_fini(PL_TABLE_JOBS, &row);
-    free(path);
+    struct pl_train_job job = {0};
+    struct pl_err none;
+    char *folder = pl_jobs_folder(j, row->id), *template = NULL;
+    if (pl_train_job_read(&job, folder, &none) == PL_OK && job.chat_template != NULL)
+        template = pl_xstrdup(job.chat_template);
+    pl_train_job_fini(&job);
+    free(folder);
+    return template;
+}
+
+/* The whole model under what the job began from, by the name that it had; free(). Adapters of one model all have its id. */
+static char *base_name(struct pl_jobs *j, const struct pl_job_row *row)
+{
+    char *name = pl_xstrdup(row->model);
+    bool adapter = row->base_id != NULL;
+    while (adapter) {
+        struct pl_job_row of;
+        adapter = pl_jobs_of_model(j, name, &of, NULL) == PL_OK && of.base_id != NULL && strcmp(of.base_id, row->base_id) == 0;
+        if (adapter) {
+            free(name);
+            name = pl_xstrdup(of.model);
+        }
+        pl_row_fini(PL_TABLE_JOBS, &of);
+    }
+    return name;
+}
+
+static bool is_from_nothing(const struct pl_job_row *row)
+{
+    struct pl_train_spec spec;
+    json_t *method = json_loads(row->method, 0, NULL);
+    const bool scratch = pl_train_spec_read(&spec, method, NULL, NULL) == PL_OK && spec.scratch;
+    json_decref(method);
+    return scratch;
+}
+
+/* Without reading it. */
+static pl_status make_known(struct pl_jobs *j, const struct pl_job_row *row, const char *name, const char *path, struct pl_err *err)
+{
+    struct pl_registry *models = j->server->models;
+    char *whole = NULL, *own = own_base(j, row), *template = template_of(j, row), *under = base_name(j, row);
+    pl_status st = asprintf(&whole, "%s/model.gguf", path) >= 0 ? PL_OK : pl_fail(err, PL_ENOMEM, "out of memory");
+    if (st == PL_OK && access(whole, R_OK) == 0)
+        st = pl_registry_add_model(models, name, whole, template, is_from_nothing(row) ? NULL : row->model, err);
+    else if (st == PL_OK)
+        st = pl_registry_add_adapter(models, name, path, row->base_id, under, own, template, err);
+    if (st == PL_ENOENT)
+        st = pl_fail_param(err, PL_ENOTSUP, "model", "it is an adapter of another model than those that this daemon has now: start parleyd with that one "
+                           "as --model or --add-model again");
+    free(whole);
+    free(own);
+    free(template);
+    free(under);
     return st;
 }
 
-/* A model that is deleted answers no new request; those that run end as they would have. */
-void pl_jobs_unload(struct pl_jobs *j, const char *name)
+/* What is known and belongs to the first model is read at once; when that fails, it is known no more. */
+static pl_status read_now(struct pl_jobs *j, const char *name, struct pl_err *err)
 {
-    struct pl_err err = {0};
-    if (j->server->adapters != NULL && pl_adapters_unload(j->server->adapters, name, &err) != PL_OK)
-        pl_log_debug("%s", err.msg);
+    struct pl_registry *models = j->server->models;
+    struct pl_target t = {0};
+    if (!pl_registry_is_of_first(models, name))
+        return PL_OK;
+    const pl_status st = pl_registry_fetch(models, name, &t, err);
+    pl_registry_release(models, &t);
+    if (st != PL_OK)
+        pl_registry_remove(models, name);
+    return st;
+}
+
+pl_status pl_jobs_load(struct pl_jobs *j, const struct pl_job_row *row, const char *name, const char *path, struct pl_err *err)
+{
+    const pl_status st = make_known(j, row, name, path, err);
+    return st == PL_OK ? read_now(j, name, err) : st;
+}
+
+pl_status pl_jobs_serve(struct pl_jobs *j, const char *name, struct pl_err *err)
+{
+    struct pl_job_row row = {0};
+    char *path = NULL;
+    pthread_mutex_lock(&j->serve_lock);
+    pl_status st = pl_jobs_model_path(j, name, &path, err);
+    if (st == PL_OK)
+        st = pl_jobs_of_model(j, name, &row, err);
+    if (st == PL_OK)
+        st = make_known(j, &row, name, path, err);
+    pthread_mutex_unlock(&j->serve_lock);
+    pl_row_fini(PL_TABLE_JOBS, &row);
+    free(path);
+    return st;
 }
 
 static pl_status delete_checkpoints(struct pl_jobs *j, const char *job, const char *folder, struct pl_err *err)
@@ -644,7 +656,7 @@ static pl_status delete_checkpoints(struct pl_jobs *j, const char *job, const ch
         char *path = NULL;
         st = pl_store_delete(j->store, PL_TABLE_CHECKPOINTS, c->seq, err);
         if (st == PL_OK)
-            pl_jobs_unload(j, c->name);
+            pl_registry_remove(j->server->models, c->name);
         if (st == PL_OK && asprintf(&path, "%s/%s", folder, c->path) >= 0)
             pl_files_remove_tree(path);
         free(path);
@@ -653,13 +665,11 @@ static pl_status delete_checkpoints(struct pl_jobs *j, const char *job, const ch
     return st;
 }
 
-/* Under load_lock. */
-static pl_status delete_model(struct pl_jobs *j, const char *name, struct pl_err *err)
+static pl_status forget_model(struct pl_jobs *j, const char *name, char **path, struct pl_err *err)
 {
     struct pl_job_row row;
     struct pl_checkpoint_row c;
-    char *path = NULL;
-    pl_status st = pl_jobs_model_path(j, name, &path, err);
+    pl_status st = pl_jobs_model_path(j, name, path, err);
     if (st != PL_OK)
         return st;
     st = pl_store_get(j->store, PL_TABLE_JOBS, "name", name, &row, err);
@@ -674,21 +684,24 @@ static pl_status delete_model(struct pl_jobs *j, const char *name, struct pl_err
         st = pl_store_delete(j->store, PL_TABLE_CHECKPOINTS, c.seq, err);
         pl_row_fini(PL_TABLE_CHECKPOINTS, &c);
     }
-    if (st == PL_OK) {
-        pl_jobs_unload(j, name);
-        pl_files_remove_tree(path);
-        pl_log_info("model %s deleted", name);
-    }
     pl_row_fini(PL_TABLE_JOBS, &row);
-    free(path);
     return st;
 }
 
+/* It answers no new request; those that run end as they would have. */
 pl_status pl_jobs_delete_model(struct pl_jobs *j, const char *name, struct pl_err *err)
 {
-    pthread_mutex_lock(&j->load_lock);
-    const pl_status st = delete_model(j, name, err);
-    pthread_mutex_unlock(&j->load_lock);
+    char *path = NULL;
+    pthread_mutex_lock(&j->serve_lock);
+    const pl_status st = forget_model(j, name, &path, err);
+    if (st == PL_OK)
+        pl_registry_remove(j->server->models, name);
+    pthread_mutex_unlock(&j->serve_lock);
+    if (st == PL_OK) {
+        pl_files_remove_tree(path);
+        pl_log_info("model %s deleted", name);
+    }
+    free(path);
     return st;
 }
 
@@ -736,11 +749,9 @@ pl_status pl_jobs_open(struct pl_jobs **out, struct pl_server *s, struct pl_err 
     struct pl_jobs *j = pl_xcalloc(1, sizeof *j);
     char *dir = pl_config_data_dir(s->config);
     j->server = s;
-    pthread_mutex_init(&j->load_lock, NULL);
+    pthread_mutex_init(&j->serve_lock, NULL);
     pl_status st = dir != NULL ? pl_store_open(&j->store, dir, err)
                                : pl_fail_param(err, PL_EINVAL, "data-dir", "there is no place for files and jobs: name one with --data-dir");
-    if (st == PL_OK)
-        st = pl_train_base_id(s->model_path, j->base_id, err);
     if (st == PL_OK)
         st = check_general_text(s->config->train_general_text, err);
     if (st == PL_OK)
@@ -772,12 +783,13 @@ static void serve_all(struct pl_jobs *j)
         const struct pl_job_row *row = (const struct pl_job_row *)rows + i;
         if (row->deleted)
             continue;
-        struct pl_served *served = NULL;
-        if (pl_jobs_serve(j, row->name, &served, &err) == PL_OK)
+        pl_status st = pl_jobs_serve(j, row->name, &err);
+        if (st == PL_OK)
+            st = read_now(j, row->name, &err);
+        if (st == PL_OK)
             n_loaded++;
         else
             pl_log_warn("%s is not served: %s", row->name, err.msg);
-        pl_served_unref(served);
     }
     pl_rows_free(PL_TABLE_JOBS, rows, n);
     if (n_loaded > 0)
@@ -812,7 +824,7 @@ void pl_jobs_close(struct pl_jobs *j)
     pl_tasks_stop(j->tasks);
     pl_supervisor_free(j->supervisor);
     pl_store_close(j->store);
-    pthread_mutex_destroy(&j->load_lock);
+    pthread_mutex_destroy(&j->serve_lock);
     free(j);
 }
 

@@ -20,6 +20,7 @@
 #include "core/train/plan.h"
 #include "server/jobs/store.h"
 #include "server/jobs/tasks.h"
+#include "server/registry.h"
 
 struct pl_server;
 struct pl_supervisor;
@@ -27,13 +28,12 @@ struct pl_served;
 
 struct pl_jobs {
     struct pl_server *server; /* borrowed */
-    char base_id[PL_SHA256_HEX]; /* of its model */
     struct pl_store *store;
     struct pl_tasks *tasks;
     _Atomic(struct pl_supervisor *) supervisor; /* NULL until the model is loaded; freed when nobody is left to ask */
     atomic_uint n_checks; /* jobs in the queue of checks */
     atomic_ullong incoming; /* bytes that uploads under way have taken of the quota */
-    pthread_mutex_t load_lock; /* one model is loaded, deleted or evicted at a time; before the store's */
+    pthread_mutex_t serve_lock; /* from the look into the store until the model is known (or not) to the server; before the store's */
 };
 
 /* Opens the data directory. */
@@ -52,12 +52,15 @@ void pl_jobs_validate_later(struct pl_jobs *j, const struct pl_job_row *row);
 /* The same for every job that waits for its checks, unless some are being made. */
 void pl_jobs_validate_waiting(struct pl_jobs *j);
 /* The same at once, for a dry run and for the above. method: as read from the request; paths of the files, validation NULL = none. The plan is
- * fini'd by the caller in either case. model: what is trained if that is a whole model of its own (as its job row has it), borrowed by the plan
- * and closed by the caller after it. */
+ * fini'd by the caller in either case. file: of the model that is trained, if it is not made from nothing: borrowed by the plan and closed by the
+ * caller after it. */
 pl_status pl_jobs_plan(struct pl_jobs *j, const struct pl_train_spec *method, const struct pl_job_row *row, const char *training, const char *validation,
-                       struct pl_train_model *model, struct pl_train_plan *plan, struct pl_err *err) PL_MUST_CHECK;
+                       struct pl_model_file *file, struct pl_train_plan *plan, struct pl_err *err) PL_MUST_CHECK;
 /* Bytes that a worker may take: train-memory-mb, or what is free now. */
 uint64_t pl_jobs_memory(const struct pl_jobs *j);
+/* The whole model that the job begins from, or (with base_adapter) the one under the adapter that it begins from; the first model for one from
+ * nothing. PL_ENOENT when this server has it no more. pl_base_fini. */
+pl_status pl_jobs_base(struct pl_jobs *j, const struct pl_job_row *row, struct pl_base *base, struct pl_err *err) PL_MUST_CHECK;
 /* What a plan says, as JSON: examples, tokens, steps, memory. A new reference. */
 json_t *pl_jobs_estimate(const struct pl_train_plan *plan);
 /* The error code OpenAI has for what a plan complains about: "invalid_training_file", "invalid_n_examples", … */
@@ -83,23 +86,19 @@ void pl_jobs_poke(struct pl_jobs *j);
 /* DIR/jobs/<id>; free(). */
 char *pl_jobs_folder(struct pl_jobs *j, const char *id);
 
-/* The tuned model that the job goes on from is a whole one (a GGUF file of its own). */
-bool pl_jobs_has_own_base(const struct pl_job_row *row);
-/* The job was made for the model that this daemon has (or is so old that nobody knows). */
-bool pl_jobs_is_ours(const struct pl_jobs *j, const struct pl_job_row *row);
-/* Pauses a job that waits and is not ours, with an event. */
+/* Whether there is the model that the job was made for. */
+bool pl_jobs_has_base(struct pl_jobs *j, const struct pl_job_row *row);
+/* Pauses a job that waits and whose base is not there, with an event. */
 pl_status pl_jobs_park(struct pl_jobs *j, const char *id, struct pl_err *err) PL_MUST_CHECK;
-/* Serves the adapter in path, which the job made, under name; PL_OK when it is served already. PL_ENOTSUP: it is not one of this daemon's model. */
+/* Makes what the job left in path (an adapter, or a whole model) known under name; PL_OK when it is already. It is read when it is asked for; an
+ * adapter of the first model is read at once. PL_ENOTSUP: it is an adapter of none of this daemon's models. */
 pl_status pl_jobs_load(struct pl_jobs *j, const struct pl_job_row *row, const char *name, const char *path, struct pl_err *err) PL_MUST_CHECK;
-/* Ends that; requests that run are answered. */
-void pl_jobs_unload(struct pl_jobs *j, const char *name);
-/* pl_jobs_load for a tuned model or checkpoint, by its exact name, with a reference to it. A checkpoint makes room when the one that nobody has
- * used for longest is in its way. PL_ENOENT. */
-pl_status pl_jobs_serve(struct pl_jobs *j, const char *name, struct pl_served **served, struct pl_err *err) PL_MUST_CHECK;
-/* Unloads the checkpoint that nobody has asked for for longest, if that is long ago. */
-void pl_jobs_unload_idle(struct pl_jobs *j);
+/* The same without reading anything, for a tuned model or checkpoint by its exact name. PL_ENOENT. */
+pl_status pl_jobs_serve(struct pl_jobs *j, const char *name, struct pl_err *err) PL_MUST_CHECK;
 /* A tuned model or checkpoint by its exact name: its PEFT folder (or file), free(). PL_ENOENT. */
 pl_status pl_jobs_model_path(struct pl_jobs *j, const char *name, char **path, struct pl_err *err) PL_MUST_CHECK;
+/* The job that made it. PL_ENOENT. */
+pl_status pl_jobs_of_model(struct pl_jobs *j, const char *name, struct pl_job_row *row, struct pl_err *err) PL_MUST_CHECK;
 /* DELETE /v1/models/{name}: the model and its checkpoints are gone. PL_ENOENT. */
 pl_status pl_jobs_delete_model(struct pl_jobs *j, const char *name, struct pl_err *err) PL_MUST_CHECK;
 

@@ -41,7 +41,7 @@ struct pl_file_row {
     int64_t seq;
     PL_FILE_COLUMNS(PL_STORE_TEXT, PL_STORE_INT)
 };
-/* base_id: of the daemon's model as the job was made (pl_train_base_id). name: what the result will be called. method, metadata, integrations,
+/* base_id: of the whole model that the job was made for (pl_train_base_id). name: what the result will be called. method, metadata, integrations,
  * error, outcome: JSON. outcome: the worker's last word. validated: the method is resolved. alive: a worker may be running. crashes: since
  * crash_step was passed. at, inode: how far progress.jsonl was read. tidied: it has ended, and what only its worker needed is gone.
  * Times and trained_tokens 0 = none yet. */

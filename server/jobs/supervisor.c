@@ -101,26 +101,34 @@ static pl_status write_job(struct pl_jobs *j, const struct pl_job_row *row, cons
 {
     struct pl_train_job job = {.id = row->id, .name = row->name, .created_at = row->created_at};
     const struct pl_config *c = j->server->config;
+    struct pl_base base;
     char *training = NULL, *validation = NULL;
     json_t *method = json_loads(row->method, 0, NULL);
     pl_status st = pl_train_spec_read(&job.spec, method, NULL, err);
     json_decref(method);
+    if (st == PL_OK)
+        st = pl_jobs_base(j, row, &base, err);
     if (st != PL_OK)
         return st;
-    if (asprintf(&training, "%s/training.jsonl", folder) < 0 || asprintf(&validation, "%s/validation.jsonl", folder) < 0)
-        return pl_fail(err, PL_ENOMEM, "out of memory");
-    const bool tuned_whole = pl_jobs_has_own_base(row), from_nothing = job.spec.scratch && job.spec.shape_tokenizer == PL_SHAPE_BPE;
-    job.base = tuned_whole ? row->base_adapter : from_nothing ? NULL : (char *)(uintptr_t)j->server->model_path;
-    job.base_id = tuned_whole ? NULL : row->base_id;
-    job.base_adapter = tuned_whole ? NULL : row->base_adapter;
-    job.chat_template = c->chat_template[0] != '\0' && !job.spec.scratch ? (char *)(uintptr_t)c->chat_template : NULL;
+    if (asprintf(&training, "%s/training.jsonl", folder) < 0 || asprintf(&validation, "%s/validation.jsonl", folder) < 0) {
+        st = pl_fail(err, PL_ENOMEM, "out of memory");
+        goto out;
+    }
+    const bool from_nothing = job.spec.scratch && job.spec.shape_tokenizer == PL_SHAPE_BPE;
+    const bool adapter = row->base_adapter != NULL && strcmp(row->base_adapter, base.path) != 0; /* not the base itself */
+    job.base = from_nothing ? NULL : base.path;
+    job.base_id = from_nothing ? NULL : base.id;
+    job.base_adapter = adapter ? row->base_adapter : NULL;
+    job.chat_template = job.spec.scratch ? NULL : base.template;
     job.general_text = c->train_general_text[0] != '\0' ? (char *)(uintptr_t)c->train_general_text : NULL;
     job.training_file = training;
     job.validation_file = row->validation_file != NULL ? validation : NULL;
     job.spec.seed = (uint32_t)row->seed;
     st = pl_train_job_write(&job, folder, err);
+out:
     free(training);
     free(validation);
+    pl_base_fini(&base);
     return st;
 }
 
@@ -366,7 +374,7 @@ static void succeed(struct pl_supervisor *s, struct pl_job_row *row)
     }
     if (st != PL_OK) { /* the row still says alive: tried again at the next look */
         end_failed(s, row->id, st, &err);
-        pl_jobs_unload(s->j, row->name);
+        pl_registry_remove(s->j->server->models, row->name);
         if (row->result_file != NULL)
             pl_files_discard(s->j->store, row->result_file);
         return;
@@ -629,7 +637,7 @@ static void launch_waiting(struct pl_supervisor *s, size_t running)
         struct pl_job_row *row = (struct pl_job_row *)rows + i;
         if (row->alive || !pl_retry_due(s->retries, row->id, pl_now_ns()))
             continue; /* an earlier worker has not gone yet, or it could not be started a moment ago */
-        if (pl_jobs_is_ours(s->j, row)) {
+        if (pl_jobs_has_base(s->j, row)) {
             running += launch(s, row);
         } else if (pl_jobs_park(s->j, row->id, &err) != PL_OK) {
             complain(s, row->id, &err);
@@ -664,7 +672,6 @@ static void *supervise(void *arg)
                 pl_files_expire(s->j->store, time(NULL));
                 pl_uploads_expire(s->j->store, time(NULL));
                 pl_tidy_ended(s->j);
-                pl_jobs_unload_idle(s->j);
                 s->expired_ns = pl_now_ns();
             }
         }

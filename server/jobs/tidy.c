@@ -51,6 +51,25 @@ static void remove_states(const char *folder)
     free(path);
 }
 
+/* A whole model stays where the job's adapters are served on it. */
+static void remove_base(const struct pl_job_row *row, const char *folder)
+{
+    struct pl_train_spec spec;
+    char *whole = NULL;
+    json_t *method = json_loads(row->method, 0, NULL);
+    const bool adapters = pl_train_spec_read(&spec, method, NULL, NULL) != PL_OK || spec.peft != PL_PEFT_FULL;
+    if (asprintf(&whole, "%s/base/model.gguf", folder) < 0)
+        whole = NULL;
+    if (!adapters || (whole != NULL && access(whole, F_OK) != 0)) {
+        remove_path("%s/base", folder);
+    } else {
+        remove_path("%s/base/adapter_config.json", folder);
+        remove_path("%s/base/adapter_model.safetensors", folder);
+    }
+    json_decref(method);
+    free(whole);
+}
+
 static void tidy(struct pl_jobs *j, const char *id)
 {
     struct pl_job_row row;
@@ -64,8 +83,7 @@ static void tidy(struct pl_jobs *j, const char *id)
             remove_path("%s/validation.jsonl", folder);
             remove_path("%s/.result", folder);
             remove_states(folder);
-            if (!pl_jobs_has_own_base(&row)) /* a whole model is what the job's adapter can be served on */
-                remove_path("%s/base", folder);
+            remove_base(&row, folder);
             row.tidied = 1;
             st = pl_store_update(j->store, PL_TABLE_JOBS, &row, &err);
         }

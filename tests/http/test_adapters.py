@@ -159,7 +159,8 @@ def test_load_and_unload(start, base, tmp_path):
             ("x", "gpt2-all.gguf", {}, "lora_path", "gpt2"),
             ("x", "logits.bin", {}, "lora_path", "not a GGUF file"),
             ("x", "llama-all", {"load_inplace": 1}, "load_inplace", "boolean"),
-            ("x", "llama-all", {"base_model_name": "y"}, "base_model_name", "not a field")):
+            ("x", "llama-all", {"base_model_name": "y"}, "base_model_name", "no whole model 'y'"),
+            ("x", "llama-all", {"rank": 4}, "rank", "not a field")):
         status, error = load(name, path, **more)
         assert status == 400 and error["error"]["param"] == param and word in error["error"]["message"], (name, path, error)
     for body in ({}, {"lora_name": 7, "lora_path": "x"}, {"lora_name": "x"}, {"lora_name": "x", "lora_path": None}, [1]):

@@ -126,18 +126,67 @@ def test_preference_and_text(tuned):
     assert done.status == "succeeded", done
 
 
-def test_full_tuning_makes_a_model_of_its_own(tuned, start):
-    c = tuned.client
-    made = c.fine_tuning.jobs.create(model="tiny", training_file=upload(c, lines(12)).id,
-                                     method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 20, "batch_size": 4, "learning_rate": 0.01},
-                                                                                  "peft": {"kind": "full"}}})
-    done = finished(c, made.id)
-    assert done.status == "succeeded", done
-    (warning,) = [e.message for e in c.fine_tuning.jobs.list_events(made.id, limit=1000) if e.level == "warn"]
-    model = warning.split("--model ")[1].split(" ")[0]
-    assert ask(client_of(start("--alias", "whole", model=model)), "whole") == ANSWER
+def test_full_tuning_makes_a_model_of_its_own(start, tmp_path, tiny):
+    """All weights trained: the result answers in the same daemon, as does an adapter of it; after a restart too, until it is deleted."""
+    d = start("--data-dir", tmp_path / "data", "--train-threads", 1, *ROOM, model=tiny)
+    c = client_of(d)
+    full = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 20, "batch_size": 4, "learning_rate": 0.01}, "peft": {"kind": "full"},
+                                                 "checkpoints": {"interval": 20}}}
+    job = finished(c, c.fine_tuning.jobs.create(model="tiny", training_file=upload(c, lines(12)).id, method=full).id)
+    whole = job.fine_tuned_model
+    assert job.status == "succeeded" and not [e for e in c.fine_tuning.jobs.list_events(job.id, limit=1000) if e.level != "info"]
+    assert ask(c, whole) == ANSWER and ask(c, "tiny") != ANSWER
+    model = c.models.retrieve(whole).to_dict()
+    assert model["root"] == model["parent"] == "tiny" and whole in [m.id for m in c.models.list()]
+    point = list(c.fine_tuning.jobs.checkpoints.list(job.id))[-1]
+    assert point.step_number == 20 and ask(c, point.fine_tuned_model_checkpoint) is not None
+
+    other = "a new day"
+    adapter = finished(c, c.fine_tuning.jobs.create(model=whole, training_file=upload(c, lines(24, other)).id, method=method()).id).fine_tuned_model
+    assert [ask(c, m) for m in (adapter, whole, adapter)] == [other, ANSWER, other]
+    assert c.models.retrieve(adapter).to_dict()["parent"] == whole
+    again = finished(c, c.fine_tuning.jobs.create(model=adapter, training_file=upload(c, lines(24, other)).id, method={
+        "type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 1, "batch_size": 24, "learning_rate": 1e-6}, "peft": {"rank": 8}}}).id)
+    assert ask(c, again.fine_tuned_model) == other  # it went on from both
+    assert d.stop() == 0
+    d = start("--data-dir", tmp_path / "data", *ROOM, model=tiny)
+    c = client_of(d)
+    assert until(lambda: {whole, adapter} <= {m.id for m in c.models.list()})
+    assert [ask(c, m) for m in (adapter, whole)] == [other, ANSWER]
+    c.models.delete(whole)
+    with pytest.raises(openai.NotFoundError):
+        ask(c, whole)
+    with pytest.raises(openai.NotFoundError):
+        ask(c, point.fine_tuned_model_checkpoint)
+    assert ask(c, adapter) == other  # it has the weights under it still
+    assert d.stop() == 0
+    c = client_of(start("--data-dir", tmp_path / "data", *ROOM, model=tiny))
+    assert until(lambda: adapter in [m.id for m in c.models.list()]) and ask(c, adapter) == other
+    c.models.delete(adapter)
+    assert {m.id for m in c.models.list()} == {"tiny", again.fine_tuned_model}
+
+
+def test_a_job_of_a_further_model(start, tmp_path, tiny, models):
+    """A job on a model that was added is served beside that model, and belongs to it."""
+    further = models("further", "--tokenizer", "spm", "--seed", 5)
+    args = ["--data-dir", tmp_path / "data", "--train-threads", 1, *ROOM, "--add-model", f"more={further}"]
+    d = start(*args, model=tiny)
+    c = client_of(d)
+    training = upload(c, lines(24)).id
+    status, _, body = d.post("/v1/fine_tuning/jobs/validate", {"model": "more", "training_file": training, "preview": 1})
+    assert status == 200 and json.loads(body)["preview"][0]["segments"]
+    job = finished(c, c.fine_tuning.jobs.create(model="more", training_file=training, method=method()).id)
+    name = job.fine_tuned_model
+    assert name.startswith("ft:more:parley:") and ask(c, name) == ANSWER
+    assert c.models.retrieve(name).to_dict()["parent"] == "more"
+    assert d.stop() == 0
+    without = start(*args[:-2], model=tiny)
+    until(lambda: f"{name} is not served: it is an adapter of another model" in without.log)
     with pytest.raises(openai.BadRequestError):
-        ask(c, done.fine_tuned_model)
+        ask(client_of(without), name)
+    assert without.stop() == 0
+    d = start(*args, model=tiny)
+    assert until(lambda: name in [m.id for m in client_of(d).models.list()]) and ask(client_of(d), name) == ANSWER
 
 
 def test_deleting_it(tuned, start, tmp_path, tiny):

@@ -522,21 +522,30 @@ def test_another_model_than_before(place):
 
 
 def test_a_whole_tuned_model_as_base(place):
-    """An adapter of a whole tuned model is not one of the model that the daemon has: it is never served on that."""
+    """An adapter of a whole tuned model belongs to that model, also when that is deleted, and never to the one that the daemon began with."""
     c = place.run()
-    place.script(steps=4, seconds=0, checkpoint_every=2, whole=True)
-    first = place.wait(place.job().id, "succeeded")
+    place.script(steps=4, seconds=0, checkpoint_every=2, whole=str(make_model(place.data, "other.gguf", "--seed", "78")))
+    first = place.wait(place.job().id, "succeeded").fine_tuned_model
     place.script(steps=4, seconds=0, checkpoint_every=2)
-    second = place.wait(c.fine_tuning.jobs.create(model=first.fine_tuned_model, training_file=upload(c).id).id, "succeeded")
-    job = place.seen(second.id)["job"]
-    assert job["base"] == str(place.data / "jobs" / second.id / "base/model.gguf") and job["base_adapter"] is None
-    text = "it is an adapter of the whole model " + job["base"]
-    assert any(e.level == "warn" and text in e.message for e in place.events(second.id))
-    checkpoint = c.fine_tuning.jobs.checkpoints.list(second.id).data[0].fine_tuned_model_checkpoint
-    for name in second.fine_tuned_model, checkpoint:
-        with pytest.raises(openai.APIStatusError) as e:
-            c.chat.completions.create(model=name, messages=[{"role": "user", "content": "a"}], max_tokens=1)
-        assert text in str(e.value)
+    second = place.wait(c.fine_tuning.jobs.create(model=first, training_file=upload(c).id).id, "succeeded")
+    third = place.wait(c.fine_tuning.jobs.create(model=second.fine_tuned_model, training_file=upload(c).id).id, "succeeded")
+    base = [place.data / "jobs" / j.id / "base" for j in (second, third)]
+    jobs = [place.seen(j.id)["job"] for j in (second, third)]
+    assert [j["base"] for j in jobs] == [str(b / "model.gguf") for b in base] and jobs[0]["base_id"] == jobs[1]["base_id"]
+    assert [j["base_adapter"] for j in jobs] == [None, str(base[1])]
+    assert third.fine_tuned_model.startswith("ft:tiny:parley::")
+
+    def parents():
+        return {m.id: m.to_dict()["parent"] for m in c.models.list()}
+    assert parents() == {"tiny": None, first: "tiny", second.fine_tuned_model: first, third.fine_tuned_model: first}
+    c.models.delete(first)
+    for _ in range(2):
+        until(lambda: parents() == {"tiny": None, second.fine_tuned_model: first, third.fine_tuned_model: first})
+        with pytest.raises(openai.APIStatusError) as e:  # the script's adapters are empty files
+            c.chat.completions.create(model=second.fine_tuned_model, messages=[{"role": "user", "content": "a"}], max_tokens=1)
+        assert e.value.body["code"] == "model_load_failed" and "adapter" in str(e.value)
+        place.daemon.stop()
+        c = place.run()
 
 
 def test_dry_run(place):

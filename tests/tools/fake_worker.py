@@ -4,11 +4,12 @@ what happens. FOLDER/../../script (a JSON file in the data directory) tells it h
 
   steps, seconds (of a step), checkpoint_every, fail {"code","param","message"} at step fail_at, crash_at [steps: exit 9 the first time
   there], hang_at, ignore_term, hold_at (a step that waits until the script no longer says so), big (bytes of memory to take),
-  whole (the result is a model.gguf: the base), say (lines written as they are), exit (status), last (word before that)
+  whole (a GGUF file: the result is a copy of it), say (lines written as they are), exit (status), last (word before that)
 SPDX-License-Identifier: Apache-2.0
 """
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -98,8 +99,11 @@ for step in range(first, script["steps"] + 1):
         checkpoint(step)
 result = folder / "result"
 result.mkdir(exist_ok=True)
-for made in ["model.gguf"] if script.get("whole") else ["adapter_config.json", "adapter_model.safetensors"]:
-    (result / made).write_bytes(b"{}" if made.endswith(".json") else Path(job["base"]).read_bytes() if made.endswith(".gguf") else b"")
+if "whole" in script:
+    shutil.copy(script["whole"], result / "model.gguf")
+else:
+    (result / "adapter_config.json").write_text("{}")
+    (result / "adapter_model.safetensors").write_text("")
 rows = "".join(f"{s},{2 - s / 10},0.5,,\n" for s in range(1, script["steps"] + 1))
 (folder / "results.csv").write_text("step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy\n" + rows)
 say(type="done", path="result", step=script["steps"], trained_tokens=script["steps"] * 10, metrics={"train_loss": 1.0})

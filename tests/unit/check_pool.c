@@ -4,12 +4,14 @@
 #include "core/base/pool.h"
 
 #include <check.h>
+#include <pthread.h>
 #include <sched.h>
 #include <sys/mman.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <time.h>
+#include <unistd.h>
 
 Suite *suite_pool(void);
 
@@ -184,6 +186,57 @@ START_TEST(memory_ahead)
 }
 END_TEST
 
+struct turns {
+    struct pl_pool *pool;
+    atomic_uint *left; /* of both threads */
+    atomic_int *inside;
+    unsigned n;
+    bool alone;
+};
+
+static void *take_turns(void *arg)
+{
+    struct turns *t = arg;
+    struct tally *tally = calloc(1, sizeof *tally);
+    tally->n_workers = pl_pool_size(t->pool);
+    t->alone = true;
+    for (bool more = true; more;) {
+        pl_pool_turn(t->pool);
+        t->alone &= atomic_fetch_add(t->inside, 1) == 0;
+        pl_pool_run(t->pool, count_item, tally, 4);
+        usleep(500);
+        more = atomic_load(t->left) > 0;
+        if (more)
+            atomic_fetch_sub(t->left, 1);
+        t->n += more;
+        atomic_fetch_sub(t->inside, 1);
+        pl_pool_turn_end(t->pool);
+    }
+    free(tally);
+    return NULL;
+}
+
+/* Threads that share a pool have it one after another, and neither waits for more than the other's turn. */
+START_TEST(turns_alternate)
+{
+    atomic_uint left = 400;
+    atomic_int inside = 0;
+    struct pl_pool *p = pool_of(2);
+    struct turns t[2] = {{.pool = p, .left = &left, .inside = &inside}, {.pool = p, .left = &left, .inside = &inside}};
+    pthread_t other;
+    ck_assert_int_eq(pthread_create(&other, NULL, take_turns, &t[1]), 0);
+    take_turns(&t[0]);
+    pthread_join(other, NULL);
+    ck_assert(t[0].alone && t[1].alone);
+    ck_assert_uint_eq(t[0].n + t[1].n, 400);
+    ck_assert_uint_ge(t[0].n, 120); /* 200, on a machine that runs both when it is their turn */
+    ck_assert_uint_ge(t[1].n, 120);
+    pl_pool_turn(NULL);
+    pl_pool_turn_end(NULL);
+    pl_pool_free(p);
+}
+END_TEST
+
 START_TEST(sizes)
 {
     cpu_set_t set;
@@ -213,6 +266,7 @@ Suite *suite_pool(void)
     tcase_add_test(tc, idle_pool_sleeps);
     tcase_add_test(tc, one_processor_for_all);
     tcase_add_test(tc, memory_ahead);
+    tcase_add_test(tc, turns_alternate);
     tcase_add_test(tc, sizes);
     suite_add_tcase(s, tc);
     return s;

@@ -122,13 +122,32 @@ static void pack_float_row(const struct pl_cpu_part *p, uint8_t *unit, uint32_t 
         memcpy(unit + row / PL_CPU_GROUP * group + ((size_t)k * PL_CPU_GROUP + row % PL_CPU_GROUP) * element, src + k * element, element);
 }
 
-static void pack_unit(void *arg, size_t unit, unsigned worker)
+struct packing {
+    struct pl_cpu_part *p;
+    size_t first; /* unit */
+};
+
+static void pack_unit(void *arg, size_t item, unsigned worker)
 {
     (void)worker;
-    const struct pl_cpu_part *p = arg;
+    const struct packing *j = arg;
+    const struct pl_cpu_part *p = j->p;
+    const size_t unit = j->first + item;
     uint8_t *to = p->packed + unit * p->unit_bytes;
     for (uint32_t r = 0; r < PL_CPU_UNIT && unit * PL_CPU_UNIT + r < p->rows; r++)
         (p->bits != 0 ? pack_block_row : pack_float_row)(p, to, r, p->src + (unit * PL_CPU_UNIT + r) * p->src_stride);
+}
+
+/* A model may be loaded while others compute: they get their turns in between, a millisecond or so apart. */
+static void pack(struct pl_cpu *cpu, struct pl_cpu_part *p)
+{
+    enum { SLICE = 1 << 20 };
+    const size_t n = pl_cpu_units(p), slice = p->unit_bytes < SLICE ? SLICE / p->unit_bytes : 1;
+    for (struct packing j = {p, 0}; j.first < n; j.first += slice) {
+        pl_pool_turn(cpu->pool);
+        pl_pool_run(cpu->pool, pack_unit, &j, n - j.first < slice ? n - j.first : slice);
+        pl_pool_turn_end(cpu->pool);
+    }
 }
 
 pl_status pl_cpu_weight_new(struct pl_device *dev, const struct pl_weight_src *parts, size_t n_parts, struct pl_weight **out,
@@ -155,7 +174,7 @@ pl_status pl_cpu_weight_new(struct pl_device *dev, const struct pl_weight_src *p
         w->n_parts++;
         w->rows += p->rows;
         if (cpu->k->packed)
-            pl_pool_run(cpu->pool, pack_unit, p, pl_cpu_units(p));
+            pack(cpu, p);
     }
     if (st == PL_OK)
         *out = w;

@@ -1,0 +1,308 @@
+/* instance: one model in memory, with everything that answers for it.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "server/instance.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "core/base/log.h"
+#include "core/base/machine.h"
+#include "core/base/mem.h"
+#include "core/base/pool.h"
+#include "core/base/readfile.h"
+#include "core/base/version.h"
+#include "config/config.h"
+#include "core/device/device.h"
+#include "core/kv/kv.h"
+#include "core/model/gguf.h"
+#include "core/model/model.h"
+#include "core/sched/adapters.h"
+#include "core/sched/engine.h"
+#include "core/sched/runner.h"
+#include "core/text/chat.h"
+#include "core/text/tok.h"
+#include "server/ranks.h"
+#include "server/server.h"
+
+#define PL_LOG_MODULE "model"
+
+/* what the fingerprint hashes */
+
+static uint64_t fnv1a(uint64_t h, const void *bytes, size_t n)
+{
+    const unsigned char *p = bytes;
+    for (size_t i = 0; i < n; i++)
+        h = (h ^ p[i]) * UINT64_C(0x100000001b3);
+    return h;
+}
+
+/* fp_ + hash of the file (size, time, first 64 KiB: header and tensor table), build and kernels. */
+static pl_status identify(struct pl_instance *m, const char *path, struct pl_err *err)
+{
+    enum { HEAD = 64 * 1024 };
+    const char *kernels = m->device->ops->name;
+    const int64_t size = (int64_t)m->file.n_bytes;
+    char *head = pl_xmalloc(HEAD);
+    const int fd = open(path, O_RDONLY | O_CLOEXEC);
+    const ssize_t n = fd >= 0 ? read(fd, head, HEAD) : -1;
+    pl_status rc = PL_OK;
+    if (n >= 0) {
+        uint64_t h = UINT64_C(0xcbf29ce484222325);
+        h = fnv1a(h, &size, sizeof size);
+        h = fnv1a(h, &m->file.created, sizeof m->file.created);
+        h = fnv1a(h, head, (size_t)n);
+        h = fnv1a(h, PL_VERSION, strlen(PL_VERSION));
+        h = fnv1a(h, kernels, strlen(kernels));
+        snprintf(m->fingerprint, sizeof m->fingerprint, "fp_%016llx", (unsigned long long)h);
+    } else {
+        rc = pl_fail(err, PL_EIO, "cannot read %s: %s", path, strerror(errno));
+    }
+    if (fd >= 0)
+        close(fd);
+    free(head);
+    return rc;
+}
+
+/* the file */
+
+static pl_status open_chat(struct pl_model_file *f, const char *template, struct pl_err *err)
+{
+    struct pl_gguf_str own;
+    struct pl_err why = {0};
+    if (template != NULL && template[0] != '\0') {
+        void *text = NULL;
+        size_t n = 0;
+        pl_status rc = pl_readfile(&text, &n, template, PL_CHAT_MAX_TEMPLATE, &why);
+        rc = rc == PL_OK ? pl_chat_new(&f->chat, text, n, f->tok, err) : pl_fail_param(err, PL_EINVAL, "chat-template", "%s", why.msg);
+        free(text);
+        return rc;
+    }
+    if (pl_gguf_string(f->gguf, "tokenizer.chat_template", &own) != PL_OK)
+        return PL_OK;
+    const pl_status rc = pl_chat_new(&f->chat, own.s, own.n, f->tok, &why);
+    return rc == PL_OK ? rc : pl_fail(err, rc, "the model's chat template cannot be used: %s (give another one with --chat-template FILE)", why.msg);
+}
+
+pl_status pl_model_file_open(struct pl_model_file *f, const char *path, const char *template, struct pl_err *err)
+{
+    struct stat st;
+    unsigned arch;
+    *f = (struct pl_model_file){0};
+    pl_status rc = pl_gguf_open(&f->gguf, path, err);
+    if (rc == PL_OK && stat(path, &st) != 0)
+        rc = pl_fail(err, PL_EIO, "cannot read %s: %s", path, strerror(errno));
+    if (rc == PL_OK)
+        rc = pl_model_check(&f->spec, &arch, &f->n_params, f->gguf, err);
+    if (rc == PL_OK)
+        rc = pl_tok_load(&f->tok, f->gguf, err);
+    if (rc == PL_OK)
+        rc = open_chat(f, template, err);
+    if (rc == PL_OK && pl_tok_count(f->tok) > (int64_t)f->spec.n_vocab)
+        rc = pl_fail(err, PL_EFORMAT, "the tokenizer has %d tokens but the model only %u rows for them: the file is inconsistent",
+                     pl_tok_count(f->tok), f->spec.n_vocab);
+    if (rc != PL_OK) {
+        pl_model_file_close(f);
+        return rc;
+    }
+    f->n_bytes = (uint64_t)st.st_size;
+    f->created = st.st_mtim.tv_sec;
+    return PL_OK;
+}
+
+void pl_model_file_close(struct pl_model_file *f)
+{
+    pl_chat_free(f->chat);
+    pl_tok_free(f->tok);
+    pl_gguf_close(f->gguf);
+    *f = (struct pl_model_file){0};
+}
+
+/* the device */
+
+pl_status pl_instance_device(struct pl_device **out, const struct pl_config *c, struct pl_pool *pool, unsigned local_rank, struct pl_err *err)
+{
+    char own[32]; /* each rank of a machine takes a GPU of its own */
+    snprintf(own, sizeof own, "cuda:%u", local_rank);
+    return pl_device_open(out, local_rank > 0 && strcmp(c->device, "cuda") == 0 ? own : c->device, c->cuda_library, pool, err);
+}
+
+/* The system would rather end the daemon than refuse memory, so that it is asked first. */
+static pl_status check_memory(const struct pl_instance *m, struct pl_err *err)
+{
+    const uint64_t free_bytes = pl_machine_memory();
+    if (m->file.n_bytes <= free_bytes)
+        return PL_OK;
+    return pl_fail(err, PL_ENOMEM, "no memory for this model: its weights take %llu MiB, %llu MiB are free", (unsigned long long)(m->file.n_bytes >> 20),
+                   (unsigned long long)(free_bytes >> 20));
+}
+
+/* Weights that a device's own memory cannot take are refused before they are copied, with what would fit. */
+static pl_status check_fit(const struct pl_instance *m, const struct pl_instance_opts *o, struct pl_err *err)
+{
+    static const struct {
+        const char *name;
+        double bits; /* of a weight, with scales */
+    } types[] = {{"Q8_0", 8.5}, {"Q6_K", 6.6}, {"Q5_K", 5.5}, {"Q4_K", 4.5}, {"Q3_K", 3.5}, {"Q2_K", 2.7}};
+    size_t room, total, i = 0;
+    double bytes = 0, weights = 0;
+    if (m->device->ops->memory == NULL)
+        return o->further ? check_memory(m, err) : PL_OK;
+    if (m->device->ops->memory(m->device, &room, &total) != PL_OK)
+        return PL_OK;
+    for (size_t t = 0; t < pl_gguf_n_tensors(m->file.gguf); t++) {
+        const struct pl_gguf_tensor *tensor = pl_gguf_tensor_at(m->file.gguf, t);
+        bytes += (double)tensor->n_bytes;
+        weights += (double)tensor->ne[0] * (double)tensor->ne[1] * (double)tensor->ne[2] * (double)tensor->ne[3];
+    }
+    const unsigned ranks = pl_ranks_comm(m->ranks)->size; /* each takes about its share */
+    bytes /= ranks;
+    weights /= ranks;
+    if (bytes <= (double)room)
+        return PL_OK;
+    if (o->further) /* others may leave for it */
+        return pl_fail(err, PL_ENOMEM, "no memory for this model: its weights take %.0f MiB, %s has %zu MiB free: lower --cuda-memory-percent or --kv-cache-mb",
+                       bytes / 1048576, m->device->ops->name, room >> 20);
+    while (i < PL_COUNT_OF(types) && weights * types[i].bits / 8 > 0.9 * (double)room)
+        i++;
+    return pl_fail_param(err, PL_EINVAL, "device", "%s has %zu of %zu MiB free, the model's weights take %.0f: %s%s, take a larger GPU, more ranks, "
+                         "or --device cpu", m->device->ops->name, room >> 20, total >> 20, bytes / 1048576,
+                         i < PL_COUNT_OF(types) ? "a file of the same model would fit as " : "it does not fit in any type",
+                         i < PL_COUNT_OF(types) ? types[i].name : "");
+}
+
+/* the engine */
+
+static pl_status choose_context(const struct pl_instance_opts *o, const struct pl_spec *spec, uint32_t *n, struct pl_err *err)
+{
+    const uint32_t wanted = (uint32_t)o->server->config->context;
+    *n = wanted > 0 && (wanted < spec->n_ctx || !o->further) ? wanted : spec->n_ctx;
+    if (*n > spec->n_ctx)
+        return pl_fail_param(err, PL_EINVAL, "context", "context %u is more than the %u the model was trained for: lower --context or leave it out",
+                             *n, spec->n_ctx);
+    return PL_OK;
+}
+
+/* The first model's cache is as large as is said, or as it is useful; a further one's is as large as it is useful within its bound. */
+static pl_status choose_pages(const struct pl_instance_opts *o, size_t page_bytes, struct pl_engine_opts *e, struct pl_err *err)
+{
+    const struct pl_config *c = o->server->config;
+    const int mb = o->further ? c->model_kv_cache_mb : c->kv_cache_mb;
+    const uint64_t n = (uint64_t)mb * 1024 * 1024 / page_bytes;
+    if (mb > 0 && n == 0)
+        return pl_fail_param(err, PL_EINVAL, o->further ? "model-kv-cache-mb" : "kv-cache-mb", "one cache page takes %zu bytes: raise --%s", page_bytes,
+                             o->further ? "model-kv-cache-mb" : "kv-cache-mb");
+    *(o->further ? &e->max_pages : &e->n_pages) = n > UINT32_MAX ? UINT32_MAX : (uint32_t)n;
+    return PL_OK;
+}
+
+static pl_status open_engine(struct pl_instance *m, const struct pl_instance_opts *o, struct pl_err *err)
+{
+    const struct pl_config *c = o->server->config;
+    struct pl_engine_opts e = {
+        .max_sequences = (uint32_t)c->max_sequences,
+        .batch_tokens = (uint32_t)c->batch_tokens,
+        .queue_limit = (uint32_t)c->queue_limit,
+        .pool = o->pool,
+        .lost = o->server->lost,
+        .device_percent = (uint32_t)c->cuda_memory_percent,
+    };
+    if (!pl_kv_type(c->kv_type, &e.kv_dtype))
+        return pl_fail_param(err, PL_EINVAL, "kv-type", "no cache type \"%s\": " PL_KV_TYPES, c->kv_type);
+    pl_status rc = choose_context(o, &m->file.spec, &e.max_context, err);
+    if (rc != PL_OK)
+        return rc;
+    const struct pl_kv_shape page = pl_model_kv_shape(m->model, PL_KV_PAGE, 1, e.kv_dtype);
+    const size_t page_bytes = m->device->ops->kv_bytes(m->device, &page);
+    if ((rc = choose_pages(o, page_bytes, &e, err)) != PL_OK)
+        return rc;
+    if (strcmp(c->speculation, "ngram") == 0) {
+        e.max_draft = (uint32_t)c->max_draft;
+        e.draft_sequences = (uint32_t)c->speculation_max_seqs;
+    }
+    rc = pl_engine_new_ranks(&m->engine, &e, m->device, m->model, pl_ranks_comm(m->ranks), m->tok, err);
+    if (rc == PL_OK)
+        rc = pl_engine_start(m->engine, err);
+    if (rc != PL_OK)
+        return rc;
+    struct pl_engine_stats st;
+    pl_engine_stats(m->engine, &st);
+    pl_log_info("engine: %u sequences, %u tokens per iteration, context %u, cache %u pages of %u tokens in %s (%.0f MiB), queue %u",
+                e.max_sequences, e.batch_tokens, pl_engine_max_context(m->engine), st.pages_total, PL_KV_PAGE, c->kv_type,
+                (double)st.pages_total * (double)page_bytes / 1048576, e.queue_limit);
+    return PL_OK;
+}
+
+/* the whole */
+
+static void describe(const struct pl_instance *m, const struct pl_instance_opts *o)
+{
+    const struct pl_spec *spec = &m->file.spec;
+    pl_log_info("model %s: %s (%s, %s), %.1f M parameters, %u layers, vocabulary %u, trained context %u, %s", o->id, o->path, spec->arch,
+                spec->name[0] != '\0' ? spec->name : "no name", (double)m->file.n_params / 1e6, spec->n_layers, spec->n_vocab, spec->n_ctx,
+                m->fingerprint);
+    if (o->template != NULL && o->template[0] != '\0')
+        pl_log_info("chat template: %s", o->template);
+    else if (m->chat != NULL)
+        pl_log_info("chat template: the model's own");
+    else
+        pl_log_warn("the model has no chat template: /v1/chat/completions will answer 400 (give one with --chat-template FILE)");
+    pl_log_info("device: %s, %u threads", m->device->ops->name, pl_pool_size(o->pool));
+}
+
+pl_status pl_instance_open(struct pl_instance **out, const struct pl_instance_opts *o, struct pl_err *err)
+{
+    const struct pl_config *c = o->server->config;
+    struct pl_comm *world = o->server->world;
+    struct pl_instance *m = pl_xcalloc(1, sizeof *m);
+    pl_status rc = pl_model_file_open(&m->file, o->path, o->template, err);
+    m->tok = m->file.tok;
+    m->chat = m->file.chat;
+    if (rc == PL_OK)
+        rc = pl_instance_device(&m->device, c, o->pool, world != NULL ? world->local_rank : 0, err);
+    if (rc == PL_OK)
+        rc = pl_ranks_open(&m->ranks, world, c, m->file.gguf, m->device, err);
+    if (rc == PL_OK)
+        rc = check_fit(m, o, err);
+    if (rc == PL_OK)
+        rc = identify(m, o->path, err);
+    if (rc == PL_OK)
+        rc = pl_model_load_part(&m->model, m->file.gguf, m->device, pl_ranks_comm(m->ranks), (uint32_t)c->batch_tokens, (uint32_t)c->batch_tokens, err);
+    if (rc == PL_OK) {
+        describe(m, o);
+        rc = open_engine(m, o, err);
+    }
+    if (rc == PL_OK)
+        rc = pl_adapters_new(&m->adapters, m->engine, m->model, o->id, (uint32_t)c->max_adapters, err);
+    if (rc != PL_OK) {
+        pl_instance_close(m);
+        return rc;
+    }
+    *out = m;
+    return PL_OK;
+}
+
+void pl_instance_stop(struct pl_instance *m)
+{
+    pl_adapters_stop(m->adapters);
+    pl_engine_free(m->engine);
+    m->engine = NULL;
+}
+
+void pl_instance_close(struct pl_instance *m)
+{
+    if (m == NULL)
+        return;
+    pl_instance_stop(m);
+    pl_adapters_free(m->adapters);
+    pl_model_free(m->model);
+    if (m->device != NULL)
+        m->device->ops->close(m->device);
+    pl_ranks_close(m->ranks);
+    pl_model_file_close(&m->file);
+    free(m);
+}

@@ -1,0 +1,72 @@
+/* registry_int: the registry's tables, and what its files call of each other: registry.c (what there is), registry_load.c (its thread:
+ * reading, making room, leaving).
+ * Thread: everything under r->lock.
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef PL_SERVER_REGISTRY_INT_H
+#define PL_SERVER_REGISTRY_INT_H
+
+#include <pthread.h>
+
+#include "server/registry.h"
+#include "server/server.h"
+
+/* A whole model. */
+struct pl_registry_model {
+    struct pl_registry_model *next;
+    char *name, *path, *template, *parent; /* template and parent: NULL = none */
+    char base_id[PL_SHA256_HEX];           /* "" = the file could not be read */
+    time_t created;
+    uint32_t context; /* 0 = as base_id */
+    bool first, made; /* the one that stays; by a job */
+    bool listed;      /* else it is there for its adapters, or about to go */
+    enum { PL_MODEL_OUT, PL_MODEL_LOADING, PL_MODEL_IN, PL_MODEL_LEAVING } state;
+    struct pl_instance *instance; /* IN, and LEAVING until it is closed */
+    uint32_t refs;                /* of targets, and of the thread's work */
+    uint64_t used_ns;             /* when the last one came or went */
+    uint64_t n_loads;
+};
+
+/* An adapter that can be asked for; whether it is in memory its model's instance knows. */
+struct pl_registry_adapter {
+    struct pl_registry_adapter *next;
+    char *name, *path;
+    char *own_base; /* a file of its model that stays as long as the adapter does; NULL = none */
+    struct pl_registry_model *model;
+    time_t created;
+    bool listed; /* false while an operator's is being read */
+};
+
+struct pl_registry {
+    struct pl_server *server;
+    struct pl_pool *pool;
+    pthread_t thread;
+    bool thread_made;
+    pthread_mutex_t reading; /* one adapter is read, or taken away by an operator, at a time; before lock */
+    pthread_mutex_t lock;    /* of all that follows */
+    pthread_cond_t work;     /* for the thread */
+    pthread_cond_t finished; /* a want is over */
+    struct pl_registry_model *models; /* the first one first */
+    struct pl_registry_adapter *adapters; /* in order of arrival */
+    struct pl_want *wants, **wants_end;
+    unsigned n_wants;
+    bool stopping;
+    bool settled; /* the first model was read, or not: */
+    pl_status first_status;
+    struct pl_err first_err;
+};
+
+/* registry.c */
+struct pl_registry_adapter *pl_registry_adapter_of(const struct pl_registry *r, const char *name);
+/* With references; *m and *a are what name means, NULL = nothing. */
+pl_found pl_registry_look(struct pl_registry *r, const char *name, struct pl_target *t, struct pl_registry_model **m, struct pl_registry_adapter **a);
+/* Reads the file's header. */
+pl_status pl_registry_probe(struct pl_registry_model *m, struct pl_err *err) PL_MUST_CHECK;
+/* Frees models that nobody can ask for and that are not in memory. */
+void pl_registry_tidy(struct pl_registry *r);
+/* Takes the adapter out of the list and frees it; its instance is told by the caller. */
+void pl_registry_forget_adapter(struct pl_registry *r, struct pl_registry_adapter *a);
+
+/* registry_load.c: the thread */
+void *pl_registry_main(void *registry);
+
+#endif
