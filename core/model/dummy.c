@@ -88,7 +88,7 @@ static void list_tensors(struct writer *w)
     const uint32_t V = w->s.V, C = w->s.C, F = w->s.F, Q = w->s.H * w->s.D, K = w->s.G * w->s.D, P = w->s.n_ctx, W = w->s.D / 2;
     w->tensors = pl_xcalloc((w->s.L + 1) * (size_t)PER_LAYER, sizeof *w->tensors);
     int layer = -1;
-#define X(kind, field, archs, name, rows, cols, need)                                                                  \
+#define X(kind, field, archs, name, rows, cols, need, cut)                                                                  \
     if (((archs) & PL_ARCH_LLAMA) != 0 && (need == MUST || (strcmp(name, "output.weight") == 0 && !w->s.tied)))        \
         add_tensor(w, layer, name, kind == MATRIX, rows, cols);
     PL_TOP_WEIGHTS(X)
