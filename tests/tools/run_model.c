@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "core/base/mem.h"
+#include "tests/tools/emulated.h"
 
 enum { PAGE = 32 };
 
@@ -15,7 +16,7 @@ pl_status runner_open(struct runner *r, const struct pl_gguf *g, const char *isa
     *r = (struct runner){.max_tokens = max_tokens};
     pl_status rc = pl_pool_new(&r->pool, n_threads, err);
     if (rc == PL_OK)
-        rc = pl_cpu_open(&r->dev, r->pool, isa, err);
+        rc = device_open(&r->dev, r->pool, isa, err);
     if (rc == PL_OK)
         rc = pl_model_load(&r->model, g, r->dev, max_tokens, max_tokens, err);
     if (rc != PL_OK)
