@@ -210,7 +210,8 @@ static pl_status check_fit(const struct pl_load *l, struct pl_err *err)
         return PL_OK;
     while (i < PL_COUNT_OF(types) && weights * types[i].bits / 8 > 0.9 * (double)room)
         i++;
-    return pl_fail_param(err, PL_EINVAL, "device", "%s has %zu of %zu MiB free, the model's weights take %.0f: %s%s, take a larger GPU, more ranks, or --device cpu",
+    return pl_fail_param(err, PL_EINVAL, "device",
+                         "%s has %zu of %zu MiB free, the model's weights take %.0f: %s%s, take a larger GPU, more ranks, or --device cpu",
                          l->device->ops->name, room >> 20, total >> 20, bytes / 1048576,
                          i < PL_COUNT_OF(types) ? "a file of the same model would fit as " : "it does not fit in any type",
                          i < PL_COUNT_OF(types) ? types[i].name : "");
