@@ -15,6 +15,8 @@
 #include "cuda/blas.h"
 #include "cuda/kernels.h"
 
+_Static_assert(PL_CUDA_NO_ROW == PL_NO_ROW, "kernels know it by another name");
+
 struct pl_dbuf {
     float *data;
     size_t n;

@@ -310,8 +310,9 @@ static pl_status copy_speed(struct pl_device *dev, double *bytes_per_second)
 }
 
 static const struct pl_device_ops cuda_ops = {
-    .close = close_device, .attach = attach, .memory = memory, .copy_speed = copy_speed, .buf_new = buf_new, .buf_free = buf_free, .put = put, .get = get,
-    .host = host, .weight_new = pl_cuda_weight_new, .weight_free = pl_cuda_weight_free, .lora_new = pl_cuda_lora_new, .lora_free = pl_cuda_lora_free,
+    .rounds_inputs = true, .close = close_device, .attach = attach, .memory = memory, .copy_speed = copy_speed,
+    .buf_new = buf_new, .buf_free = buf_free, .put = put, .get = get, .host = host,
+    .weight_new = pl_cuda_weight_new, .weight_free = pl_cuda_weight_free, .lora_new = pl_cuda_lora_new, .lora_free = pl_cuda_lora_free,
     .kv_bytes = pl_cuda_kv_bytes, .kv_new = pl_cuda_kv_new, .kv_free = pl_cuda_kv_free, .kv_copy = pl_cuda_kv_copy,
     .step_begin = step_begin, .step_end = step_end,
     .embed = pl_cuda_embed_op, .norm = pl_cuda_norm_op, .matmul = pl_cuda_matmul_op, .matmul_glu = pl_cuda_matmul_glu_op,

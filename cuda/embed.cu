@@ -11,6 +11,12 @@ static __device__ __forceinline__ bool row_in(const pl_cuda_part &w, uint32_t fi
     return row < w.rows;
 }
 
+/* A row of zeros: the first part's to make. */
+static __device__ __forceinline__ bool is_zero(uint32_t first, uint32_t row, bool add)
+{
+    return row == PL_CUDA_NO_ROW && first == 0 && !add;
+}
+
 static __device__ __forceinline__ void put(float *to, float v, bool add)
 {
     *to = add ? __fadd_rn(*to, v) : v;
@@ -20,7 +26,9 @@ static __global__ void embed_floats(pl_cuda_mat out, pl_cuda_part w, uint32_t fi
 {
     const uint32_t i = blockIdx.y * EMBED_THREADS + threadIdx.x;
     uint32_t row = idx[blockIdx.x];
-    if (i >= out.cols || !row_in(w, first, row))
+    if (i < out.cols && is_zero(first, row, add))
+        out.p[blockIdx.x * out.stride + i] = 0;
+    if (i >= out.cols || row == PL_CUDA_NO_ROW || !row_in(w, first, row))
         return;
     const uint8_t *const values = w.data + row * w.row_bytes;
     put(out.p + blockIdx.x * out.stride + i,
@@ -36,7 +44,9 @@ template <int TYPE> static __global__ void embed_blocks(pl_cuda_mat out, pl_cuda
     using type = block_type<TYPE>;
     const uint32_t block = blockIdx.y * EMBED_THREADS + threadIdx.x, super = block / 8;
     uint32_t row = idx[blockIdx.x];
-    if (block >= out.cols / 32 || !row_in(w, first, row))
+    for (int e = 0; block < out.cols / 32 && is_zero(first, row, add) && e < 32; e++)
+        out.p[blockIdx.x * out.stride + block * 32 + e] = 0;
+    if (block >= out.cols / 32 || row == PL_CUDA_NO_ROW || !row_in(w, first, row))
         return;
     const size_t quad = static_cast<size_t>(row / PL_PACK_ROWS) * pl_pack_quads(w.cols) + super / PL_PACK_STRANDS;
     const super_at<TYPE> at = {w.data + quad * type::quad_bytes, super % PL_PACK_STRANDS * PL_PACK_ROWS + row % PL_PACK_ROWS};

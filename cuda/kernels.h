@@ -13,6 +13,8 @@
 extern "C" {
 #endif
 
+#define PL_CUDA_NO_ROW UINT32_MAX /* of an embedding: zeros */
+
 /* A float32 matrix; row r starts at p + r * stride. */
 struct pl_cuda_mat {
     float *p;

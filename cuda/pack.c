@@ -65,11 +65,11 @@ static void pack_row(const struct layout *l, uint32_t cols, const uint8_t *src, 
     }
 }
 
-void pl_pack(pl_dtype t, uint32_t rows, uint32_t cols, const void *src, void *dst)
+void pl_pack(pl_dtype t, uint32_t rows, uint32_t cols, const void *src, size_t stride, void *dst)
 {
     const struct layout *l = layout_of(t);
-    const size_t group_bytes = pl_pack_quads(cols) * quad_bytes(l), row_bytes = pl_dtype_row_bytes(t, cols);
+    const size_t group_bytes = pl_pack_quads(cols) * quad_bytes(l);
     memset(dst, 0, pl_pack_bytes(t, rows, cols));
     for (uint32_t r = 0; r < rows; r++)
-        pack_row(l, cols, (const uint8_t *)src + r * row_bytes, r % PL_PACK_ROWS, (uint8_t *)dst + r / PL_PACK_ROWS * group_bytes);
+        pack_row(l, cols, (const uint8_t *)src + r * stride, r % PL_PACK_ROWS, (uint8_t *)dst + r / PL_PACK_ROWS * group_bytes);
 }

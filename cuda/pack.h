@@ -76,8 +76,8 @@ extern "C" {
 #endif
 
 size_t pl_pack_bytes(pl_dtype t, uint32_t rows, uint32_t cols);
-/* Host memory on both sides; src as the file holds it. */
-void pl_pack(pl_dtype t, uint32_t rows, uint32_t cols, const void *src, void *dst);
+/* Host memory on both sides; src as the file holds it, stride bytes from one row to the next. */
+void pl_pack(pl_dtype t, uint32_t rows, uint32_t cols, const void *src, size_t stride, void *dst);
 
 #ifdef __cplusplus
 }

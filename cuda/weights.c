@@ -1,9 +1,26 @@
 /* weights: matrices in the device's memory: rows of floats as the file holds them, block types packed (pack.h).
  * SPDX-License-Identifier: Apache-2.0 */
 #include <stdlib.h>
+#include <string.h>
 
 #include "cuda/cuda.h"
 #include "cuda/pack.h"
+
+/* The part's rows as they lie on the device: NULL = as src->data has them. false when memory is out. */
+static bool arrange(const struct pl_weight_src *src, const struct pl_cuda_part *p, size_t n, void **work)
+{
+    const size_t stride = pl_weight_src_stride(src);
+    *work = NULL;
+    if (p->row_bytes == stride)
+        return true;
+    if ((*work = malloc(n)) == NULL)
+        return false;
+    if (p->row_bytes == 0)
+        pl_pack(src->dtype, src->rows, src->cols, src->data, stride, *work);
+    for (size_t r = 0; p->row_bytes != 0 && r < src->rows; r++)
+        memcpy((uint8_t *)*work + r * p->row_bytes, (const uint8_t *)src->data + r * stride, p->row_bytes);
+    return true;
+}
 
 static pl_status copy(struct pl_cuda *c, struct pl_cuda_part *p, const void *data, size_t n)
 {
@@ -23,12 +40,10 @@ static pl_status add_part(struct pl_cuda *c, struct pl_weight *w, const struct p
     const bool packed = pl_dtype_block(src->dtype) > 1;
     *p = (struct pl_cuda_part){src->dtype, src->rows, src->cols, packed ? 0 : pl_dtype_row_bytes(src->dtype, src->cols), NULL};
     const size_t n = packed ? pl_pack_bytes(src->dtype, src->rows, src->cols) : p->row_bytes * p->rows;
-    void *work = packed ? malloc(n) : NULL;
-    if (packed && work == NULL)
+    void *work;
+    if (!arrange(src, p, n, &work))
         return pl_fail(err, PL_ENOMEM, "no memory for a weight of %u × %u", src->rows, src->cols);
-    if (packed)
-        pl_pack(src->dtype, src->rows, src->cols, src->data, work);
-    const pl_status rc = copy(c, p, packed ? work : src->data, n);
+    const pl_status rc = copy(c, p, work != NULL ? work : src->data, n);
     free(work);
     w->n_parts++;
     if (rc == PL_ENOMEM)

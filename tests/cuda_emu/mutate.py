@@ -124,7 +124,8 @@ def check(number, mutant, args):
             path.write_text(Path("cuda", source).read_text())
         compiler = args.cc if source.endswith(".c") else args.cxx
         made = folder / f"{source}.o"
-        done = subprocess.run([*shlex.split(compiler), f"-I{folder}", "-I.", "-c", str(path), "-o", str(made)], capture_output=True, text=True)
+        program, *flags = shlex.split(compiler)
+        done = subprocess.run([program, f"-I{folder}", *flags, "-c", str(path), "-o", str(made)], capture_output=True, text=True)
         if done.returncode != 0:
             return family, name, "does not compile: " + done.stderr.strip().splitlines()[0], False
         objects = [str(made) if o.endswith(f"/cuda/{source}.o") else o for o in objects]

@@ -548,6 +548,21 @@ def test_a_whole_tuned_model_as_base(place):
         c = place.run()
 
 
+def test_a_whole_tuned_model_beside_ranks(place):
+    """The other ranks have parts of the first model only: it says what to do, and answers without them."""
+    c = place.run("--tensor-parallel", 2)
+    place.script(steps=2, seconds=0, checkpoint_every=2, whole=str(place.model))
+    made = place.wait(place.job().id, "succeeded")
+    assert any(e.level == "warn" and "need one rank" in e.message for e in place.events(made.id))
+    ask = {"model": made.fine_tuned_model, "messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
+    with pytest.raises(openai.BadRequestError) as e:
+        c.chat.completions.create(**ask)
+    assert "without --tensor-parallel" in e.value.body["message"] and e.value.body["param"] == "model"
+    place.daemon.stop()
+    c = place.run()
+    assert c.chat.completions.create(**ask).model == made.fine_tuned_model
+
+
 def test_dry_run(place):
     place.run("--train-threads", 2)
     f = upload(place.client, (CHAT + "\n") * 40)

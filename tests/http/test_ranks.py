@@ -283,6 +283,7 @@ def test_lost_while_idle(tmp_path, tiny):
     (["--tensor-parallel", "5"], "possible numbers of ranks are 1, 2, 3"),
     (["--tensor-parallel", "2", "--rank-timeout", "0"], "rank-timeout must be a whole number from 1 to 3600"),
     (["--ranks", "fork"], "ranks must be one of"),
+    (["--tensor-parallel", "2", "--add-model", "more=m.gguf"], "these need one rank, but the first model is cut over 2: start parleyd as one process without"),
 ])
 def test_bad_numbers(start, models, args, line):
     d = start(*args, model=models("ranks-three", "--heads", 6, "--kv-heads", 3, "--embd", 96), ready=False)
@@ -292,7 +293,8 @@ def test_bad_numbers(start, models, args, line):
 
 @needs_mpi
 @pytest.mark.parametrize("n, args, line", [(2, ["--tensor-parallel", "3"], "tensor-parallel is 3, but 2 processes were started"),
-                                           (4, [], "possible numbers of ranks are 1, 2, 3")])
+                                           (4, [], "possible numbers of ranks are 1, 2, 3"),
+                                           (2, ["--add-model", "more=m.gguf"], "these need one rank")])
 def test_bad_numbers_of_processes(tmp_path, models, n, args, line):
     d = Processes(tmp_path, n, *args, model=models("ranks-three", "--heads", 6, "--kv-heads", 3, "--embd", 96))
     assert d.process.wait(30 * SLOW) == 2, d.log

@@ -69,6 +69,14 @@ def test_the_file_is_served(made, start):
     assert len(ids) < len(VERSE) / 3
 
 
+def test_it_answers_where_it_was_made(made):
+    c, name = made.client, made.job.fine_tuned_model
+    model = c.models.retrieve(name).to_dict()
+    assert model["root"] == "scratch" and model["parent"] is None and model["max_model_len"] == SHAPE["context"]
+    begun, rest = VERSE[:VERSE.index(" ", 40)], VERSE[VERSE.index(" ", 40):]
+    assert c.completions.create(model=name, prompt=begun, max_tokens=90, temperature=0).choices[0].text == rest
+
+
 def test_it_is_a_base_for_more(made):
     c = made.client
     more = c.fine_tuning.jobs.create(model=made.job.fine_tuned_model, training_file=upload(c, TEXT).id,

@@ -82,7 +82,7 @@ static pl_view new_view(struct machine *m, uint32_t rows, uint32_t cols, uint32_
     must(m->dev->ops->buf_new(m->dev, n, &buf));
     float *poison = malloc(n * sizeof *poison);
     for (size_t i = 0; i < n; i++)
-        poison[i] = 1e30f;
+        poison[i] = values != NULL ? 1e30f : 2e30f; /* so that padding that is copied to padding shows */
     for (uint32_t r = 0; values != NULL && r < rows; r++)
         memcpy(poison + (size_t)r * stride, values + (size_t)r * cols, cols * sizeof *poison);
     must(m->dev->ops->put(m->dev, buf, 0, poison, n));
@@ -105,7 +105,7 @@ static void free_view(struct machine *m, pl_view v)
     float *all = malloc(n * sizeof *all);
     must(m->dev->ops->get(m->dev, v.buf, 0, all, n));
     for (size_t i = 0; i < n; i++)
-        overrun |= (i >= v.rows * width || i % width >= v.cols) && all[i] != 1e30f;
+        overrun |= (i >= v.rows * width || i % width >= v.cols) && all[i] != all[n - 1];
     free(all);
     m->dev->ops->buf_free(m->dev, v.buf);
 }

@@ -1,0 +1,24 @@
+"""tests/gpu/run itself, on the emulated device: that the command stands ready for a GPU.
+
+SPDX-License-Identifier: Apache-2.0
+"""
+import json
+import subprocess
+import sys
+
+from conftest import ROOT
+
+
+def test_gpu_run_on_the_emulated_device():
+    done = subprocess.run([sys.executable, ROOT / "tests/gpu/run", "--emulated", "--only", "models,bench,memcheck"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    out = json.loads(done.stdout[done.stdout.index("{"):])
+    assert all(step["ok"] for step in out["steps"].values())
+    assert all(error <= 1e-5 for error in out["steps"]["models"]["nmse"].values()) and len(out["steps"]["models"]["nmse"]) == 4
+    assert {m["shape"] for m in out["steps"]["bench"]["models"]} == {"tiny", "tiny:q4_k"}
+    assert "skipped" in out["steps"]["memcheck"]
+
+
+def test_gpu_run_refuses_a_step_that_it_has_not():
+    done = subprocess.run([sys.executable, ROOT / "tests/gpu/run", "--only", "sleep"], capture_output=True, text=True)
+    assert done.returncode == 2 and "steps are" in done.stderr
