@@ -83,7 +83,7 @@ def test_model_that_does_not_fit(models):
 
 
 def test_lost_while_it_runs(start, tiny):
-    """What runs ends with an error, and so does what comes later; health turns red."""
+    """What runs ends with an error, and so does what comes later; health turns red, and the process ends for its supervisor to start it again."""
     d = start("--alias", "m", *device_args("cuda-emulated"), model=tiny, env={"PARLEY_EMU_FAULT": "lost:300"})
     for _ in range(100):
         status, _, text = d.post("/v1/completions", {"model": "m", "prompt": "x", "max_tokens": 20, "ignore_eos": True})
@@ -92,6 +92,7 @@ def test_lost_while_it_runs(start, tiny):
     assert status in (500, 503), text
     assert d.post("/v1/completions", {"model": "m", "prompt": "x"})[0] == 503 and d.get("/health")[0] == 503
     assert d.log.count("cuda:0 (emulated) failed: ") == 1 and "illegal memory access" in d.log
+    assert d.process.wait(10) == 3
 
 
 def test_no_library(tiny):

@@ -257,8 +257,9 @@ static void attach(struct pl_device *dev)
 
 #define CPU_OPS(isa)                                                                                                   \
     {                                                                                                                  \
-        .name = "cpu-" isa, .rounds_inputs = true, .close = close_device, .attach = attach, .buf_new = buf_new, .buf_free = buf_free, .put = put,   \
-        .get = get, .host = host, .weight_new = pl_cpu_weight_new, .weight_free = pl_cpu_weight_free,                              \
+        .name = "cpu-" isa, .rounds_inputs = true, .close = close_device, .attach = attach,                            \
+        .buf_new = buf_new, .buf_free = buf_free, .put = put, .get = get,                                              \
+        .host = host, .weight_new = pl_cpu_weight_new, .weight_free = pl_cpu_weight_free,                              \
         .kv_bytes = pl_cpu_kv_bytes, .kv_new = pl_cpu_kv_new, .kv_free = pl_cpu_kv_free, .kv_copy = pl_cpu_kv_copy,    \
         .step_begin = step_begin, .step_end = step_end, .embed = pl_cpu_embed, .norm = norm, .matmul = pl_cpu_matmul,                           \
         .matmul_glu = pl_cpu_matmul_glu, .rope = rope,                                                                 \
