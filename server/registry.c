@@ -672,7 +672,8 @@ static pl_status reserve(struct pl_registry *r, struct pl_registry_model *m, con
     return PL_OK;
 }
 
-static pl_status load_adapter(struct pl_registry *r, const struct pl_target *t, const char *name, const char *path, bool replace, struct pl_err *err)
+static pl_status load_adapter(struct pl_registry *r, const struct pl_target *t, const char *name, const char *path, bool replace, show *fn, void *arg,
+                              struct pl_err *err)
 {
     struct pl_registry_adapter *made, *now;
     struct pl_err none;
@@ -687,20 +688,24 @@ static pl_status load_adapter(struct pl_registry *r, const struct pl_target *t, 
         pl_registry_forget_adapter(r, made);
     } else if (made != NULL) {
         made->listed = true;
+        show_adapter(r, made, fn, arg);
     } else if (st == PL_OK && (now = any_adapter_of(r, name)) != NULL) {
         free(now->path);
         now->path = pl_xstrdup(path);
-    } else if (st == PL_OK && pl_adapters_unload(t->instance->adapters, name, &none) == PL_OK) {
-        pl_log_debug("adapter %s was deleted as it was replaced", name);
+        show_adapter(r, now, fn, arg);
+    } else if (st == PL_OK) {
+        (void)!pl_adapters_unload(t->instance->adapters, name, &none);
+        st = pl_fail_param(err, PL_EINVAL, "lora_name", "adapter '%.200s' was deleted as it was replaced", name);
     }
     pthread_mutex_unlock(&r->lock);
     return st;
 }
 
-pl_status pl_registry_load_adapter(struct pl_registry *r, const struct pl_target *t, const char *name, const char *path, bool replace, struct pl_err *err)
+pl_status pl_registry_load_adapter(struct pl_registry *r, const struct pl_target *t, const char *name, const char *path, bool replace, show *fn, void *arg,
+                                   struct pl_err *err)
 {
     pthread_mutex_lock(&r->reading);
-    const pl_status st = load_adapter(r, t, name, path, replace, err);
+    const pl_status st = load_adapter(r, t, name, path, replace, fn, arg, err);
     pthread_mutex_unlock(&r->reading);
     return st;
 }

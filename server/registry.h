@@ -114,9 +114,10 @@ bool pl_registry_is_of_first(struct pl_registry *r, const char *name);
 /* Neither finds it from now on; what runs ends as it would have. Nothing happens when there is none of that name. */
 void pl_registry_remove(struct pl_registry *r, const char *name);
 
-/* What operators ask for: reads the adapter for the model of t at once, or replaces it; it comes back with the model when that had left. */
+/* What operators ask for: reads the adapter for the model of t at once, or replaces it; it comes back with the model when that had left. Calls
+ * fn, under the lock, for what it became. */
 pl_status pl_registry_load_adapter(struct pl_registry *r, const struct pl_target *t, const char *name, const char *path, bool replace,
-                                   struct pl_err *err) PL_MUST_CHECK;
+                                   void (*fn)(void *arg, const struct pl_model_info *m), void *arg, struct pl_err *err) PL_MUST_CHECK;
 /* PL_ENOENT with param "lora_name". */
 pl_status pl_registry_unload_adapter(struct pl_registry *r, const char *name, struct pl_err *err) PL_MUST_CHECK;
 

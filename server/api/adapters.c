@@ -107,11 +107,9 @@ static pl_status load(struct pl_server *s, const struct pl_target *t, const char
     pl_status rc = allowed_path(s, given, &path, err);
     if (rc != PL_OK)
         return rc;
-    rc = pl_registry_load_adapter(s->models, t, name, path, replace, err);
+    rc = pl_registry_load_adapter(s->models, t, name, path, replace, show, out, err);
     free(path);
-    if (rc != PL_OK)
-        return as_request_fault(rc, err);
-    return pl_registry_info(s->models, name, show, out, err); /* it may have been unloaded already */
+    return rc == PL_OK ? rc : as_request_fault(rc, err);
 }
 
 static pl_status unload(struct pl_server *s, const json_t *root, struct pl_buf *out, struct pl_err *err)
