@@ -59,7 +59,16 @@ static pl_status fail(struct peers *p)
     return PL_ERANK;
 }
 
-/* One turn of waiting; fails when the peer is gone or the time is up. */
+/* A rank that has ended, whoever is waited for: that one may be alive and have given up over the same loss. The own rank when there is none. */
+static unsigned find_gone(const struct peers *p)
+{
+    for (unsigned r = 0; r < p->base.size; r++)
+        if (r != p->base.rank && p->link->ops->gone(p->link, r))
+            return r;
+    return p->base.rank;
+}
+
+/* One turn of waiting; fails when a rank is gone or the time is up. */
 static pl_status wait_turn(struct peers *p, unsigned peer, uint64_t since)
 {
     const uint64_t ns = pl_now_ns() - since;
@@ -71,9 +80,10 @@ static pl_status wait_turn(struct peers *p, unsigned peer, uint64_t since)
     }
     if (atomic_load(&p->failed))
         return PL_ERANK;
-    if (p->link->ops->gone(p->link, peer)) {
-        pl_log_error("rank %u of %u has ended", peer, p->base.size);
-        p->base.lost = peer;
+    const unsigned gone = find_gone(p);
+    if (gone != p->base.rank) {
+        pl_log_error("rank %u of %u has ended", gone, p->base.size);
+        p->base.lost = gone;
         return fail(p);
     }
     if (ns > (uint64_t)p->base.timeout_ms * 1000000) {
