@@ -96,7 +96,8 @@ struct pl_plus {
 /* What every device can do; models beyond it are refused when they are loaded. */
 enum { PL_MAX_HEAD_DIM = 256, PL_MAX_QUERIES_PER_KV = 16 };
 
-/* Element types of a cache. Q8_0: int8 with a scale per 32 elements of a head, a little more than half of F16. */
+/* Element types of a cache. F16: 16 bits, in the form that the device multiplies best, as near to F32 as half floats are or nearer.
+ * Q8_0: int8 with a scale per 32 elements of a head, a little more than half of F16. */
 #define PL_KV_TYPE_LIST(X) X("f32", PL_F32) X("f16", PL_F16) X("bf16", PL_BF16) X("q8_0", PL_Q8_0)
 #define PL_KV_TYPES "f32, f16, bf16 or q8_0"
 

@@ -311,6 +311,8 @@ static size_t run(struct machine *m, const struct row *r, float *out)
 #define GD(g, d) ((g) << 16 | (d))
 static const uint32_t ctx_short[] = {1, 31, 32, 33, 5, 0}, ctx_long[] = {300, 700, 257, 40, 0}, ctx_one[] = {700, 0};
 
+/* F16: the same; weights to 15 bits, and to 9 where 256 of them are equal */
+#define ROUNDED16 2e-7
 /* Q8_0: queries are rounded to 15 bits and weights to 14; where two sums differ in their last bit, a key may become another integer */
 #define ROUNDED 1e-6
 
@@ -323,18 +325,18 @@ static const struct row fixed[] = {
     {ACT, PL_ACT_SILU, 1, 33, 0, false, 1e-11, NULL},    {ACT, PL_ACT_GELU_TANH, 9, 300, 0, false, 1e-11, NULL},
     {GATHER, 0, 9, 65, 0, false, 0, NULL},               {EMBED, PL_Q4_1, 5, 40, 64, false, 0, NULL},
     {EMBED, PL_F32, 5, 40, 64, true, 0, NULL},           {EMBED, PL_Q6_K, 3, 40, 256, true, 0, NULL},
-    {ATTN, PL_F16, 5, 9, GD(3, 64), false, 1e-10, ctx_short}, {ATTN, PL_F32, 33, 4, GD(4, 16), false, 1e-10, ctx_long},
-    {ATTN, PL_BF16, 17, 6, GD(2, 80), false, 1e-10, ctx_long}, {ATTN, PL_F16, 1, 9, GD(3, 64), false, 1e-10, ctx_one},
+    {ATTN, PL_F16, 5, 9, GD(3, 64), false, ROUNDED16, ctx_short}, {ATTN, PL_F32, 33, 4, GD(4, 16), false, 1e-10, ctx_long},
+    {ATTN, PL_BF16, 17, 6, GD(2, 80), false, 1e-10, ctx_long}, {ATTN, PL_F16, 1, 9, GD(3, 64), false, ROUNDED16, ctx_one},
     {ATTN, PL_Q8_0, 5, 9, GD(3, 64), false, ROUNDED, ctx_short}, {ATTN, PL_Q8_0, 33, 4, GD(4, 16), false, ROUNDED, ctx_long},
     {ATTN, PL_Q8_0, 17, 6, GD(2, 80), false, ROUNDED, ctx_long}, {ATTN, PL_Q8_0, 1, 9, GD(3, 64), false, ROUNDED, ctx_one},
     {ATTN, PL_Q8_0, 3, 2, GD(1, 24), false, ROUNDED, ctx_short}, {ATTN, PL_Q8_0, 40, 9, GD(3, 128), false, ROUNDED, ctx_long},
     {MATMUL, PL_F32, 9, 19, 67, true, 1e-9, NULL},       {MATMUL, PL_F16, 3, 50, 1, false, 1e-9, NULL},
     {MATMUL, PL_BF16, 1, 1, 33, false, 1e-9, NULL},      {MATMUL, PL_Q4_1, 200, 600, 96, true, 1e-9, NULL},
-    {ATTN, PL_F16, 3, 2, GD(1, 24), false, 1e-10, ctx_short}, {ATTN, PL_F16, 40, 9, GD(3, 64), false, 1e-10, ctx_long},
+    {ATTN, PL_F16, 3, 2, GD(1, 24), false, ROUNDED16, ctx_short}, {ATTN, PL_F16, 40, 9, GD(3, 64), false, ROUNDED16, ctx_long},
     /* the widest head and the most query heads of a key/value head; a width that is no multiple of 32 */
-    {ATTN, PL_F16, 5, 16, GD(1, 256), false, 1e-10, ctx_long}, {ATTN, PL_F32, 3, 32, GD(2, 256), false, 1e-10, ctx_short},
+    {ATTN, PL_F16, 5, 16, GD(1, 256), false, ROUNDED16, ctx_long}, {ATTN, PL_F32, 3, 32, GD(2, 256), false, 1e-10, ctx_short},
     {ATTN, PL_BF16, 1, 16, GD(1, 256), false, 1e-10, ctx_one}, {ATTN, PL_Q8_0, 5, 16, GD(1, 256), false, ROUNDED, ctx_long},
-    {ATTN, PL_F16, 17, 8, GD(2, 112), false, 1e-10, ctx_long}, {ATTN, PL_F32, 1, 8, GD(2, 112), false, 1e-10, ctx_one},
+    {ATTN, PL_F16, 17, 8, GD(2, 112), false, ROUNDED16, ctx_long}, {ATTN, PL_F32, 1, 8, GD(2, 112), false, 1e-10, ctx_one},
     {ATTN, PL_BF16, 5, 8, GD(2, 112), false, 1e-10, ctx_short}, {ATTN, PL_Q8_0, 17, 8, GD(2, 112), false, ROUNDED, ctx_long},
 };
 static const pl_dtype dtypes[] = {PL_F32, PL_F16, PL_BF16, PL_Q4_0, PL_Q4_1, PL_Q5_0, PL_Q5_1, PL_Q8_0, PL_Q2_K, PL_Q3_K, PL_Q4_K, PL_Q5_K, PL_Q6_K};
@@ -574,6 +576,24 @@ static void reference(struct machine *ref, pl_dtype t)
     free(x), free(row), free(data[0]), free(data[1]);
 }
 
+/* What the types of a cache change, against a cache of floats. */
+static void cache_types(struct machine *ref)
+{
+    static const struct {
+        pl_dtype type;
+        double most;
+    } types[] = {{PL_F16, 1e-7}, {PL_BF16, 2e-5}, {PL_Q8_0, 2e-4}};
+    struct row r = {ATTN, PL_F32, 17, 9, GD(3, 64), false, 0, ctx_long};
+    const size_t n = run(ref, &r, a);
+    for (size_t i = 0; i < PL_COUNT_OF(types); i++) {
+        r.kind = types[i].type;
+        r.tolerance = types[i].most;
+        run(ref, &r, b);
+        const double e = nmse(a, b, n);
+        check(e <= r.tolerance && e > r.tolerance / 100, "ref", &r, "error against a cache of floats", e);
+    }
+}
+
 int main(int argc, char **argv)
 {
     if (argc == 2 && strcmp(argv[1], "perf") == 0)
@@ -595,6 +615,7 @@ int main(int argc, char **argv)
     if (only == NULL) {
         nans(&ref, "ref");
         copies(&ref, "ref");
+        cache_types(&ref);
     }
     for (size_t i = 0; i < PL_COUNT_OF(isas); i++) {
         if (only != NULL && strcmp(only, isas[i]) != 0)

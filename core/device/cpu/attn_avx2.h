@@ -4,7 +4,7 @@
 #define PL_DEVICE_CPU_ATTN_AVX2_H
 
 /* See attn_avx512.h. */
-enum { VQ = 2, VP = 2, VD = 2, VI = 1 };
+enum { VQ = 2, WQ = 2, VP = 2, VD = 2, VI = 1 };
 
 static inline vf vf_head(vf x, uint32_t n, float rest)
 {
@@ -89,6 +89,17 @@ static inline vi vi_dot_values(vi sum, vi values, const uint8_t *weights)
 {
     const __m256i w = four8(weights);
     return (vi){dot8(sum.a, w, values.a), dot8(sum.b, w, values.b)};
+}
+static inline vi vi_dot_pairs(vi sum, vi pairs, const int16_t *two)
+{
+    const __m256i t = four8(two);
+    return (vi){_mm256_add_epi32(sum.a, _mm256_madd_epi16(pairs.a, t)), _mm256_add_epi32(sum.b, _mm256_madd_epi16(pairs.b, t))};
+}
+static inline vf vi_float(vi x) { return vf_of(_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)); }
+static inline void vf_store_i16(int16_t *p, vf x)
+{
+    const __m256i both = _mm256_packs_epi32(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b));
+    _mm256_storeu_si256((void *)p, _mm256_permute4x64_epi64(both, 0xd8));
 }
 static inline vf vi_join(vi high, vi low)
 {

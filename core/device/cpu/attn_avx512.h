@@ -3,9 +3,9 @@
 #ifndef PL_DEVICE_CPU_ATTN_AVX512_H
 #define PL_DEVICE_CPU_ATTN_AVX512_H
 
-/* Queries whose results are in registers together; vectors of positions (scores) and of dimensions (values) of each, in float and in
- * integer products */
-enum { VQ = 4, VP = 2, VD = 4, VI = 2 };
+/* Queries whose results are in registers together (WQ: of F16); vectors of positions (scores) and of dimensions (values) of each, in
+ * products of floats and of 16 bits, and of bytes */
+enum { VQ = 4, WQ = 6, VP = 2, VD = 4, VI = 2 };
 
 /* Lanes from n on become `rest`. */
 static inline vf vf_head(vf x, uint32_t n, float rest)
@@ -34,7 +34,8 @@ static inline __attribute__((always_inline)) vf vf_butterfly(vf x, uint32_t dist
     return _mm512_mask_sub_ps(_mm512_add_ps(x, y), minus, y, x);
 }
 
-/* 16 sums of integer products. A product takes four bytes a lane: keys are unsigned and queries signed, weights unsigned and values signed. */
+/* 16 sums of integer products. A product takes two integers of 16 bits a lane, or four bytes: keys are unsigned and queries signed,
+ * weights unsigned and values signed. */
 typedef __m512i vi;
 
 enum { KEY_OFFSET = PL_CPU_KEY_OFFSET }; /* of what vi_keys gives */
@@ -50,6 +51,10 @@ static inline vi vi_four(const void *p)
 }
 static inline vi vi_dot_keys(vi sum, vi keys, const int8_t *query) { return _mm512_dpbusd_epi32(sum, keys, vi_four(query)); }
 static inline vi vi_dot_values(vi sum, vi values, const uint8_t *weights) { return _mm512_dpbusd_epi32(sum, vi_four(weights), values); }
+static inline vi vi_dot_pairs(vi sum, vi pairs, const int16_t *two) { return _mm512_dpwssd_epi32(sum, pairs, vi_four(two)); }
+static inline vf vi_float(vi x) { return _mm512_cvtepi32_ps(x); }
+/* Rounds 16 numbers that fit. */
+static inline void vf_store_i16(int16_t *p, vf x) { _mm256_storeu_si256((void *)p, _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(x))); }
 /* 128 high + low */
 static inline vf vi_join(vi high, vi low) { return _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(high, 7), low)); }
 /* The opposite: rounds 16 numbers and stores them in two parts; `half` added before the shift makes low parts signed. */

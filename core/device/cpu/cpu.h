@@ -67,13 +67,16 @@ struct pl_weight {
     struct pl_cpu_stretch next[2]; /* of the product that came after this weight's last time */
 };
 
-/* What one key/value head has in a page, in this order; `step` is what a dot product takes at once: 1 (F32, F16), 2 (BF16),
+/* What one key/value head has in a page, in this order; `step` is what a dot product takes at once: 1 (F32), 2 (F16, BF16),
  * 4 (Q8_0), and D is rounded up to it for keys.
  *
  *   keys          [D / step][32 positions][step]     bytes of Q8_0 hold the key + 128
- *   key scales    f16 [D / 32][32 positions]         Q8_0 only
+ *   key scales    f16 [D / 32][32 positions] of Q8_0, float [32 positions] of F16
  *   values        [32 / step][D][step positions]
- *   value scales  as for keys */
+ *   value scales  as for keys
+ *
+ * F16 says how large a cache is, and how exact: its elements are held as integers of 16 bits (round16), since a processor multiplies
+ * twice as many of these in the same time as floats, and their sums are exact. */
 struct pl_cpu_kv_layout {
     pl_dtype dtype;
     uint32_t step, element, head_dim;
@@ -82,6 +85,12 @@ struct pl_cpu_kv_layout {
 };
 
 enum { PL_CPU_KEY_OFFSET = 128 };
+
+/* Limits of integers of 16 bits. A sum of products of keys and queries is at most the product of their lengths; one of weights and
+ * values, over a segment, at most the sum of the weights times the largest value. Both stay below 2^31 with all that rounding adds.
+ * A value's rounding counts most where one weight is nearly all, the weights' where many are equal: the two last limits share the bits
+ * so that neither is the greater error. */
+enum { PL_CPU_INT_TOP = 32767, PL_CPU_LENGTH_TOP = 46300, PL_CPU_VALUE_TOP = 16383, PL_CPU_WEIGHT_SUM = 130900 };
 
 /* Pages of one layer lie one after another. */
 struct pl_kvdev {
@@ -159,8 +168,9 @@ struct pl_cpu_kernels {
                  const float *sin);
     void (*glu)(pl_act_kind kind, float *out, const float *gate, const float *up, uint32_t n);
     void (*act)(pl_act_kind kind, float *x, uint32_t n);
-    /* in[n] as the cache's element type */
-    void (*narrow)(pl_dtype t, const float *in, uint32_t n, void *out);
+    /* x[n] as integers, in the smallest unit within the limits: of a value, or of a key's or query's elements and length; all 0 of a
+     * vector shorter than 2^-50. Returns the unit: NaN when one of x is not a number. */
+    float (*round16)(const float *x, uint32_t n, bool value, int16_t *out);
     void (*attn)(struct pl_cpu_attn *a);
     /* y[i * stride + r] = x[i] · a[r], for n_x rows of x and n_a rows of a [n_a][cols] */
     void (*lora_down)(const float *const *x, uint32_t n_x, const float *a, uint32_t n_a, uint32_t cols, float *y, size_t stride);

@@ -31,10 +31,6 @@ static inline vf vf_load_bf16(const uint16_t *p)
 {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)p)), 16));
 }
-static inline void vf_store_f16(uint16_t *p, vf v)
-{
-    _mm256_storeu_si256((void *)p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-}
 /* The halves are added to each other until one lane is left. */
 static inline float vf_sum(vf v)
 {
@@ -202,7 +198,7 @@ static void rows_block(const struct pl_cpu_part *p, uint32_t unit, uint32_t n_gr
 
 const struct pl_cpu_kernels pl_cpu_kernels_avx512 = {
     .name = "avx512", .packed = true, .quant_row = vec_quant_row, .rows_block = rows_block, .rows_float = vec_rows_float,
-    .norm = vec_norm, .rope = vec_rope, .glu = vec_glu, .act = vec_act, .narrow = vec_narrow, .attn = vec_attn,
+    .norm = vec_norm, .rope = vec_rope, .glu = vec_glu, .act = vec_act, .round16 = vec_round16, .attn = vec_attn,
     .lora_down = vec_lora_down, .lora_up = vec_lora_up,
     .rotate = vec_rotate,
 };

@@ -126,9 +126,19 @@ static void act(pl_act_kind kind, float *x, uint32_t n)
         x[i] = activate(kind, x[i]);
 }
 
-static void narrow(pl_dtype t, const float *in, uint32_t n, void *out)
+static float round16(const float *x, uint32_t n, bool value, int16_t *out)
 {
-    pl_quant_row(t, in, out, n);
+    double square = 0, most = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        square += (double)x[i] * x[i];
+        if (!(fabsf(x[i]) <= most))
+            most = fabsf(x[i]);
+    }
+    const double unit = value ? most / PL_CPU_VALUE_TOP : fmax(most / PL_CPU_INT_TOP, sqrt(square) / PL_CPU_LENGTH_TOP);
+    const bool finite = square < INFINITY;
+    for (uint32_t i = 0; i < n; i++)
+        out[i] = finite && square > PL_CPU_TINY ? (int16_t)nearbyint(x[i] / unit) : 0;
+    return finite ? (float)unit : NAN;
 }
 
 /* Element d of a cached key or value at a position of its page */
@@ -143,6 +153,8 @@ static float cached(const struct pl_cpu_kv_layout *l, const uint8_t *page, bool 
         const uint16_t *scales = (const uint16_t *)(page + (value ? l->value_scales : l->key_scales));
         return pl_f16_to_f32(scales[d / 32 * PL_CPU_PAGE + position]) * (float)(value ? (int8_t)*from : *from - PL_CPU_KEY_OFFSET);
     }
+    if (l->dtype == PL_F16)
+        return ((const float *)(page + (value ? l->value_scales : l->key_scales)))[position] * (float)*(const int16_t *)from;
     pl_dequant_row(l->dtype, from, &x, 1);
     return x;
 }
@@ -213,7 +225,7 @@ static void rotate(float *x, uint32_t n, uint32_t bits)
 
 const struct pl_cpu_kernels pl_cpu_kernels_ref = {
     .name = "ref", .packed = false, .quant_row = quant_row, .rows_block = rows_block, .rows_float = rows_float, .norm = norm,
-    .rope = rope, .glu = glu, .act = act, .narrow = narrow, .attn = attn,
+    .rope = rope, .glu = glu, .act = act, .round16 = round16, .attn = attn,
     .lora_down = lora_down, .lora_up = lora_up,
     .rotate = rotate,
 };

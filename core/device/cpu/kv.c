@@ -1,8 +1,8 @@
 /* kv: the cache pages of the CPU device.
  *
- * A page of Q8_0 holds keys and values rotated: each head's vector is multiplied by a Hadamard matrix before it is rounded, which spreads the
- * few large elements that keys have over all of them. Attention rotates its queries as well, which leaves every product as it is, and
- * rotates its result back.
+ * F16 is held as integers (cpu.h). A page of Q8_0 holds keys and values rotated: each head's vector is multiplied by a Hadamard matrix
+ * before it is rounded, which spreads the few large elements that keys have over all of them. Attention rotates its queries as well,
+ * which leaves every product as it is, and rotates its result back.
  * Source: Ashkboos et al. 2024, "QuaRot: Outlier-free 4-bit inference in rotated LLMs".
  * SPDX-License-Identifier: Apache-2.0 */
 #include <stdlib.h>
@@ -13,13 +13,14 @@
 /* Dot products take `step` bytes or elements of a key, or positions of a value, at once. */
 static struct pl_cpu_kv_layout layout_of(pl_dtype t, uint32_t head_dim)
 {
-    const uint32_t step = t == PL_Q8_0 ? 4 : t == PL_BF16 ? 2 : 1, element = t == PL_Q8_0 ? 1 : pl_dtype_block_bytes(t);
-    const uint32_t blocks = t == PL_Q8_0 ? (head_dim + 31) / 32 : 0, padded = (head_dim + step - 1) / step * step;
+    const uint32_t step = t == PL_Q8_0 ? 4 : t == PL_F32 ? 1 : 2, element = t == PL_Q8_0 ? 1 : pl_dtype_block_bytes(t);
+    const uint32_t scale = t == PL_Q8_0 ? (head_dim + 31) / 32 * (uint32_t)sizeof(uint16_t) : t == PL_F16 ? (uint32_t)sizeof(float) : 0;
+    const uint32_t padded = (head_dim + step - 1) / step * step; /* scale: bytes of a position's */
     struct pl_cpu_kv_layout l = {.dtype = t, .step = step, .element = element, .head_dim = head_dim};
     l.key_scales = padded * PL_CPU_PAGE * element;
-    l.values = l.key_scales + blocks * PL_CPU_PAGE * (uint32_t)sizeof(uint16_t);
+    l.values = l.key_scales + scale * PL_CPU_PAGE;
     l.value_scales = l.values + head_dim * PL_CPU_PAGE * element;
-    l.bytes = (l.value_scales + blocks * PL_CPU_PAGE * (uint32_t)sizeof(uint16_t) + 63) / 64 * 64;
+    l.bytes = (l.value_scales + scale * PL_CPU_PAGE + 63) / 64 * 64;
     while (t == PL_Q8_0 && head_dim % (2 << l.rotate_bits) == 0)
         l.rotate_bits++;
     return l;
@@ -140,8 +141,10 @@ static void write_token(const struct kv_job *j, uint32_t t)
             if (l->dtype == PL_Q8_0)
                 round_head(j->kernels, l, in, value ? 0 : PL_CPU_KEY_OFFSET, row,
                            (uint16_t *)(to + (value ? l->value_scales : l->key_scales)), at);
+            else if (l->dtype == PL_F16)
+                ((float *)(to + (value ? l->value_scales : l->key_scales)))[at] = j->kernels->round16(in, D, value, (int16_t *)row);
             else
-                j->kernels->narrow(l->dtype, in, D, row);
+                pl_quant_row(l->dtype, in, row, D);
             if (value)
                 scatter(to + l->values, row, D, l->element, (size_t)at / step * D * step + at % step, 1, step);
             else

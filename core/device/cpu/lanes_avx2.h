@@ -52,11 +52,6 @@ static inline __m256 bf16_8(const uint16_t *p)
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)p)), 16));
 }
 static inline vf vf_load_bf16(const uint16_t *p) { return vf_of(bf16_8(p), bf16_8(p + 8)); }
-static inline void vf_store_f16(uint16_t *p, vf v)
-{
-    _mm_storeu_si128((void *)p, _mm256_cvtps_ph(v.a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-    _mm_storeu_si128((void *)(p + 8), _mm256_cvtps_ph(v.b, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-}
 /* The halves are added to each other until one lane is left. */
 static inline float vf_sum(vf v)
 {

@@ -1,6 +1,6 @@
 /* vec: the kernels that are the same for every vector instruction set, over 16 float32 lanes. A file that includes this has
  * defined the lane type `vf` and vf_load, vf_store, vf_set, vf_fma (a*b+c), vf_max, vf_sum, vf_largest, vf_magnitude,
- * vf_round_i8, vf_load_f16, vf_load_bf16, vf_store_f16 and vf_pow2 (2^n for integral n) for its instruction set; everything here is static.
+ * vf_round_i8, vf_load_f16, vf_load_bf16 and vf_pow2 (2^n for integral n) for its instruction set; everything here is static.
  *
  * Every sum runs in a fixed order over its own row, so that results do not depend on what else is computed.
  * SPDX-License-Identifier: Apache-2.0 */
@@ -135,14 +135,6 @@ static void vec_act(pl_act_kind kind, float *x, uint32_t n)
         vf_store(x + i, activate(kind, vf_load(x + i)));
     for (; i < n; i++)
         x[i] = activate_one(kind, x[i]);
-}
-
-static void vec_narrow(pl_dtype t, const float *in, uint32_t n, void *out)
-{
-    uint32_t i = 0;
-    for (; t == PL_F16 && i + VF <= n; i += VF)
-        vf_store_f16((uint16_t *)out + i, vf_load(in + i));
-    pl_quant_row(t, in + i, (uint8_t *)out + i * pl_dtype_block_bytes(t), n - i);
 }
 
 static inline __attribute__((always_inline)) vf load_as(pl_dtype t, const uint8_t *p, size_t i)

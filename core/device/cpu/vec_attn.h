@@ -15,8 +15,9 @@ enum { SEGMENT = PL_CPU_SEGMENT * PL_CPU_PAGE };
 struct attn_chunk {
     struct pl_cpu_attn *a;
     uint32_t first, least, most;          /* positions that each of them sees, and that one of them sees */
-    _Alignas(64) float w[VQ][SEGMENT];    /* scores, then weights */
+    _Alignas(64) float w[WQ > VQ ? WQ : VQ][SEGMENT]; /* scores, then weights */
     _Alignas(64) uint8_t high[VQ][SEGMENT], low[VQ][SEGMENT]; /* weights of Q8_0 */
+    _Alignas(64) int16_t whole[WQ][SEGMENT];                  /* weights of F16 */
 };
 
 /* A context is read once, for all its queries, and mostly from memory. The first chunk of queries asks for what comes next:
@@ -40,20 +41,36 @@ static inline void fetch_keys(const struct attn_chunk *c, uint32_t at, uint32_t 
         fetch(c->a->ahead[at / PL_CPU_PAGE], c->a->layout->values);
 }
 
+/* Multiplies scores; those from the query's last position to the end of its vector become the least. Returns the largest; a NaN that
+ * this loses is in the sum of the weights. */
+INLINED float scale_scores(struct attn_chunk *c, uint32_t i, float scale)
+{
+    const uint32_t n = c->a->n_pos[c->first + i];
+    const vf factor = vf_set(scale);
+    vf most = vf_set(-INFINITY);
+    float *w = c->w[i];
+    uint32_t p = 0;
+    for (; p + VF <= n; p += VF) {
+        const vf x = vf_mul(vf_load(w + p), factor);
+        vf_store(w + p, x);
+        most = vf_max(most, x);
+    }
+    if (p < n) {
+        const vf x = vf_head(vf_mul(vf_load(w + p), factor), n - p, -INFINITY);
+        vf_store(w + p, x);
+        most = vf_max(most, x);
+    }
+    return vf_largest(most);
+}
+
 /* Scores become weights; those from the query's last position to the end of its vector become 0. */
 static inline void soften(struct attn_chunk *c, uint32_t i, float scale)
 {
     struct pl_cpu_attn *a = c->a;
     const uint32_t n = a->n_pos[c->first + i];
-    const vf factor = vf_set(scale);
-    vf most = vf_set(-INFINITY), sum = vf_set(0.f);
+    const float max = scale_scores(c, i, scale);
+    vf sum = vf_set(0.f);
     float *w = c->w[i];
-    for (uint32_t p = 0; p < n; p += VF) {
-        const vf x = vf_head(vf_mul(vf_load(w + p), factor), n - p, -INFINITY);
-        vf_store(w + p, x);
-        most = vf_max(most, x);
-    }
-    const float max = vf_largest(most); /* a NaN that this loses is in the sum */
     for (uint32_t p = 0; p < n; p += VF) {
         const vf x = vf_head(vf_exp(vf_sub(vf_load(w + p), vf_set(max))), n - p, 0);
         vf_store(w + p, x);
@@ -153,6 +170,151 @@ INLINED void float_chunk(pl_dtype t, struct attn_chunk *c, uint32_t n)
         float_values(t, c, n, d, 2);
     if (d < D)
         float_values(t, c, n, d, 1);
+}
+
+/* ---- F16: integers of 16 bits --------------------------------------------------------------------------------------- */
+
+static float vec_round16(const float *x, uint32_t n, bool value, int16_t *out)
+{
+    vf sum = vf_set(0.f), most = vf_set(0.f);
+    if (n % VF != 0)
+        return pl_cpu_kernels_ref.round16(x, n, value, out);
+    for (uint32_t i = 0; i < n; i += VF) {
+        const vf v = vf_load(x + i);
+        sum = vf_fma(v, v, sum);
+        most = vf_larger_bits(most, vf_abs(v));
+    }
+    const float largest = vf_magnitude(most, most), square = vf_sum(sum);
+    const float by_length = value ? 0 : sqrtf(square) / PL_CPU_LENGTH_TOP, by_largest = largest / (value ? PL_CPU_VALUE_TOP : PL_CPU_INT_TOP);
+    const float unit = by_length > by_largest ? by_length : by_largest, inverse = square > PL_CPU_TINY ? 1 / unit : 0;
+    for (uint32_t i = 0; i < n; i += VF)
+        vf_store_i16(out + i, vf_mul(vf_load(x + i), vf_set(inverse)));
+    return square < INFINITY ? unit : NAN;
+}
+
+struct whole_query {
+    _Alignas(64) int16_t x[PL_CPU_MAX_DIM];
+    float scale;
+};
+
+INLINED void whole_scores(struct attn_chunk *c, const struct whole_query *q, uint32_t n)
+{
+    const struct pl_cpu_attn *a = c->a;
+    for (uint32_t at = 0; at < c->most; at += VP * VF) {
+        const uint8_t *page = a->pages[at / PL_CPU_PAGE], *keys = page + at % PL_CPU_PAGE * 4;
+        const float *scales = (const float *)(page + a->layout->key_scales) + at % PL_CPU_PAGE;
+        fetch_values(c, at);
+        vi s[WQ][VP];
+        for (uint32_t i = 0; i < n; i++)
+            for (uint32_t j = 0; j < VP; j++)
+                s[i][j] = vi_set(0);
+#pragma GCC unroll 2
+        for (uint32_t d = 0; d < a->layout->head_dim; d += 2) {
+            vi key[VP];
+            for (uint32_t j = 0; j < VP; j++)
+                key[j] = vi_values(keys + (size_t)d * PL_CPU_PAGE * 2 + j * VF * 4);
+            for (uint32_t i = 0; i < n; i++)
+                for (uint32_t j = 0; j < VP; j++)
+                    s[i][j] = vi_dot_pairs(s[i][j], key[j], q[i].x + d);
+        }
+        for (uint32_t i = 0; i < n; i++)
+            for (uint32_t j = 0; j < VP; j++)
+                vf_store(c->w[i] + at + j * VF, vf_mul(vi_float(s[i][j]), vf_load(scales + j * VF)));
+    }
+}
+
+struct whole_sums {
+    vf sum, total, most; /* of the weights; of these times the values' scales */
+};
+
+/* The weights of a vector's first n positions. */
+INLINED void whole_vector(const struct attn_chunk *c, float *w, uint32_t p, uint32_t n, float max, struct whole_sums *s)
+{
+    const float *scales = (const float *)(c->a->pages[p / PL_CPU_PAGE] + c->a->layout->value_scales) + p % PL_CPU_PAGE;
+    const vf x = vf_head(vf_exp(vf_sub(vf_load(w + p), vf_set(max))), n, 0), v = vf_head(vf_mul(x, vf_load(scales)), n, 0);
+    vf_store(w + p, v);
+    s->sum = vf_add(s->sum, x);
+    s->total = vf_add(s->total, v);
+    s->most = vf_larger_bits(s->most, v);
+}
+
+/* Scores, of which max is the largest, become weights times the values' scales. Returns what makes integers of them. */
+static inline float whole_weights(struct attn_chunk *c, uint32_t i, float max, float *unit)
+{
+    struct pl_cpu_attn *a = c->a;
+    const uint32_t n = a->n_pos[c->first + i];
+    struct whole_sums s = {vf_set(0.f), vf_set(0.f), vf_set(0.f)};
+    uint32_t p = 0;
+    for (; p + VF <= n; p += VF)
+        whole_vector(c, c->w[i], p, VF, max, &s);
+    if (p < n)
+        whole_vector(c, c->w[i], p, n - p, max, &s);
+    a->max[c->first + i] = max;
+    a->sum[c->first + i] = vf_sum(s.sum);
+    const float largest = vf_magnitude(s.most, s.most), by_largest = PL_CPU_INT_TOP / largest, by_sum = PL_CPU_WEIGHT_SUM / vf_sum(s.total);
+    const float inverse = largest > PL_CPU_TINY ? by_largest < by_sum ? by_largest : by_sum : 0;
+    *unit = inverse > 0 ? 1 / inverse : largest;
+    return inverse;
+}
+
+/* The weights as integers; positions that the query does not see count 0. */
+static inline void whole_round(struct attn_chunk *c, uint32_t i, float inverse)
+{
+    const uint32_t n = c->a->n_pos[c->first + i];
+    uint32_t p = 0;
+    for (; p < n; p += VF)
+        vf_store_i16(c->whole[i] + p, vf_mul(vf_load(c->w[i] + p), vf_set(inverse)));
+    for (; p < c->most; p += VF)
+        memset(c->whole[i] + p, 0, VF * sizeof c->whole[i][0]);
+}
+
+INLINED void whole_values(struct attn_chunk *c, const float *unit, uint32_t n, uint32_t d, uint32_t n_d)
+{
+    const struct pl_cpu_attn *a = c->a;
+    const size_t stride = (size_t)4 * a->layout->head_dim;
+    vi s[WQ][VD];
+    for (uint32_t i = 0; i < n; i++)
+        for (uint32_t j = 0; j < n_d; j++)
+            s[i][j] = vi_set(0);
+    for (uint32_t at = 0; at < c->most; at += PL_CPU_PAGE) {
+        const uint8_t *v = a->pages[at / PL_CPU_PAGE] + a->layout->values + (size_t)4 * d;
+        fetch_keys(c, at, d);
+        for (uint32_t p = at; p < at + PL_CPU_PAGE && p < c->most; p += 2, v += stride) {
+            vi value[VD];
+            for (uint32_t j = 0; j < n_d; j++)
+                value[j] = vi_values(v + j * VF * 4);
+            for (uint32_t i = 0; i < n; i++)
+                for (uint32_t j = 0; j < n_d; j++)
+                    s[i][j] = vi_dot_pairs(s[i][j], value[j], c->whole[i] + p);
+        }
+    }
+    for (uint32_t i = 0; i < n; i++)
+        for (uint32_t j = 0; j < n_d; j++)
+            vf_store(a->acc[c->first + i] + d + j * VF, vf_mul(vi_float(s[i][j]), vf_set(unit[i])));
+}
+
+INLINED void whole_chunk(struct attn_chunk *c, uint32_t n)
+{
+    const uint32_t D = c->a->layout->head_dim;
+    struct whole_query q[WQ];
+    float most[WQ], inverse[WQ], unit[WQ];
+    uint32_t d = 0;
+    for (uint32_t i = 0; i < n; i++)
+        q[i].scale = vec_round16(c->a->q[c->first + i], D, false, q[i].x) * c->a->scale;
+    whole_scores(c, q, n);
+    /* one query after the other in each step: a sum's last additions go on beside the next query's first ones */
+    for (uint32_t i = 0; i < n; i++)
+        most[i] = scale_scores(c, i, q[i].scale);
+    for (uint32_t i = 0; i < n; i++)
+        inverse[i] = whole_weights(c, i, most[i], &unit[i]);
+    for (uint32_t i = 0; i < n; i++)
+        whole_round(c, i, inverse[i]);
+    for (; d + VD * VF <= D; d += VD * VF)
+        whole_values(c, unit, n, d, VD);
+    for (; d + 2 * VF <= D; d += 2 * VF)
+        whole_values(c, unit, n, d, 2);
+    if (d < D)
+        whole_values(c, unit, n, d, 1);
 }
 
 /* ---- Q8_0 ---------------------------------------------------------------------------------------------------------- */
@@ -294,7 +456,7 @@ INLINED void int_chunk(struct attn_chunk *c, uint32_t n)
     }
 }
 
-/* ---- both ---------------------------------------------------------------------------------------------------------- */
+/* ---- all ----------------------------------------------------------------------------------------------------------- */
 
 INLINED void attn_chunk(pl_dtype t, struct attn_chunk *c, uint32_t n)
 {
@@ -306,23 +468,29 @@ INLINED void attn_chunk(pl_dtype t, struct attn_chunk *c, uint32_t n)
     }
     if (t == PL_Q8_0)
         int_chunk(c, n);
+    else if (t == PL_F16)
+        whole_chunk(c, n);
     else
         float_chunk(t, c, n);
     c->first += n;
 }
 
+/* Chunks of about equal numbers of queries. */
 INLINED void attn_typed(pl_dtype t, struct pl_cpu_attn *a)
 {
+    const uint32_t most = t == PL_F16 ? WQ : VQ;
     struct attn_chunk c;
     c.a = a;
     c.first = 0;
-    while (c.first + VQ <= a->n_q)
-        attn_chunk(t, &c, VQ);
-    switch (a->n_q - c.first) {
-    case 3: attn_chunk(t, &c, VQ > 3 ? 3 : 1); break;
-    case 2: attn_chunk(t, &c, VQ > 2 ? 2 : 1); break;
-    case 1: attn_chunk(t, &c, 1); break;
-    }
+    for (uint32_t left = (a->n_q + most - 1) / most; left > 0; left--)
+        switch ((a->n_q - c.first + left - 1) / left) {
+        case 1: attn_chunk(t, &c, 1); break;
+        case 2: attn_chunk(t, &c, 2); break;
+        case 3: attn_chunk(t, &c, most > 3 ? 3 : most); break;
+        case 4: attn_chunk(t, &c, most > 4 ? 4 : most); break;
+        case 5: attn_chunk(t, &c, most > 5 ? 5 : most); break;
+        default: attn_chunk(t, &c, most);
+        }
 }
 
 static void vec_attn(struct pl_cpu_attn *a)
