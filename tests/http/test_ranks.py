@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import PARLEYD, SLOW, Daemon, find_tool, until
+from conftest import PARLEYD, SLOW, Daemon, device_args, find_tool, until
 
 SMOLLM2 = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "parley/SmolLM2-135M-Instruct.Q4_1.gguf"
 SANITIZED = "asan" in str(PARLEYD) or "tsan" in str(PARLEYD)
@@ -272,6 +272,23 @@ def test_lost_while_idle(tmp_path, tiny):
     os.kill(d.pids[1], signal.SIGSTOP)
     assert d.process.wait(15 * SLOW) == 3, d.log
     assert "rank 1 of 2 has not answered" in d.log
+
+
+# ---- on another device ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(SANITIZED, reason="the emulated device is not of this build")
+@pytest.mark.parametrize("type, agree", [("q4_0", 0), ("f32", 1e-3)])
+def test_ranks_on_cuda(start, models, type, agree):
+    """Threads with a part of the model on the (emulated) CUDA device each."""
+    model = models(f"ranks-cuda-{type}", "--type", type, "--embd", 128)
+    body = {"model": "m", "prompt": "One for all", "max_tokens": 16, "temperature": 0, "ignore_eos": True, "logprobs": 1}
+    answers = []
+    for ranks in (1, 2):
+        d = start("--alias", "m", "--tensor-parallel", ranks, *device_args("cuda-emulated"), model=model)
+        answers.append(json.loads(d.post("/v1/completions", body)[2])["choices"][0])
+    assert answers[0]["text"] == answers[1]["text"]
+    assert answers[1]["logprobs"]["token_logprobs"] == pytest.approx(answers[0]["logprobs"]["token_logprobs"], abs=agree)
 
 
 # ---- bad input -----------------------------------------------------------------------------------------------------------------
