@@ -55,15 +55,20 @@ void pl_cuda_kv_free(struct pl_device *dev, struct pl_kvdev *kv)
     free(kv);
 }
 
-/* A page's layers lie a layer's bytes apart: one copy takes them all. */
+/* A page's layers lie a layer's bytes apart, which may be more than the pitch that a two-dimensional copy can have. */
 pl_status pl_cuda_kv_copy(struct pl_device *dev, struct pl_kvdev *kv, uint32_t from, uint32_t to)
 {
     struct pl_cuda *c = pl_cuda_of(dev);
     const struct pl_cuda_kv *k = &kv->kv;
     if (from == to)
         return PL_OK;
-    return pl_cuda_check(c, cudaMemcpy2DAsync(k->data + to * k->page_bytes, k->layer_bytes, k->data + from * k->page_bytes, k->layer_bytes, k->page_bytes,
-                                              k->n_layers, cudaMemcpyDeviceToDevice, c->stream), "copying a cache page");
+    pl_status rc = PL_OK;
+    for (uint32_t layer = 0; layer < k->n_layers && rc == PL_OK; layer++) {
+        uint8_t *const data = k->data + layer * k->layer_bytes;
+        rc = pl_cuda_check(c, cudaMemcpyAsync(data + to * k->page_bytes, data + from * k->page_bytes, k->page_bytes, cudaMemcpyDeviceToDevice, c->stream),
+                           "copying a cache page");
+    }
+    return rc;
 }
 
 pl_status pl_cuda_kv_write_op(struct pl_device *dev, struct pl_kvdev *kv, uint32_t layer, pl_view k, pl_view v, const struct pl_batch *b)

@@ -21,7 +21,8 @@ void pl_cuda_lora_free(struct pl_device *dev, struct pl_lora *l)
     free(l);
 }
 
-/* cudaMemcpy waits for nothing that runs on the device's own stream. */
+/* cudaMemcpy waits for nothing that runs on the device's own stream, and may return before the bytes are there: on the stream of such
+ * copies, which is waited for at the end. */
 static pl_status copy(struct pl_cuda *c, float **to, const float *from, size_t n)
 {
     const pl_status rc = pl_cuda_alloc(c, (void **)to, n * sizeof *from);
@@ -46,6 +47,8 @@ pl_status pl_cuda_lora_new(struct pl_device *dev, uint32_t cols, const struct pl
         if (rc == PL_OK)
             rc = copy(c, &p->b, src->b, (size_t)src->rows * src->rank);
     }
+    if (rc == PL_OK)
+        rc = pl_cuda_check(c, cudaStreamSynchronize(NULL), "copying an adapter");
     if (rc != PL_OK) {
         pl_cuda_lora_free(dev, l);
         return pl_fail(err, rc, rc == PL_ENOMEM ? "the GPU has no memory left for an adapter" : "copying an adapter to the GPU failed");

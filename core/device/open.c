@@ -33,7 +33,10 @@ pl_status pl_device_open(struct pl_device **out, const char *name, const char *c
     const char *library = cuda_library != NULL && cuda_library[0] != '\0' ? cuda_library : NULL;
     if (is_cuda(name, &opts.index)) {
         const pl_status rc = pl_cuda_load(out, library, &opts, &why);
-        return rc == PL_OK ? rc : pl_fail_param(err, PL_EINVAL, "device", "device %s: %s", name, why.msg);
+        if (rc == PL_OK)
+            return rc;
+        const bool passing = rc == PL_ENOMEM || rc == PL_EDEVICE; /* no fault of the configuration */
+        return pl_fail_param(err, passing ? rc : PL_EINVAL, "device", "device %s: %s", name, why.msg);
     }
     const bool any = strcmp(name, "auto") == 0;
     if (any && pl_cuda_load(out, library, &opts, &why) == PL_OK)
