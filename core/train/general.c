@@ -21,13 +21,16 @@ pl_status pl_general_read(char **text, size_t *n, const char *path, struct pl_er
 {
     void *bytes = NULL;
     if (path != NULL) {
-        const pl_status rc = pl_readfile(&bytes, n, path, PL_GENERAL_MAX, err);
-        if (rc == PL_OK && !pl_utf8_valid(bytes, *n)) {
+        struct pl_err why = {0};
+        const pl_status rc = pl_readfile(&bytes, n, path, PL_GENERAL_MAX, &why);
+        if (rc != PL_OK)
+            return pl_fail_param(err, rc, "general_text", "%s", why.msg);
+        if (!pl_utf8_valid(bytes, *n)) {
             free(bytes);
-            return pl_fail(err, PL_EFORMAT, "%s is not UTF-8 text", path);
+            return pl_fail_param(err, PL_EFORMAT, "general_text", "%s is not UTF-8 text", path);
         }
         *text = bytes;
-        return rc;
+        return PL_OK;
     }
     *n = (size_t)(general_text_end - general_text);
     *text = malloc(*n);

@@ -448,6 +448,16 @@ static pl_status score(struct run *r, struct pl_scores *s)
     return rc;
 }
 
+/* What a model is worth is told beside the job; that it cannot be told does not end it, unless a setting is wrong. */
+static pl_status forgive(struct run *r, pl_status rc)
+{
+    if (rc == PL_OK || rc == PL_ESTOPPED || rc == PL_ENOSPC || r->err->param[0] != '\0')
+        return rc;
+    const struct pl_err why = *r->err;
+    *r->err = (struct pl_err){0};
+    return pl_report_message(&r->report, "warn", r->err, "The model could not be evaluated: %s", why.msg);
+}
+
 static pl_status score_before(struct run *r)
 {
     if (!r->wants_before || r->state.step > 0)
@@ -502,7 +512,7 @@ static pl_status finish(struct run *r)
     if (rc == PL_OK)
         rc = pl_report_csv(r->folder, r->err);
     if (rc == PL_OK)
-        rc = score_after(r, to);
+        rc = forgive(r, score_after(r, to));
     return rc != PL_OK ? rc : pl_report_done(&r->report, &r->last, r->err);
 }
 
@@ -543,7 +553,7 @@ pl_train_exit pl_train_run(const char *folder, const struct pl_train_options *op
     }
     rc = open_all(&r);
     if (rc == PL_OK)
-        rc = score_before(&r);
+        rc = forgive(&r, score_before(&r));
     if (rc == PL_OK)
         rc = train(&r);
     if (rc == PL_OK && r.state.step < r.total_steps && !r.state.stopped) {
