@@ -124,11 +124,15 @@ void pl_model_file_close(struct pl_model_file *f)
 
 /* the device */
 
-pl_status pl_instance_device(struct pl_device **out, const struct pl_config *c, struct pl_pool *pool, unsigned local_rank, struct pl_err *err)
+pl_status pl_instance_device(struct pl_device **out, const struct pl_config *c, struct pl_pool *pool, bool ranks, unsigned local_rank,
+                             struct pl_err *err)
 {
     char own[32]; /* each rank of a machine takes a GPU of its own */
     snprintf(own, sizeof own, "cuda:%u", local_rank);
-    return pl_device_open(out, local_rank > 0 && strcmp(c->device, "cuda") == 0 ? own : c->device, c->cuda_library, pool, err);
+    const char *name = local_rank > 0 && strcmp(c->device, "cuda") == 0 ? own : c->device;
+    if (ranks && strcmp(name, "auto") == 0)
+        name = "cpu"; /* ranks that find for themselves what there is could find different kinds */
+    return pl_device_open(out, name, c->cuda_library, pool, err);
 }
 
 /* The system would rather end the daemon than refuse memory, so that it is asked first. */
@@ -263,7 +267,7 @@ pl_status pl_instance_open(struct pl_instance **out, const struct pl_instance_op
     m->tok = m->file.tok;
     m->chat = m->file.chat;
     if (rc == PL_OK)
-        rc = pl_instance_device(&m->device, c, o->pool, world != NULL ? world->local_rank : 0, err);
+        rc = pl_instance_device(&m->device, c, o->pool, world != NULL || c->tensor_parallel > 1, world != NULL ? world->local_rank : 0, err);
     if (rc == PL_OK)
         rc = pl_ranks_open(&m->ranks, world, c, m->file.gguf, m->device, err);
     if (rc == PL_OK)

@@ -60,7 +60,8 @@ struct pl_instance_opts {
 };
 
 /* The device that the configuration asks for; local_rank: which of this machine's, where it has several. */
-pl_status pl_instance_device(struct pl_device **out, const struct pl_config *c, struct pl_pool *pool, unsigned local_rank, struct pl_err *err) PL_MUST_CHECK;
+pl_status pl_instance_device(struct pl_device **out, const struct pl_config *c, struct pl_pool *pool, bool ranks, unsigned local_rank,
+                             struct pl_err *err) PL_MUST_CHECK;
 /* The engine runs when this returns. PL_ENOMEM: the machine has no memory for it now. */
 pl_status pl_instance_open(struct pl_instance **out, const struct pl_instance_opts *o, struct pl_err *err) PL_MUST_CHECK;
 /* Ends the engine and what it still runs. */

@@ -45,7 +45,7 @@ static pl_status load_part(struct member *m, struct pl_err *err)
     const uint32_t batch = (uint32_t)m->config->batch_tokens;
     pl_status rc = pl_pool_new(&m->pool, m->n_threads, err);
     if (rc == PL_OK)
-        rc = pl_instance_device(&m->device, m->config, m->pool, m->comm->local_rank, err);
+        rc = pl_instance_device(&m->device, m->config, m->pool, true, m->comm->local_rank, err);
     if (rc == PL_OK)
         rc = pl_model_load_part(&m->model, m->gguf, m->device, m->comm, batch, batch, err);
     return rc;
@@ -59,14 +59,14 @@ static void free_part(struct member *m)
     pl_pool_free(m->pool);
 }
 
-/* loaded: how it went until here. A mistake of the configuration or the model is rank 0's to tell: it makes it too. */
+/* loaded: how it went until here. */
 static pl_status live(struct member *m, pl_status loaded, struct pl_err *err)
 {
     if (loaded == PL_OK)
         loaded = load_part(m, err);
     if (loaded == PL_OK)
         pl_log_info("rank %u of %u: %s, %u threads", m->comm->rank, m->comm->size, m->device->ops->name, pl_pool_size(m->pool));
-    else if (loaded != PL_EINVAL)
+    else
         pl_log_error("rank %u of %u: %s", m->comm->rank, m->comm->size, err->msg);
     const pl_status rc = pl_rank_follow(m->comm, m->device, m->model, loaded);
     free_part(m);
