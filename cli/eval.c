@@ -8,9 +8,8 @@
 
 #include "cli/cli.h"
 #include "core/base/mem.h"
-#include "core/base/readfile.h"
 #include "core/model/adapter.h"
-#include "core/text/chat.h"
+#include "core/train/base.h"
 #include "core/train/evaluate.h"
 #include "core/train/objective.h"
 
@@ -22,9 +21,7 @@ struct eval {
     int on; /* pl_train_on */
     int low; /* pl_train_precision */
     /* what is open */
-    struct pl_gguf *gguf;
-    struct pl_tok *tok;
-    struct pl_chat *chat;
+    struct pl_train_model base;
     struct pl_pool *pool;
     struct pl_device *dev;
     struct pl_net *net;
@@ -88,34 +85,16 @@ static bool read_flags(struct eval *e, int argc, char **argv)
     return false;
 }
 
-static pl_status open_chat(struct eval *e, struct pl_err *err)
-{
-    struct pl_gguf_str source;
-    void *text = NULL;
-    pl_status rc = PL_OK;
-    if (e->template != NULL) {
-        rc = pl_readfile(&text, &source.n, e->template, 1 << 20, err);
-        source.s = text;
-    } else if (pl_gguf_string(e->gguf, "tokenizer.chat_template", &source) != PL_OK) {
-        return PL_OK;
-    }
-    if (rc == PL_OK)
-        rc = pl_chat_new(&e->chat, source.s, source.n, e->tok, err);
-    free(text);
-    return rc;
-}
-
 static pl_status open_net(struct eval *e, struct pl_err *err)
 {
-    struct pl_spec spec;
-    unsigned arch;
+    const struct pl_spec *spec = &e->base.spec;
     struct pl_adapter *adapter = NULL;
     struct pl_net_options o = {.inference = true};
-    pl_status rc = pl_model_check(&spec, &arch, NULL, e->gguf, err);
-    if (rc == PL_OK && e->n_max_length > spec.n_ctx)
-        rc = pl_fail(err, PL_EINVAL, "--max-length is %u but the model takes %u tokens", e->n_max_length, spec.n_ctx);
+    pl_status rc = PL_OK;
+    if (e->n_max_length > spec->n_ctx)
+        rc = pl_fail(err, PL_EINVAL, "--max-length is %u but the model takes %u tokens", e->n_max_length, spec->n_ctx);
     if (rc == PL_OK && e->adapter != NULL)
-        rc = pl_adapter_read(&adapter, e->adapter, &spec, err);
+        rc = pl_adapter_read(&adapter, e->adapter, spec, err);
     o.adapter = adapter;
     if (rc == PL_OK)
         rc = pl_pool_new(&e->pool, e->n_threads, err);
@@ -127,7 +106,7 @@ static pl_status open_net(struct eval *e, struct pl_err *err)
         rc = t->set_precision(e->dev, low ? PL_MM_BF16 : PL_MM_F32, err);
     }
     if (rc == PL_OK)
-        rc = pl_net_new(&e->net, e->gguf, e->dev, &o, err);
+        rc = pl_net_new(&e->net, e->base.gguf, e->dev, &o, err);
     if (adapter != NULL)
         pl_adapter_free(adapter);
     return rc;
@@ -149,7 +128,7 @@ static pl_status find_method(struct eval *e, struct pl_err *err)
 
 static pl_status read_data(struct eval *e, pl_train_on on, struct pl_dataset **out, struct pl_err *err)
 {
-    const struct pl_data_opts o = {.tok = e->tok, .chat = e->chat, .method = e->method, .train_on = on, .min_examples = 1,
+    const struct pl_data_opts o = {.tok = e->base.tok, .chat = e->base.chat, .method = e->method, .train_on = on, .min_examples = 1,
                                    .max_length = e->n_max_length > 0 ? e->n_max_length : e->net->spec.n_ctx};
     pl_data_report_fini(&e->report);
     return pl_dataset_read(out, e->data, &o, &e->report, err);
@@ -187,7 +166,8 @@ static pl_status measure_loss(struct eval *e, struct pl_err *err)
 
 static pl_status measure_answers(struct eval *e, struct pl_err *err)
 {
-    const struct pl_answers_opts o = {.gguf = e->gguf, .tok = e->tok, .adapter = e->adapter, .n_threads = e->n_threads, .max_tokens = e->n_max_tokens};
+    const struct pl_answers_opts o = {.gguf = e->base.gguf, .tok = e->base.tok, .adapter = e->adapter,
+                                      .n_threads = e->n_threads, .max_tokens = e->n_max_tokens};
     struct pl_dataset *d = NULL;
     const struct pl_data_report kept = e->report;
     FILE *show = e->show != NULL ? fopen(e->show, "we") : NULL;
@@ -209,17 +189,13 @@ static pl_status run(struct eval *e, struct pl_err *err)
 {
     pl_status rc = e->data != NULL ? find_method(e, err) : PL_OK;
     if (rc == PL_OK)
-        rc = pl_gguf_open(&e->gguf, e->model, err);
-    if (rc == PL_OK)
-        rc = pl_tok_load(&e->tok, e->gguf, err);
-    if (rc == PL_OK)
-        rc = open_chat(e, err);
+        rc = pl_train_model_open(&e->base, e->model, e->template, err);
     if (rc == PL_OK)
         rc = open_net(e, err);
     if (rc == PL_OK && e->data != NULL)
         rc = measure_loss(e, err);
     if (rc == PL_OK)
-        rc = pl_evaluate_general(&e->scores.general_loss, e->net, e->tok, e->general, err);
+        rc = pl_evaluate_general(&e->scores.general_loss, e->net, e->base.tok, e->general, err);
     if (rc == PL_OK && e->n_answers > 0)
         rc = measure_answers(e, err);
     return rc;
@@ -291,8 +267,6 @@ int cli_eval(int argc, char **argv)
     if (e.dev != NULL)
         e.dev->ops->close(e.dev);
     pl_pool_free(e.pool);
-    pl_chat_free(e.chat);
-    pl_tok_free(e.tok);
-    pl_gguf_close(e.gguf);
+    pl_train_model_close(&e.base);
     return rc == PL_OK ? 0 : 1;
 }
