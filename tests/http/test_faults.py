@@ -16,8 +16,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from conftest import ROOT, Daemon, find_tool
-from test_files import GOOD, client_of, upload
+from conftest import GOOD, ROOT, Daemon, client_of, data_dir, find_tool, upload
 from test_finetune_real import ROOM, finished, lines, method, result_of
 from test_jobs import Place, alive, messages, until
 
@@ -250,7 +249,7 @@ def test_uploads_under_way_are_in_the_quota(start, tmp_path, tiny):
     body = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + b"y" * (3 << 20)
     s.sendall(f"POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: {4 << 20}\r\n\r\n".encode() + body)
     c = client_of(d)
-    until(lambda: sum(p.stat().st_size for p in Path(d.log.split("files and jobs in ")[1].split("\n")[0]).glob("uploads/*")) >= 3 << 20)
+    until(lambda: sum(p.stat().st_size for p in data_dir(d).glob("uploads/*")) >= 3 << 20)
     with pytest.raises(openai.BadRequestError) as e:
         upload(c, b"x" * (2 << 20), purpose="batch")
     assert e.value.body["code"] == "file_quota_exceeded" and "uploads under way" in e.value.message

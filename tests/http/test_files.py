@@ -4,7 +4,6 @@ SPDX-License-Identifier: Apache-2.0
 import contextlib
 import hashlib
 import http.client
-import io
 import json
 import os
 import re
@@ -12,40 +11,11 @@ import resource
 import sqlite3
 import subprocess
 import time
-from pathlib import Path
 
 import openai
 import pytest
 
-from conftest import SLOW, Daemon, until
-
-CHAT = json.dumps({"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "the world"}]})
-GOOD = (CHAT + "\n") * 12
-
-
-def client_of(d, key="none"):
-    return openai.OpenAI(base_url=f"http://127.0.0.1:{d.port}/v1", api_key=key, max_retries=0, timeout=120 * SLOW)
-
-
-@pytest.fixture(scope="module")
-def daemon(tmp_path_factory, tiny):
-    d = Daemon(tmp_path_factory.mktemp("files"), "--max-file-mb", 4, "--files-quota-mb", 16, model=tiny).wait_ready()
-    yield d
-    assert d.stop() == 0, d.log
-    assert "Sanitizer" not in d.log, d.log
-
-
-@pytest.fixture
-def client(daemon):
-    c = client_of(daemon)
-    yield c
-    for f in c.files.list():
-        c.files.delete(f.id)
-
-
-def upload(c, text=GOOD, purpose="fine-tune", name="data.jsonl", **more):
-    return c.files.create(file=(name, io.BytesIO(text.encode(errors="surrogateescape") if isinstance(text, str) else text)), purpose=purpose, **more)
-
+from conftest import CHAT, GOOD, client_of, data_dir, until, upload
 
 def test_an_upload_and_back(client, daemon):
     f = upload(client)
@@ -203,10 +173,6 @@ def test_bad_files(client, daemon, text, message, line, at):
     if line:
         assert e.value.body["lines"][0]["line"] == line and e.value.body["lines"][0]["message"] == at and e.value.body["n_bad_lines"] == 1
     until(lambda: not os.listdir(data_dir(daemon) / "files") and not os.listdir(data_dir(daemon) / "uploads"))
-
-
-def data_dir(d):
-    return Path(re.search(r"files and jobs in (\S+)", d.log).group(1))
 
 
 def test_all_bad_lines_are_named(client):

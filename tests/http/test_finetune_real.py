@@ -10,8 +10,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from conftest import PARLEYD, Daemon, until
-from test_files import client_of, upload
+from conftest import PARLEYD, Daemon, client_of, data_dir, until, upload
 
 # workers that get their share of a busy machine; a sanitizer's reserves terabytes of addresses
 ROOM = ["--train-nice", 1, *(["--train-memory-mb", 16777216] if "asan" in str(PARLEYD) else [])]
@@ -206,12 +205,8 @@ def test_deleting_it(tuned, start, tmp_path, tiny):
     assert name not in [m.id for m in c.models.list()]
 
 
-def folder_of(d):
-    return Path(d.log.split("files and jobs in ")[1].split("\n")[0])
-
-
 def result_of(d, job):
-    return (folder_of(d) / "jobs" / job / "result/adapter_model.safetensors").read_bytes()
+    return (data_dir(d) / "jobs" / job / "result/adapter_model.safetensors").read_bytes()
 
 
 def test_kills_leave_no_trace(start, tmp_path, tiny, tuned):

@@ -16,9 +16,8 @@ from pathlib import Path
 import openai
 import pytest
 
-from conftest import ROOT, SLOW, Daemon, make_model
+from conftest import CHAT, GOOD, ROOT, SLOW, Daemon, client_of, make_model, upload
 from conftest import until as soon
-from test_files import CHAT, GOOD, client_of, upload
 
 WORKER = ROOT / "tests/tools/fake_worker.py"
 PATIENCE = 60  # seconds; workers stand back behind whatever else keeps the machine busy

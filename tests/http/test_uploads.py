@@ -14,27 +14,9 @@ import time
 import openai
 import pytest
 
-from conftest import ROOT, Daemon, until
-from test_files import CHAT, GOOD, client_of, data_dir
+from conftest import CHAT, GOOD, ROOT, Daemon, client_of, until
 
 LIFE = 3600
-
-
-@pytest.fixture(scope="module")
-def daemon(tmp_path_factory, tiny):
-    d = Daemon(tmp_path_factory.mktemp("uploads"), "--max-file-mb", 4, "--files-quota-mb", 16, model=tiny).wait_ready()
-    yield d
-    assert d.stop() == 0, d.log
-    assert "Sanitizer" not in d.log, d.log
-
-
-@pytest.fixture
-def client(daemon):
-    c = client_of(daemon)
-    yield c
-    for f in c.files.list():
-        c.files.delete(f.id)
-    assert os.listdir(data_dir(daemon) / "uploads") == [], "a test leaves its uploads ended"
 
 
 def create(c, n, purpose="user_data", **more):
