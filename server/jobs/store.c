@@ -26,51 +26,31 @@ enum { VERSION = 3, BUSY_MS = 5000, N_DIGITS = 24 };
 
 struct column {
     const char *name;
-    size_t offset;
     bool text;
 };
 
-#define ROW struct pl_file_row
-#define TEXT(name) {#name, offsetof(ROW, name), true},
-#define INT(name) {#name, offsetof(ROW, name), false},
-static const struct column file_columns[] = {PL_FILE_COLUMNS(TEXT, INT)};
-#undef ROW
-#define ROW struct pl_job_row
-static const struct column job_columns[] = {PL_JOB_COLUMNS(TEXT, INT)};
-#undef ROW
-#define ROW struct pl_event_row
-static const struct column event_columns[] = {PL_EVENT_COLUMNS(TEXT, INT)};
-#undef ROW
-#define ROW struct pl_checkpoint_row
-static const struct column checkpoint_columns[] = {PL_CHECKPOINT_COLUMNS(TEXT, INT)};
-#undef ROW
-#define ROW struct pl_upload_row
-static const struct column upload_columns[] = {PL_UPLOAD_COLUMNS(TEXT, INT)};
-#undef ROW
-#define ROW struct pl_part_row
-static const struct column part_columns[] = {PL_PART_COLUMNS(TEXT, INT)};
-#undef ROW
-#define ROW struct pl_permission_row
-static const struct column permission_columns[] = {PL_PERMISSION_COLUMNS(TEXT, INT)};
-#undef ROW
+#define TEXT(name) {#name, true},
+#define INT(name) {#name, false},
+#define COLUMNS(NAME, name, one, columns, indexes, since) static const struct column one##_columns[] = {columns(TEXT, INT)};
+PL_STORE_TABLES(COLUMNS)
 
+#define TABLE(NAME, name, one, columns, indexes, since)                                                                \
+    [PL_TABLE_##NAME] = {#name, one##_columns, PL_COUNT_OF(one##_columns), sizeof(struct pl_##one##_row), indexes, since},
 static const struct table {
     const char *name;
     const struct column *columns;
     size_t n, size;
-    const char *more; /* further indexes */
-    int since;        /* version of the database that had it first */
-} tables[] = {
-    [PL_TABLE_FILES] = {"files", file_columns, PL_COUNT_OF(file_columns), sizeof(struct pl_file_row), "", 1},
-    [PL_TABLE_JOBS] = {"jobs", job_columns, PL_COUNT_OF(job_columns), sizeof(struct pl_job_row), "CREATE UNIQUE INDEX jobs_name ON jobs(name);", 1},
-    [PL_TABLE_EVENTS] = {"events", event_columns, PL_COUNT_OF(event_columns), sizeof(struct pl_event_row), "CREATE INDEX events_job ON events(job);", 1},
-    [PL_TABLE_CHECKPOINTS] = {"checkpoints", checkpoint_columns, PL_COUNT_OF(checkpoint_columns), sizeof(struct pl_checkpoint_row),
-                              "CREATE UNIQUE INDEX checkpoints_step ON checkpoints(job, step); CREATE UNIQUE INDEX checkpoints_name ON checkpoints(name);", 1},
-    [PL_TABLE_UPLOADS] = {"uploads", upload_columns, PL_COUNT_OF(upload_columns), sizeof(struct pl_upload_row), "", 3},
-    [PL_TABLE_PARTS] = {"parts", part_columns, PL_COUNT_OF(part_columns), sizeof(struct pl_part_row), "CREATE INDEX parts_upload ON parts(upload);", 3},
-    [PL_TABLE_PERMISSIONS] = {"permissions", permission_columns, PL_COUNT_OF(permission_columns), sizeof(struct pl_permission_row),
-                              "CREATE UNIQUE INDEX permissions_project ON permissions(checkpoint, project_id);", 3},
-};
+    const char *more;
+    int since;
+} tables[] = {PL_STORE_TABLES(TABLE)};
+
+/* A row is its seq and then its columns, each in 8 bytes. */
+_Static_assert(sizeof(char *) == sizeof(int64_t), "a row's texts and numbers are of one size");
+
+static void *field_of(const void *row, size_t column)
+{
+    return (char *)(uintptr_t)row + (column + 1) * sizeof(int64_t);
+}
 
 struct pl_store {
     sqlite3 *db;
@@ -336,11 +316,11 @@ static pl_status prepare(struct pl_store *s, const struct pl_buf *sql, sqlite3_s
 static void bind_row(sqlite3_stmt *q, const struct table *t, const void *row)
 {
     for (size_t i = 0; i < t->n; i++) {
-        const char *field = (const char *)row + t->columns[i].offset;
+        const void *field = field_of(row, i);
         if (t->columns[i].text)
-            sqlite3_bind_text(q, (int)i + 1, *(char *const *)(const void *)field, -1, SQLITE_STATIC);
+            sqlite3_bind_text(q, (int)i + 1, *(char *const *)field, -1, SQLITE_STATIC);
         else
-            sqlite3_bind_int64(q, (int)i + 1, *(const int64_t *)(const void *)field);
+            sqlite3_bind_int64(q, (int)i + 1, *(const int64_t *)field);
     }
 }
 
@@ -348,12 +328,12 @@ static void read_row(sqlite3_stmt *q, const struct table *t, void *row)
 {
     *(int64_t *)row = sqlite3_column_int64(q, 0);
     for (size_t i = 0; i < t->n; i++) {
-        char *field = (char *)row + t->columns[i].offset;
+        void *field = field_of(row, i);
         const char *text = (const char *)sqlite3_column_text(q, (int)i + 1);
         if (!t->columns[i].text)
-            *(int64_t *)(void *)field = sqlite3_column_int64(q, (int)i + 1);
+            *(int64_t *)field = sqlite3_column_int64(q, (int)i + 1);
         else
-            *(char **)(void *)field = text != NULL ? pl_xstrdup(text) : NULL;
+            *(char **)field = text != NULL ? pl_xstrdup(text) : NULL;
     }
 }
 
@@ -464,7 +444,7 @@ void pl_row_fini(pl_table which, void *row)
     const struct table *t = &tables[which];
     for (size_t i = 0; i < t->n; i++)
         if (t->columns[i].text)
-            free(*(char **)(void *)((char *)row + t->columns[i].offset));
+            free(*(char **)field_of(row, i));
     memset(row, 0, t->size);
 }
 
@@ -511,7 +491,7 @@ static const char *text_column(const struct table *t, const void *row, const cha
 {
     for (size_t i = 0; i < t->n; i++)
         if (strcmp(t->columns[i].name, name) == 0)
-            return *(char *const *)(const void *)((const char *)row + t->columns[i].offset);
+            return *(char *const *)field_of(row, i);
     return NULL;
 }
 
