@@ -11,6 +11,7 @@
 #include "core/base/utf8.h"
 #include "core/train/dataset.h"
 #include "server/apierr.h"
+#include "server/jobs/checks.h"
 #include "server/jobs/files.h"
 
 enum { EXPIRES_MIN = 3600, EXPIRES_MAX = 2592000 };
@@ -97,7 +98,7 @@ pl_status pl_filing_store(const struct pl_filing *f, struct pl_file_row *row, st
     struct pl_data_report r = {0};
     pl_status st = strcmp(f->purpose, "fine-tune") == 0 ? check_lines(f, &r, &err) : PL_OK;
     if (st == PL_EFORMAT || st == PL_EINVAL) {
-        json_t *list = r.n_faults > 0 ? pl_jobs_lines(&r) : NULL;
+        json_t *list = r.n_faults > 0 ? pl_checks_lines(&r) : NULL;
         char *lines = list != NULL ? json_dumps(list, 0) : NULL, *more = NULL;
         if (lines != NULL && asprintf(&more, ",\"n_bad_lines\":%u,\"lines\":%s", r.n_bad, lines) < 0)
             more = NULL;

@@ -13,8 +13,9 @@
 #include "server/api/api.h"
 #include "server/api/listing.h"
 #include "server/apierr.h"
+#include "server/jobs/checks.h"
 #include "server/jobs/files.h"
-#include "server/jobs/jobs.h"
+#include "server/jobs/tuned.h"
 #include "server/server.h"
 
 enum { MAX_SUFFIX = 64, MAX_PAIRS = 16, MAX_KEY = 64, MAX_VALUE = 512, MAX_INTEGRATIONS = 5, MAX_PREVIEW = 100, PREVIEW = 3 };
@@ -195,16 +196,16 @@ static pl_status find_base(struct pl_jobs *j, const char *model, struct pl_base 
     struct pl_job_row of = {0};
     char *path = NULL, *whole = NULL;
     pl_status st = pl_registry_base(models, NULL, model, base, err);
-    if (st != PL_ENOENT || (st = pl_jobs_model_path(j, model, &path, err)) != PL_OK)
+    if (st != PL_ENOENT || (st = pl_tuned_path(j, model, &path, err)) != PL_OK)
         return st;
     if (asprintf(&whole, "%s/model.gguf", path) < 0) {
         st = pl_fail(err, PL_ENOMEM, "out of memory");
     } else if (access(whole, R_OK) == 0) {
-        st = pl_jobs_serve(j, model, err);
+        st = pl_tuned_serve(j, model, err);
         if (st == PL_OK)
             st = pl_registry_base(models, NULL, model, base, err);
     } else {
-        st = pl_jobs_of_model(j, model, &of, err);
+        st = pl_tuned_job(j, model, &of, err);
         if (st == PL_OK)
             st = pl_jobs_base(j, &of, base, err);
         *adapter = path;
@@ -341,7 +342,7 @@ void pl_api_jobs_create(struct pl_http_req *req, struct pl_http_resp *resp)
     else
         pl_listing_write(&resp->body, job_json(&row));
     if (st == PL_OK)
-        pl_jobs_validate_later(j, &row);
+        pl_checks_later(j, &row);
     json_decref(root);
     pl_row_fini(PL_TABLE_JOBS, &row);
 }
@@ -415,20 +416,20 @@ static void run_dry(void *arg, struct pl_http_resp *resp)
     char *training = pl_jobs_path(d->j->store, "files", d->row.training_file);
     char *validation = d->row.validation_file != NULL ? pl_jobs_path(d->j->store, "files", d->row.validation_file) : NULL;
     d->preview = json_array();
-    pl_status st = pl_jobs_plan(d->j, &d->spec, &d->row, training, validation, &file, &plan, &err);
+    pl_status st = pl_checks_plan(d->j, &d->spec, &d->row, training, validation, &file, &plan, &err);
     if (st == PL_OK)
         st = preview(d, training, &plan, &err);
     if (st == PL_OK) {
         pl_listing_write(&resp->body, json_pack("{s:s,s:b,s:o,s:o,s:O}", "object", "fine_tuning.validation", "valid", 1, "method",
-                                                pl_train_spec_json(&plan.spec), "estimate", pl_jobs_estimate(&plan), "preview", d->preview));
+                                                pl_train_spec_json(&plan.spec), "estimate", pl_checks_estimate(&plan), "preview", d->preview));
     } else {
         const struct pl_data_report *r = strcmp(err.param, "validation_file") == 0 ? &plan.validation : &plan.training;
-        json_t *list = pl_jobs_lines(r);
+        json_t *list = pl_checks_lines(r);
         char *lines = json_dumps(list, JSON_COMPACT), *more = NULL;
         if (r->n_faults > 0 && lines != NULL && asprintf(&more, ",\"n_bad_lines\":%u,\"lines\":%s", r->n_bad, lines) < 0)
             more = NULL;
         resp->status = st == PL_EIO || st == PL_ENOMEM ? 500 : 400;
-        pl_apierr_write_as(&resp->body, &err, resp->status == 500 ? "server_error" : "invalid_request_error", pl_jobs_code(st, &err), more);
+        pl_apierr_write_as(&resp->body, &err, resp->status == 500 ? "server_error" : "invalid_request_error", pl_checks_code(st, &err), more);
         json_decref(list);
         free(lines);
         free(more);

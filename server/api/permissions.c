@@ -12,7 +12,7 @@
 #include "server/api/api.h"
 #include "server/api/listing.h"
 #include "server/apierr.h"
-#include "server/jobs/jobs.h"
+#include "server/jobs/tuned.h"
 #include "server/server.h"
 
 enum { MAX_PROJECTS = 100, MAX_NAME = 64 };
@@ -32,7 +32,7 @@ static bool have_checkpoint(struct pl_http_req *req, struct pl_http_resp *resp, 
     char *path = NULL;
     if (!pl_listing_have_jobs(req, resp))
         return false;
-    const pl_status st = pl_jobs_model_path(req->server->jobs, name, &path, &err);
+    const pl_status st = pl_tuned_path(req->server->jobs, name, &path, &err);
     free(path);
     if (st == PL_OK)
         return true;

@@ -25,10 +25,12 @@
 #include "core/base/sha256.h"
 #include "core/train/job.h"
 #include "core/train/train.h"
+#include "server/jobs/checks.h"
 #include "server/jobs/files.h"
 #include "server/jobs/progress.h"
 #include "server/jobs/retry.h"
 #include "server/jobs/tidy.h"
+#include "server/jobs/tuned.h"
 #include "server/jobs/uploads.h"
 #include "server/jobs/worker.h"
 #include "server/server.h"
@@ -347,7 +349,7 @@ static pl_status serve(struct pl_supervisor *s, const struct pl_job_row *row, st
     char *folder = pl_jobs_folder(s->j, row->id);
     char *path = NULL;
     pl_status st = PL_OK;
-    if (asprintf(&path, "%s/result", folder) >= 0 && pl_jobs_load(s->j, row, row->name, path, &why) != PL_OK) {
+    if (asprintf(&path, "%s/result", folder) >= 0 && pl_tuned_load(s->j, row, row->name, path, &why) != PL_OK) {
         pl_log_warn("%s: %s is not served: %s", row->id, row->name, why.msg);
         st = pl_jobs_event(s->j, row->id, "warn", "message", NULL, -1, err, "The model is not served by this daemon: %s", why.msg);
     }
@@ -668,7 +670,7 @@ static void *supervise(void *arg)
         } else {
             launch_waiting(s, running);
             if (pl_now_ns() - s->expired_ns > EXPIRE_EVERY_NS) {
-                pl_jobs_validate_waiting(s->j);
+                pl_checks_waiting(s->j);
                 pl_files_expire(s->j->store, time(NULL));
                 pl_uploads_expire(s->j->store, time(NULL));
                 pl_tidy_ended(s->j);

@@ -11,6 +11,7 @@
 
 #include "core/base/log.h"
 #include "core/base/mem.h"
+#include "core/train/spec.h"
 #include "server/jobs/files.h"
 
 #define PL_LOG_MODULE "jobs"
