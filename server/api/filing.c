@@ -80,13 +80,15 @@ static pl_status store(const struct pl_filing *f, struct pl_file_row *row, struc
     pl_row_set(&row->purpose, f->purpose);
     pl_row_set(&row->sha256, f->sha256);
     pl_row_set(&row->status, "processed");
-    pl_status st = pl_store_begin(s, err);
-    if (st != PL_OK)
-        return st;
-    st = pl_files_adopt(s, f->path, row, err);
-    if (st == PL_OK && f->also != NULL)
-        st = f->also(f->arg, id, err);
-    st = pl_store_end(s, st, err);
+    pl_status st = pl_files_adopt(s, f->path, id, err);
+    if (st == PL_OK)
+        st = pl_store_begin(s, err);
+    if (st == PL_OK) {
+        st = pl_store_insert(s, PL_TABLE_FILES, row, err);
+        if (st == PL_OK && f->also != NULL)
+            st = f->also(f->arg, id, err);
+        st = pl_store_end(s, st, err);
+    }
     if (st != PL_OK)
         pl_files_discard(s, id);
     return st;

@@ -189,58 +189,80 @@ static pl_status read_file(struct pl_jobs *j, const json_t *root, const char *na
     return st;
 }
 
+static const char from_nothing[] = "scratch"; /* what a request calls the base of a model that is made from nothing */
+
+static bool is_in(const char *folder, const char *name)
+{
+    char *path = NULL;
+    const bool there = asprintf(&path, "%s/%s", folder, name) >= 0 && access(path, R_OK) == 0;
+    free(path);
+    return there;
+}
+
+/* The whole model under an adapter that a job made. */
+static pl_status find_under(struct pl_jobs *j, const char *adapter, struct pl_base *base, struct pl_err *err)
+{
+    struct pl_job_row of = {0};
+    pl_status st = pl_tuned_job(j, adapter, &of, err);
+    if (st == PL_OK && (st = pl_jobs_base(j, &of, base, err)) == PL_ENOENT)
+        st = pl_fail_param(err, PL_ENOENT, "model", "The model '%.100s' is not available for fine-tuning: it is an adapter of '%.100s' as that was then, "
+                           "which this server does not have; start parleyd with it as --model or --add-model", adapter, of.model);
+    pl_row_fini(PL_TABLE_JOBS, &of);
+    return st;
+}
+
 /* The whole model that it names, or the one under the adapter that it names, which is *adapter then: a folder, free(). */
 static pl_status find_base(struct pl_jobs *j, const char *model, struct pl_base *base, char **adapter, struct pl_err *err)
 {
     struct pl_registry *models = j->server->models;
-    struct pl_job_row of = {0};
-    char *path = NULL, *whole = NULL;
+    char *path = NULL;
     pl_status st = pl_registry_base(models, NULL, model, base, err);
-    if (st != PL_ENOENT || (st = pl_tuned_path(j, model, &path, err)) != PL_OK)
+    if (st != PL_ENOENT)
         return st;
-    if (asprintf(&whole, "%s/model.gguf", path) < 0) {
-        st = pl_fail(err, PL_ENOMEM, "out of memory");
-    } else if (access(whole, R_OK) == 0) {
+    st = pl_tuned_path(j, model, &path, err);
+    if (st == PL_ENOENT)
+        return pl_fail_param(err, PL_ENOENT, "model", "The model '%.100s' is not available for fine-tuning; this server has '%.100s', the models that were "
+                             "added to it, those tuned from them, and \"%s\"", model, pl_registry_first(models), from_nothing);
+    if (st != PL_OK)
+        return st;
+    if (is_in(path, "model.gguf")) {
         st = pl_tuned_serve(j, model, err);
         if (st == PL_OK)
             st = pl_registry_base(models, NULL, model, base, err);
-    } else {
-        st = pl_tuned_job(j, model, &of, err);
+    } else if (is_in(path, "adapter_config.json")) {
+        st = find_under(j, model, base, err);
         if (st == PL_OK)
-            st = pl_jobs_base(j, &of, base, err);
+            st = pl_tuned_serve(j, model, err); /* and with it the model under it, also when that was deleted */
         *adapter = path;
         path = NULL;
-        pl_row_fini(PL_TABLE_JOBS, &of);
+    } else {
+        st = pl_fail_param(err, PL_ENOENT, "model", "The model '%.100s' is not available for fine-tuning: its files are not there any more", model);
     }
     free(path);
-    free(whole);
     return st;
 }
 
 /* The model's name, its files if it is an adapter, and what tells its base from others if the job depends on that. */
 static pl_status read_model(struct pl_jobs *j, const json_t *root, struct pl_job_row *row, const struct pl_train_spec *spec, struct pl_err *err)
 {
-    static const char nothing[] = "scratch";
     const char *model;
     struct pl_base base = {0};
+    const bool needed = !spec->scratch || spec->shape_tokenizer == PL_SHAPE_BASE;
     pl_status st = want_string(root, "model", true, &model, err);
     if (st != PL_OK)
         return st;
-    if (spec->scratch && strcmp(model, nothing) != 0)
+    if (spec->scratch && strcmp(model, from_nothing) != 0)
         return pl_fail_param(err, PL_EINVAL, "model", "'model' must be \"%s\" with method.pretrain.shape, which makes a model from nothing; to go on training "
-                             "'%.100s' leave the shape out", nothing, model);
+                             "'%.100s' leave the shape out", from_nothing, model);
     st = spec->scratch ? pl_registry_base(j->server->models, NULL, NULL, &base, err) : find_base(j, model, &base, &row->base_adapter, err);
-    if (st == PL_ENOENT && strcmp(model, nothing) == 0)
+    if (st == PL_ENOENT && strcmp(model, from_nothing) == 0)
         return pl_fail_param(err, PL_EINVAL, "method", "model \"%s\" needs method {\"type\": \"pretrain\", \"pretrain\": {\"shape\": {…}}}; an empty "
-                             "shape takes the defaults", nothing);
-    if (st == PL_OK && base.id[0] == '\0')
-        st = pl_fail_param(err, PL_ENOENT, "model", "The model '%.100s' cannot be read", model);
-    else if (st == PL_ENOENT)
-        st = pl_fail_param(err, PL_ENOENT, "model", "The model '%.100s' is not available for fine-tuning; this server has '%.100s', the models that were "
-                           "added to it, those tuned from them, and \"%s\"", model, pl_registry_first(j->server->models), nothing);
+                             "shape takes the defaults", from_nothing);
+    if (st == PL_OK && needed && (base.id[0] == '\0' || access(base.path, R_OK) != 0))
+        st = pl_fail_param(err, PL_ENOENT, "model", "The model '%.100s' is not available for fine-tuning: its file %.200s cannot be read", model, base.path);
     if (st == PL_OK) {
         pl_row_set(&row->model, model);
-        if (!spec->scratch || spec->shape_tokenizer == PL_SHAPE_BASE)
+        if (needed)
             pl_row_set(&row->base_id, base.id);
     }
     pl_base_fini(&base);

@@ -14,6 +14,14 @@
 
 #define PL_LOG_MODULE "jobs"
 
+static pl_status open_model(struct pl_model_file *file, const struct pl_base *base, struct pl_err *err)
+{
+    const pl_status st = pl_model_file_open(file, base->path, base->template, err);
+    if (st != PL_OK && st != PL_ENOMEM && err->param[0] == '\0')
+        strcpy(err->param, "model");
+    return st;
+}
+
 pl_status pl_checks_plan(struct pl_jobs *j, const struct pl_train_spec *method, const struct pl_job_row *row, const char *training, const char *validation,
                        struct pl_model_file *file, struct pl_train_plan *plan, struct pl_err *err)
 {
@@ -22,7 +30,7 @@ pl_status pl_checks_plan(struct pl_jobs *j, const struct pl_train_spec *method, 
     *file = (struct pl_model_file){0};
     pl_status st = pl_jobs_base(j, row, &base, err);
     if (st == PL_OK && !method->scratch)
-        st = pl_model_file_open(file, base.path, base.template, err);
+        st = open_model(file, &base, err);
     const struct pl_train_base from = {
         .path = base.path, .tok = file->tok, .chat = file->chat, .spec = &file->spec, .n_ctx = file->spec.n_ctx, .n_params = file->n_params,
         .n_file = file->n_bytes, .stop = pl_tasks_stopping(j->tasks),
@@ -75,6 +83,8 @@ const char *pl_checks_code(pl_status st, const struct pl_err *err)
         return "invalid_training_file";
     if (validation)
         return "invalid_validation_file";
+    if (strcmp(err->param, "model") == 0)
+        return "model_not_available";
     return st == PL_EINVAL ? "invalid_hyperparameters" : "server_error";
 }
 

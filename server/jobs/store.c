@@ -8,6 +8,7 @@
 #include <jansson.h>
 #include <pthread.h>
 #include <sqlite3.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -55,6 +56,7 @@ static void *field_of(const void *row, size_t column)
 struct pl_store {
     sqlite3 *db;
     pthread_mutex_t lock; /* recursive */
+    atomic_ullong changes[PL_COUNT_OF(tables)];
     char *dir;
     int dir_lock;
 };
@@ -283,6 +285,8 @@ void pl_store_rollback(struct pl_store *s)
 {
     if (!sqlite3_get_autocommit(s->db) && run(s, "ROLLBACK", NULL) != PL_OK)
         pl_log_error("rollback: %s", sqlite3_errmsg(s->db));
+    for (size_t t = 0; t < PL_COUNT_OF(tables); t++) /* what this thread saw of its own changes was not so */
+        atomic_fetch_add(&s->changes[t], 1);
     pthread_mutex_unlock(&s->lock);
 }
 
@@ -337,9 +341,10 @@ static void read_row(sqlite3_stmt *q, const struct table *t, void *row)
     }
 }
 
-/* Runs a statement that gives nothing, and finishes it. */
-static pl_status finish(struct pl_store *s, pl_status st, sqlite3_stmt *q, struct pl_err *err)
+/* Runs a statement that changes a table, and finishes it. */
+static pl_status finish(struct pl_store *s, pl_table which, pl_status st, sqlite3_stmt *q, struct pl_err *err)
 {
+    atomic_fetch_add(&s->changes[which], 1);
     if (st == PL_OK && sqlite3_step(q) != SQLITE_DONE)
         st = sql_fail(s, err);
     sqlite3_finalize(q);
@@ -363,7 +368,7 @@ pl_status pl_store_insert(struct pl_store *s, pl_table which, void *row, struct 
     pl_status st = prepare(s, &sql, &q, err);
     if (st == PL_OK)
         bind_row(q, t, row);
-    st = finish(s, st, q, err);
+    st = finish(s, which, st, q, err);
     if (st == PL_OK)
         *(int64_t *)row = sqlite3_last_insert_rowid(s->db);
     pthread_mutex_unlock(&s->lock);
@@ -385,7 +390,7 @@ pl_status pl_store_update(struct pl_store *s, pl_table which, const void *row, s
     pl_status st = prepare(s, &sql, &q, err);
     if (st == PL_OK)
         bind_row(q, t, row);
-    st = finish(s, st, q, err);
+    st = finish(s, which, st, q, err);
     pthread_mutex_unlock(&s->lock);
     pl_buf_fini(&sql);
     return st;
@@ -393,11 +398,24 @@ pl_status pl_store_update(struct pl_store *s, pl_table which, const void *row, s
 
 pl_status pl_store_delete(struct pl_store *s, pl_table which, int64_t seq, struct pl_err *err)
 {
-    char sql[80];
-    snprintf(sql, sizeof sql, "DELETE FROM %s WHERE seq=%lld", tables[which].name, (long long)seq);
+    char value[24];
+    snprintf(value, sizeof value, "%lld", (long long)seq);
+    return pl_store_delete_all(s, which, "seq", value, err);
+}
+
+pl_status pl_store_delete_all(struct pl_store *s, pl_table which, const char *column, const char *value, struct pl_err *err)
+{
+    struct pl_buf sql;
+    sqlite3_stmt *q = NULL;
+    pl_buf_init(&sql, 0);
+    pl_buf_addf(&sql, "DELETE FROM %s WHERE %s=?", tables[which].name, column);
     pthread_mutex_lock(&s->lock);
-    const pl_status st = run(s, sql, err);
+    pl_status st = prepare(s, &sql, &q, err);
+    if (st == PL_OK)
+        sqlite3_bind_text(q, 1, value, -1, SQLITE_STATIC);
+    st = finish(s, which, st, q, err);
     pthread_mutex_unlock(&s->lock);
+    pl_buf_fini(&sql);
     return st;
 }
 
@@ -513,6 +531,8 @@ pl_status pl_store_list(struct pl_store *s, pl_table which, const struct pl_stor
         pl_buf_addf(&sql, " AND %s=?2", query->column);
     if (query->also_column != NULL)
         pl_buf_addf(&sql, " AND %s=?3", query->also_column);
+    if (query->past_column != NULL)
+        pl_buf_addf(&sql, " AND %s BETWEEN 1 AND %lld", query->past_column, (long long)query->past);
     pl_buf_addf(&sql, " ORDER BY seq %s", query->ascending ? "ASC" : "DESC");
     pthread_mutex_lock(&s->lock);
     pl_status st = query->after != NULL ? seq_of(s, t, query->after, &after, err) : PL_OK;
@@ -581,6 +601,11 @@ void pl_store_usage(struct pl_store *s, pl_table t, uint64_t *bytes, uint64_t *n
     char sql[80];
     snprintf(sql, sizeof sql, "SELECT COALESCE(SUM(bytes),0), COUNT(*) FROM %s", tables[t].name);
     two_numbers(s, sql, NULL, bytes, n);
+}
+
+uint64_t pl_store_changes(const struct pl_store *s, pl_table t)
+{
+    return atomic_load(&s->changes[t]);
 }
 
 uint64_t pl_store_count(struct pl_store *s, pl_table t, const char *column, const char *value)

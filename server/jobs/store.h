@@ -85,6 +85,8 @@ pl_status pl_store_end(struct pl_store *s, pl_status st, struct pl_err *err) PL_
 pl_status pl_store_insert(struct pl_store *s, pl_table t, void *row, struct pl_err *err) PL_MUST_CHECK;
 pl_status pl_store_update(struct pl_store *s, pl_table t, const void *row, struct pl_err *err) PL_MUST_CHECK;
 pl_status pl_store_delete(struct pl_store *s, pl_table t, int64_t seq, struct pl_err *err) PL_MUST_CHECK;
+/* Rows whose column is value. */
+pl_status pl_store_delete_all(struct pl_store *s, pl_table t, const char *column, const char *value, struct pl_err *err) PL_MUST_CHECK;
 /* By id; or by another column that names one row. */
 pl_status pl_store_get(struct pl_store *s, pl_table t, const char *column, const char *value, void *row, struct pl_err *err) PL_MUST_CHECK;
 void pl_row_fini(pl_table t, void *row);
@@ -93,6 +95,8 @@ void pl_row_fini(pl_table t, void *row);
 struct pl_store_query {
     const char *column, *value; /* rows whose column is value */
     const char *also_column, *also_value; /* and this one that; after column */
+    const char *past_column;              /* rows whose number column is from 1 to past: a time that is over; NULL = any */
+    int64_t past;
     const char *like_column, *like; /* rows whose JSON text column holds the members of this JSON object; "null" = has none */
     const char *after;          /* id of the row after which to begin, in this order; PL_ENOENT if it is not there */
     bool ascending;
@@ -106,6 +110,8 @@ void pl_rows_free(pl_table t, void *rows, size_t n);
 /* Sum of bytes, and number, of the rows of a table that has bytes; rows of a column's value. 0 when it cannot be read. */
 void pl_store_usage(struct pl_store *s, pl_table t, uint64_t *bytes, uint64_t *n);
 uint64_t pl_store_count(struct pl_store *s, pl_table t, const char *column, const char *value);
+/* Grows with each change of a table's rows, from before the change can be seen. */
+uint64_t pl_store_changes(const struct pl_store *s, pl_table t);
 
 /* Whether a job has an event of this message (at that place; -2 = anywhere). */
 bool pl_store_has_event(struct pl_store *s, const char *job, const char *message, int64_t at);

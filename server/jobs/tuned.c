@@ -153,68 +153,87 @@ pl_status pl_tuned_serve(struct pl_jobs *j, const char *name, struct pl_err *err
     return st;
 }
 
-static pl_status delete_checkpoints(struct pl_jobs *j, const char *job, const char *folder, struct pl_err *err)
+pl_status pl_tuned_delete_checkpoint(struct pl_jobs *j, const struct pl_checkpoint_row *c, struct pl_err *err)
 {
-    const struct pl_store_query q = {.column = "job", .value = job};
-    void *rows;
+    const pl_status st = pl_store_delete(j->store, PL_TABLE_CHECKPOINTS, c->seq, err);
+    return st == PL_OK ? pl_store_delete_all(j->store, PL_TABLE_PERMISSIONS, "checkpoint", c->name, err) : st;
+}
+
+void pl_tuned_forget(struct pl_jobs *j, const char *name)
+{
+    pthread_mutex_lock(&j->serve_lock);
+    pl_registry_remove(j->server->models, name);
+    pthread_mutex_unlock(&j->serve_lock);
+}
+
+/* What a model's name stands for: the job that made it, and the rows that go with the name. */
+struct doomed {
+    struct pl_job_row job;
+    struct pl_checkpoint_row *checkpoints;
     size_t n;
+};
+
+static void free_doomed(struct doomed *d)
+{
+    pl_rows_free(PL_TABLE_CHECKPOINTS, d->checkpoints, d->n);
+    pl_row_fini(PL_TABLE_JOBS, &d->job);
+}
+
+static pl_status find_doomed(struct pl_jobs *j, const char *name, struct doomed *d, struct pl_err *err)
+{
+    struct pl_store_query q = {.column = "job"};
+    void *rows;
     bool more;
-    pl_status st = pl_store_list(j->store, PL_TABLE_CHECKPOINTS, &q, &rows, &n, &more, err);
+    *d = (struct doomed){0};
+    pl_status st = pl_tuned_job(j, name, &d->job, err);
+    if (st == PL_OK && strcmp(d->job.name, name) == 0 && (strcmp(d->job.status, "succeeded") != 0 || d->job.deleted))
+        st = PL_ENOENT;
     if (st != PL_OK)
-        return st;
-    for (size_t i = 0; i < n && st == PL_OK; i++) {
-        const struct pl_checkpoint_row *c = (const struct pl_checkpoint_row *)rows + i;
-        char *path = NULL;
-        st = pl_store_delete(j->store, PL_TABLE_CHECKPOINTS, c->seq, err);
-        if (st == PL_OK)
-            pl_registry_remove(j->server->models, c->name);
-        if (st == PL_OK && asprintf(&path, "%s/%s", folder, c->path) >= 0)
-            pl_files_remove_tree(path);
-        free(path);
-    }
-    pl_rows_free(PL_TABLE_CHECKPOINTS, rows, n);
+        return st == PL_ENOENT ? no_model(name, err) : st;
+    q.value = d->job.id;
+    if (strcmp(d->job.name, name) != 0)
+        q = (struct pl_store_query){.column = "name", .value = name};
+    st = pl_store_list(j->store, PL_TABLE_CHECKPOINTS, &q, &rows, &d->n, &more, err);
+    d->checkpoints = rows;
     return st;
 }
 
-static pl_status forget_model(struct pl_jobs *j, const char *name, char **path, struct pl_err *err)
+/* The files go when the job is tidied. */
+static pl_status delete_rows(struct pl_jobs *j, const char *name, struct doomed *d, struct pl_err *err)
 {
-    struct pl_job_row row;
-    struct pl_checkpoint_row c;
-    pl_status st = pl_tuned_path(j, name, path, err);
-    if (st != PL_OK)
-        return st;
-    st = pl_store_get(j->store, PL_TABLE_JOBS, "name", name, &row, err);
-    if (st == PL_OK) {
-        char *folder = pl_jobs_folder(j, row.id);
-        row.deleted = 1;
-        st = pl_store_update(j->store, PL_TABLE_JOBS, &row, err);
-        if (st == PL_OK)
-            st = delete_checkpoints(j, row.id, folder, err);
-        free(folder);
-    } else if (st == PL_ENOENT && (st = pl_store_get(j->store, PL_TABLE_CHECKPOINTS, "name", name, &c, err)) == PL_OK) {
-        st = pl_store_delete(j->store, PL_TABLE_CHECKPOINTS, c.seq, err);
-        pl_row_fini(PL_TABLE_CHECKPOINTS, &c);
+    pl_status st = find_doomed(j, name, d, err);
+    if (st == PL_OK && strcmp(d->job.name, name) == 0) {
+        d->job.deleted = 1;
+        st = pl_store_delete_all(j->store, PL_TABLE_PERMISSIONS, "checkpoint", name, err);
     }
-    pl_row_fini(PL_TABLE_JOBS, &row);
+    d->job.tidied = 0;
+    if (st == PL_OK)
+        st = pl_store_update(j->store, PL_TABLE_JOBS, &d->job, err);
+    for (size_t i = 0; i < d->n && st == PL_OK; i++)
+        st = pl_tuned_delete_checkpoint(j, &d->checkpoints[i], err);
     return st;
 }
 
 /* It answers no new request; those that run end as they would have. */
 pl_status pl_tuned_delete(struct pl_jobs *j, const char *name, struct pl_err *err)
 {
-    char *path = NULL;
+    struct doomed d = {0};
     pthread_mutex_lock(&j->serve_lock);
-    const pl_status st = forget_model(j, name, &path, err);
+    pl_status st = pl_store_begin(j->store, err);
+    if (st == PL_OK)
+        st = pl_store_end(j->store, delete_rows(j, name, &d, err), err);
     if (st == PL_OK)
         pl_registry_remove(j->server->models, name);
+    for (size_t i = 0; i < d.n && st == PL_OK; i++)
+        pl_registry_remove(j->server->models, d.checkpoints[i].name);
     pthread_mutex_unlock(&j->serve_lock);
-    if (st == PL_OK) {
-        pl_files_remove_tree(path);
+    if (st == PL_OK)
         pl_log_info("model %s deleted", name);
-    }
-    free(path);
+    free_doomed(&d);
+    pl_jobs_poke(j);
     return st;
 }
+
 void pl_tuned_serve_all(struct pl_jobs *j)
 {
     const struct pl_store_query q = {.column = "status", .value = "succeeded"};

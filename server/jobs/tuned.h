@@ -18,7 +18,11 @@ pl_status pl_tuned_load(struct pl_jobs *j, const struct pl_job_row *row, const c
 pl_status pl_tuned_serve(struct pl_jobs *j, const char *name, struct pl_err *err) PL_MUST_CHECK;
 /* At start: models of former days are served again; checkpoints when somebody asks for them. */
 void pl_tuned_serve_all(struct pl_jobs *j);
-/* DELETE /v1/models/{name}: the model and its checkpoints are gone. */
+/* DELETE /v1/models/{name}: the model and its checkpoints are gone at once, and their files when the job is tidied (after its end). */
 pl_status pl_tuned_delete(struct pl_jobs *j, const char *name, struct pl_err *err) PL_MUST_CHECK;
+/* A checkpoint's row, and those of its permissions; in a transaction of the caller, who calls pl_tuned_forget after it. */
+pl_status pl_tuned_delete_checkpoint(struct pl_jobs *j, const struct pl_checkpoint_row *c, struct pl_err *err) PL_MUST_CHECK;
+/* The registry does not know the name any more: outside transactions. */
+void pl_tuned_forget(struct pl_jobs *j, const char *name);
 
 #endif

@@ -32,6 +32,7 @@ def made(tmp_path_factory, tiny):
                                     suffix="bell", seed=5, method=method(SHAPE))
     d.client, d.job = c, finished(c, job.id)
     assert d.job.status == "succeeded", (d.job, d.log)
+    until(lambda: not (data_dir(d) / "jobs" / d.job.id / "base.gguf").exists())  # its first weights
     d.file = data_dir(d) / "jobs" / d.job.id / "result/model.gguf"
     yield d
     assert d.stop() == 0, d.log
