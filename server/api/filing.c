@@ -58,12 +58,12 @@ static pl_status check_lines(const struct pl_filing *f, struct pl_data_report *r
     const struct pl_data_opts o = {.min_examples = 1, .stop = pl_tasks_stopping(f->jobs->tasks)};
     pl_status st = pl_data_scan(f->path, &o, NULL, NULL, r, err);
     if (st == PL_ERANGE)
-        st = pl_fail(err, PL_EINVAL, "The file has no examples.");
+        st = pl_fail(err, PL_EINVAL, "The file has no examples: it takes one JSON dictionary in each line.");
     if (st == PL_EFORMAT && r->n_faults > 0 && strncmp(r->faults[0].reason, "the line is not a dictionary", 28) == 0)
         st = pl_fail(err, PL_EFORMAT, "Expected file to have JSONL format, where every line is a JSON dictionary. Line %u is not a dictionary%s.",
                      r->faults[0].line, r->faults[0].reason + 28);
     if (st == PL_EFORMAT || st == PL_EINVAL)
-        strcpy(err->param, "file");
+        snprintf(err->param, sizeof err->param, "%s", f->field);
     return st;
 }
 
@@ -111,8 +111,8 @@ pl_status pl_filing_store(const struct pl_filing *f, struct pl_file_row *row, st
     } else if (st != PL_OK) {
         pl_filing_refuse(resp, st, 0, NULL, &err, NULL);
     } else if ((st = store(f, row, &err)) != PL_OK) {
-        const bool theirs = st == PL_EINVAL; /* of also */
-        pl_filing_refuse(resp, st, theirs ? 400 : 507, theirs ? NULL : "storage_failed", &err, NULL);
+        const bool theirs = st == PL_EINVAL || st == PL_ENOENT; /* of also */
+        pl_filing_refuse(resp, st, st == PL_ENOENT ? 404 : theirs ? 400 : 507, theirs ? NULL : st == PL_ENOSPC ? "disk_full" : "storage_failed", &err, NULL);
     }
     pl_data_report_fini(&r);
     return st;

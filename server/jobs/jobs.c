@@ -337,6 +337,7 @@ pl_status pl_jobs_open(struct pl_jobs **out, struct pl_server *s, struct pl_err 
     char *dir = pl_config_data_dir(s->config);
     j->server = s;
     pthread_mutex_init(&j->serve_lock, NULL);
+    pl_room_init(&j->room);
     pl_status st = dir != NULL ? pl_store_open(&j->store, dir, err)
                                : pl_fail_param(err, PL_EINVAL, "data-dir", "there is no place for files and jobs: name one with --data-dir");
     if (st == PL_OK)
@@ -382,6 +383,7 @@ void pl_jobs_close(struct pl_jobs *j)
     pl_supervisor_free(j->supervisor);
     pl_store_close(j->store);
     pthread_mutex_destroy(&j->serve_lock);
+    pl_room_fini(&j->room);
     free(j);
 }
 

@@ -14,6 +14,7 @@
 #include <stdatomic.h>
 
 #include "core/base/buf.h"
+#include "server/jobs/room.h"
 #include "server/jobs/store.h"
 #include "server/jobs/tasks.h"
 #include "server/registry.h"
@@ -27,7 +28,7 @@ struct pl_jobs {
     struct pl_tasks *tasks;
     _Atomic(struct pl_supervisor *) supervisor; /* NULL until the model is loaded; freed when nobody is left to ask */
     atomic_uint n_checks; /* jobs in the queue of checks */
-    atomic_ullong incoming; /* bytes that uploads under way have taken of the quota */
+    struct pl_room room;
     pthread_mutex_t serve_lock; /* from the look into the store until the model is known (or not) to the server; before the store's */
 };
 

@@ -122,7 +122,9 @@ BAD_FORMS = [
     ([("purpose", None, b"batch"), ("file", "", b"x")], "file", "a file with a name"),
     ([("purpose", None, b"batch"), ("files", "a", b"x")], "files", "is not a field of this form"),
     ([("purpose", None, b"x" * 300), ("file", "a", b"x")], "purpose", "at most 256 bytes"),
-    ([("purpose", None, b"ba\0tch"), ("file", "a", b"x")], "purpose", "at most 256 bytes"),
+    ([("purpose", None, b"ba\0tch"), ("file", "a", b"x")], "purpose", "has a NUL byte"),
+    ([("purpose", None, b"batch"), ("file", "a\x01", b"x")], "file", "control characters"),
+    ([("purpose", None, b"batch"), ("file", "a" * 256, b"x")], "file", "at most 255 bytes"),
 ]
 
 
@@ -187,6 +189,7 @@ def test_too_large(client, daemon):
     with pytest.raises(openai.APIStatusError) as e:
         upload(client, b"x" * ((4 << 20) + 1), purpose="batch")
     assert e.value.status_code == 413 and e.value.body["code"] == "request_too_large" and e.value.body["param"] == "file"
+    assert "larger than the 4 MiB that this server accepts (max-file-mb)" in e.value.message
     f = upload(client, b"x" * (4 << 20), purpose="batch")
     assert f.bytes == 4 << 20
     c = daemon.connect()
@@ -194,7 +197,8 @@ def test_too_large(client, daemon):
     c.putheader("Content-Type", "multipart/form-data; boundary=x")
     c.putheader("Content-Length", str(6 << 20))
     c.endheaders()
-    assert c.getresponse().status == 413  # told at once, before the body
+    r = c.getresponse()
+    assert r.status == 413 and "max-file-mb" in json.loads(r.read())["error"]["message"]  # told at once, before the body
     c.close()
 
 
@@ -203,7 +207,7 @@ def test_quota(client):
         upload(client, b"x" * (4 << 20), purpose="batch")
     with pytest.raises(openai.BadRequestError) as e:
         upload(client, b"x", purpose="batch")
-    assert e.value.body["code"] == "file_quota_exceeded" and "files-quota-mb" in e.value.message
+    assert e.value.body["code"] == "file_quota_exceeded" and e.value.body["param"] == "file" and "files-quota-mb" in e.value.message
     client.files.delete(client.files.list().data[0].id)
     upload(client, b"x", purpose="batch")
 
