@@ -122,7 +122,8 @@ bool pl_head_check(const struct pl_head *h, const char *version, struct pl_http_
 bool pl_head_check_body(const struct pl_head *h, const char *method, uint64_t max_body, bool form, struct pl_http_fault *fault)
 {
     if (h->length > max_body)
-        return refuse(fault, 413, "request_too_large", "The request body is larger than this server accepts.");
+        return refuse(fault, 413, "request_too_large", form ? "The form is larger than this server accepts (max-file-mb)."
+                                                            : "The request body is larger than this server accepts (max-body-mb).");
     if (h->expect_other)
         return refuse(fault, 417, NULL, "The only expectation understood is 100-continue.");
     if (h->encoded)

@@ -7,7 +7,7 @@
 
 #include "core/base/mem.h"
 #include "server/apierr.h"
-#include "server/jobs/jobs.h"
+#include "server/jobs/tuned.h"
 #include "server/server.h"
 
 /* ---- waiting ------------------------------------------------------------------------------------------------------- */
@@ -109,7 +109,7 @@ static void wait_for(struct pl_http_req *req, struct pl_http_resp *resp, const c
 /* A tuned model or checkpoint that nobody has asked for yet. */
 static pl_status make_known(const struct pl_server *s, const char *name, struct pl_err *err)
 {
-    const pl_status st = s->jobs != NULL && strncmp(name, "ft:", 3) == 0 ? pl_jobs_serve(s->jobs, name, err) : PL_ENOENT;
+    const pl_status st = s->jobs != NULL && strncmp(name, "ft:", 3) == 0 ? pl_tuned_serve(s->jobs, name, err) : PL_ENOENT;
     if (st != PL_ENOENT)
         return st;
     return pl_fail_param(err, PL_ENOENT, "model", "The model '%.200s' does not exist; this server has '%.200s', and GET /v1/models lists all", name,

@@ -98,7 +98,7 @@ static pl_status take_head(struct pl_multipart *m, struct pl_err *err)
     if (has_name != 1)
         return pl_fail(err, PL_EINVAL, "a part has no Content-Disposition: form-data with a name of at most %d bytes", MAX_NAME);
     if (has_filename < 0)
-        return pl_fail(err, PL_EINVAL, "a file's name must have at most %d bytes", MAX_FILENAME);
+        return pl_fail_param(err, PL_EINVAL, name, "'%s': a file's name must have at most %d bytes", name, MAX_FILENAME);
     if (++m->n_parts > PL_MULTIPART_MAX_PARTS)
         return pl_fail(err, PL_EINVAL, "the form has more than %d parts", PL_MULTIPART_MAX_PARTS);
     if (has_filename == 1)

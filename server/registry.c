@@ -622,25 +622,34 @@ bool pl_registry_is_of_first(struct pl_registry *r, const char *name)
     return yes;
 }
 
-/* Out of the list, and out of its instance if it is there. */
-static void remove_adapter(struct pl_registry *r, struct pl_registry_adapter *a)
+/* A model that was deleted is read from a file of one of its adapters. */
+static void choose_own_base(const struct pl_registry *r, struct pl_registry_model *m)
 {
-    struct pl_err none;
-    if (a->model->state == PL_MODEL_IN && pl_adapters_unload(a->model->instance->adapters, a->name, &none) == PL_OK)
-        pl_log_debug("adapter %s leaves", a->name);
-    pl_registry_forget_adapter(r, a);
-}
-
-/* Its adapters stay, and with them their own file of it. */
-static void hide(struct pl_registry *r, struct pl_registry_model *m)
-{
-    m->listed = false;
     for (const struct pl_registry_adapter *a = r->adapters; a != NULL; a = a->next)
         if (a->model == m && a->own_base != NULL) {
             free(m->path);
             m->path = pl_xstrdup(a->own_base);
             return;
         }
+}
+
+/* Out of the list, and out of its instance if it is there. */
+static void remove_adapter(struct pl_registry *r, struct pl_registry_adapter *a)
+{
+    struct pl_registry_model *m = a->model;
+    struct pl_err none;
+    if (a->model->state == PL_MODEL_IN && pl_adapters_unload(a->model->instance->adapters, a->name, &none) == PL_OK)
+        pl_log_debug("adapter %s leaves", a->name);
+    pl_registry_forget_adapter(r, a);
+    if (!m->listed)
+        choose_own_base(r, m);
+}
+
+/* Its adapters stay, and with them their own file of it. */
+static void hide(struct pl_registry *r, struct pl_registry_model *m)
+{
+    m->listed = false;
+    choose_own_base(r, m);
 }
 
 void pl_registry_remove(struct pl_registry *r, const char *name)

@@ -487,7 +487,7 @@ static enum MHD_Result take_head(struct pl_http_conn *c, const char *url, const 
 
 static enum MHD_Result take_body(struct pl_http_conn *c, const char *bytes, size_t *n)
 {
-    static const char large[] = "{\"error\":{\"message\":\"The request body is larger than this server accepts.\",\"type\":"
+    static const char large[] = "{\"error\":{\"message\":\"The request body is larger than this server accepts (max-body-mb, max-file-mb).\",\"type\":"
                                 "\"invalid_request_error\",\"param\":null,\"code\":\"request_too_large\"}}";
     if (!pl_watch_progress(c->http->watch, &c->link->item, *n))
         return MHD_NO;

@@ -21,7 +21,7 @@
 enum { PURPOSE, ANCHOR, SECONDS };
 static const struct pl_intake_form form = {
     .values = {[PURPOSE] = "purpose", [ANCHOR] = "expires_after[anchor]", [SECONDS] = "expires_after[seconds]"}, .file = "file", .named = true,
-    .all = "file, purpose, expires_after[anchor] and expires_after[seconds]",
+    .limit = "this server accepts (max-file-mb)", .all = "file, purpose, expires_after[anchor] and expires_after[seconds]",
 };
 
 struct pl_sink *pl_api_files_sink(struct pl_http_req *req, const char *content_type)
@@ -57,7 +57,7 @@ static void run_upload(void *arg, struct pl_http_resp *resp)
     struct pl_err err = {0};
     struct pl_file_row row = {0};
     struct pl_filing f = {.jobs = u->jobs, .path = u->path, .filename = u->filename, .purpose = u->values[PURPOSE], .n = u->n,
-                          .expires_after = u->seen[SECONDS] ? seconds_of(u) : 0};
+                          .field = form.file, .expires_after = u->seen[SECONDS] ? seconds_of(u) : 0};
     pl_sha256_hex(&u->hash, f.sha256);
     const pl_status st = pl_intake_flush(u, &err);
     if (st != PL_OK)

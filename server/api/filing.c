@@ -11,6 +11,7 @@
 #include "core/base/utf8.h"
 #include "core/train/dataset.h"
 #include "server/apierr.h"
+#include "server/jobs/checks.h"
 #include "server/jobs/files.h"
 
 enum { EXPIRES_MIN = 3600, EXPIRES_MAX = 2592000 };
@@ -57,12 +58,12 @@ static pl_status check_lines(const struct pl_filing *f, struct pl_data_report *r
     const struct pl_data_opts o = {.min_examples = 1, .stop = pl_tasks_stopping(f->jobs->tasks)};
     pl_status st = pl_data_scan(f->path, &o, NULL, NULL, r, err);
     if (st == PL_ERANGE)
-        st = pl_fail(err, PL_EINVAL, "The file has no examples.");
+        st = pl_fail(err, PL_EINVAL, "The file has no examples: it takes one JSON dictionary in each line.");
     if (st == PL_EFORMAT && r->n_faults > 0 && strncmp(r->faults[0].reason, "the line is not a dictionary", 28) == 0)
         st = pl_fail(err, PL_EFORMAT, "Expected file to have JSONL format, where every line is a JSON dictionary. Line %u is not a dictionary%s.",
                      r->faults[0].line, r->faults[0].reason + 28);
     if (st == PL_EFORMAT || st == PL_EINVAL)
-        strcpy(err->param, "file");
+        snprintf(err->param, sizeof err->param, "%s", f->field);
     return st;
 }
 
@@ -79,13 +80,15 @@ static pl_status store(const struct pl_filing *f, struct pl_file_row *row, struc
     pl_row_set(&row->purpose, f->purpose);
     pl_row_set(&row->sha256, f->sha256);
     pl_row_set(&row->status, "processed");
-    pl_status st = pl_store_begin(s, err);
-    if (st != PL_OK)
-        return st;
-    st = pl_files_adopt(s, f->path, row, err);
-    if (st == PL_OK && f->also != NULL)
-        st = f->also(f->arg, id, err);
-    st = pl_store_end(s, st, err);
+    pl_status st = pl_files_adopt(s, f->path, id, err);
+    if (st == PL_OK)
+        st = pl_store_begin(s, err);
+    if (st == PL_OK) {
+        st = pl_store_insert(s, PL_TABLE_FILES, row, err);
+        if (st == PL_OK && f->also != NULL)
+            st = f->also(f->arg, id, err);
+        st = pl_store_end(s, st, err);
+    }
     if (st != PL_OK)
         pl_files_discard(s, id);
     return st;
@@ -97,7 +100,7 @@ pl_status pl_filing_store(const struct pl_filing *f, struct pl_file_row *row, st
     struct pl_data_report r = {0};
     pl_status st = strcmp(f->purpose, "fine-tune") == 0 ? check_lines(f, &r, &err) : PL_OK;
     if (st == PL_EFORMAT || st == PL_EINVAL) {
-        json_t *list = r.n_faults > 0 ? pl_jobs_lines(&r) : NULL;
+        json_t *list = r.n_faults > 0 ? pl_checks_lines(&r) : NULL;
         char *lines = list != NULL ? json_dumps(list, 0) : NULL, *more = NULL;
         if (lines != NULL && asprintf(&more, ",\"n_bad_lines\":%u,\"lines\":%s", r.n_bad, lines) < 0)
             more = NULL;
@@ -108,8 +111,8 @@ pl_status pl_filing_store(const struct pl_filing *f, struct pl_file_row *row, st
     } else if (st != PL_OK) {
         pl_filing_refuse(resp, st, 0, NULL, &err, NULL);
     } else if ((st = store(f, row, &err)) != PL_OK) {
-        const bool theirs = st == PL_EINVAL; /* of also */
-        pl_filing_refuse(resp, st, theirs ? 400 : 507, theirs ? NULL : "storage_failed", &err, NULL);
+        const bool theirs = st == PL_EINVAL || st == PL_ENOENT; /* of also */
+        pl_filing_refuse(resp, st, st == PL_ENOENT ? 404 : theirs ? 400 : 507, theirs ? NULL : st == PL_ENOSPC ? "disk_full" : "storage_failed", &err, NULL);
     }
     pl_data_report_fini(&r);
     return st;

@@ -12,10 +12,11 @@ struct pl_filing {
     struct pl_jobs *jobs;
     const char *path; /* of the bytes, flushed to the disk; renamed when they are taken in */
     const char *filename, *purpose;
+    const char *field; /* of the request, that the bytes came by */
     uint64_t n;
     int64_t expires_after; /* seconds, 0 = never */
     char sha256[PL_SHA256_HEX];
-    pl_status (*also)(void *arg, const char *id, struct pl_err *err); /* in the same transaction; NULL = nothing */
+    pl_status (*also)(void *arg, const char *id, struct pl_err *err); /* in the same transaction, its error as told; NULL = nothing */
     void *arg;
 };
 

@@ -13,8 +13,9 @@
 #include "server/api/api.h"
 #include "server/api/listing.h"
 #include "server/apierr.h"
+#include "server/jobs/checks.h"
 #include "server/jobs/files.h"
-#include "server/jobs/jobs.h"
+#include "server/jobs/tuned.h"
 #include "server/server.h"
 
 enum { MAX_SUFFIX = 64, MAX_PAIRS = 16, MAX_KEY = 64, MAX_VALUE = 512, MAX_INTEGRATIONS = 5, MAX_PREVIEW = 100, PREVIEW = 3 };
@@ -188,58 +189,80 @@ static pl_status read_file(struct pl_jobs *j, const json_t *root, const char *na
     return st;
 }
 
+static const char from_nothing[] = "scratch"; /* what a request calls the base of a model that is made from nothing */
+
+static bool is_in(const char *folder, const char *name)
+{
+    char *path = NULL;
+    const bool there = asprintf(&path, "%s/%s", folder, name) >= 0 && access(path, R_OK) == 0;
+    free(path);
+    return there;
+}
+
+/* The whole model under an adapter that a job made. */
+static pl_status find_under(struct pl_jobs *j, const char *adapter, struct pl_base *base, struct pl_err *err)
+{
+    struct pl_job_row of = {0};
+    pl_status st = pl_tuned_job(j, adapter, &of, err);
+    if (st == PL_OK && (st = pl_jobs_base(j, &of, base, err)) == PL_ENOENT)
+        st = pl_fail_param(err, PL_ENOENT, "model", "The model '%.100s' is not available for fine-tuning: it is an adapter of '%.100s' as that was then, "
+                           "which this server does not have; start parleyd with it as --model or --add-model", adapter, of.model);
+    pl_row_fini(PL_TABLE_JOBS, &of);
+    return st;
+}
+
 /* The whole model that it names, or the one under the adapter that it names, which is *adapter then: a folder, free(). */
 static pl_status find_base(struct pl_jobs *j, const char *model, struct pl_base *base, char **adapter, struct pl_err *err)
 {
     struct pl_registry *models = j->server->models;
-    struct pl_job_row of = {0};
-    char *path = NULL, *whole = NULL;
+    char *path = NULL;
     pl_status st = pl_registry_base(models, NULL, model, base, err);
-    if (st != PL_ENOENT || (st = pl_jobs_model_path(j, model, &path, err)) != PL_OK)
+    if (st != PL_ENOENT)
         return st;
-    if (asprintf(&whole, "%s/model.gguf", path) < 0) {
-        st = pl_fail(err, PL_ENOMEM, "out of memory");
-    } else if (access(whole, R_OK) == 0) {
-        st = pl_jobs_serve(j, model, err);
+    st = pl_tuned_path(j, model, &path, err);
+    if (st == PL_ENOENT)
+        return pl_fail_param(err, PL_ENOENT, "model", "The model '%.100s' is not available for fine-tuning; this server has '%.100s', the models that were "
+                             "added to it, those tuned from them, and \"%s\"", model, pl_registry_first(models), from_nothing);
+    if (st != PL_OK)
+        return st;
+    if (is_in(path, "model.gguf")) {
+        st = pl_tuned_serve(j, model, err);
         if (st == PL_OK)
             st = pl_registry_base(models, NULL, model, base, err);
-    } else {
-        st = pl_jobs_of_model(j, model, &of, err);
+    } else if (is_in(path, "adapter_config.json")) {
+        st = find_under(j, model, base, err);
         if (st == PL_OK)
-            st = pl_jobs_base(j, &of, base, err);
+            st = pl_tuned_serve(j, model, err); /* and with it the model under it, also when that was deleted */
         *adapter = path;
         path = NULL;
-        pl_row_fini(PL_TABLE_JOBS, &of);
+    } else {
+        st = pl_fail_param(err, PL_ENOENT, "model", "The model '%.100s' is not available for fine-tuning: its files are not there any more", model);
     }
     free(path);
-    free(whole);
     return st;
 }
 
 /* The model's name, its files if it is an adapter, and what tells its base from others if the job depends on that. */
 static pl_status read_model(struct pl_jobs *j, const json_t *root, struct pl_job_row *row, const struct pl_train_spec *spec, struct pl_err *err)
 {
-    static const char nothing[] = "scratch";
     const char *model;
     struct pl_base base = {0};
+    const bool needed = !spec->scratch || spec->shape_tokenizer == PL_SHAPE_BASE;
     pl_status st = want_string(root, "model", true, &model, err);
     if (st != PL_OK)
         return st;
-    if (spec->scratch && strcmp(model, nothing) != 0)
+    if (spec->scratch && strcmp(model, from_nothing) != 0)
         return pl_fail_param(err, PL_EINVAL, "model", "'model' must be \"%s\" with method.pretrain.shape, which makes a model from nothing; to go on training "
-                             "'%.100s' leave the shape out", nothing, model);
+                             "'%.100s' leave the shape out", from_nothing, model);
     st = spec->scratch ? pl_registry_base(j->server->models, NULL, NULL, &base, err) : find_base(j, model, &base, &row->base_adapter, err);
-    if (st == PL_ENOENT && strcmp(model, nothing) == 0)
+    if (st == PL_ENOENT && strcmp(model, from_nothing) == 0)
         return pl_fail_param(err, PL_EINVAL, "method", "model \"%s\" needs method {\"type\": \"pretrain\", \"pretrain\": {\"shape\": {…}}}; an empty "
-                             "shape takes the defaults", nothing);
-    if (st == PL_OK && base.id[0] == '\0')
-        st = pl_fail_param(err, PL_ENOENT, "model", "The model '%.100s' cannot be read", model);
-    else if (st == PL_ENOENT)
-        st = pl_fail_param(err, PL_ENOENT, "model", "The model '%.100s' is not available for fine-tuning; this server has '%.100s', the models that were "
-                           "added to it, those tuned from them, and \"%s\"", model, pl_registry_first(j->server->models), nothing);
+                             "shape takes the defaults", from_nothing);
+    if (st == PL_OK && needed && (base.id[0] == '\0' || access(base.path, R_OK) != 0))
+        st = pl_fail_param(err, PL_ENOENT, "model", "The model '%.100s' is not available for fine-tuning: its file %.200s cannot be read", model, base.path);
     if (st == PL_OK) {
         pl_row_set(&row->model, model);
-        if (!spec->scratch || spec->shape_tokenizer == PL_SHAPE_BASE)
+        if (needed)
             pl_row_set(&row->base_id, base.id);
     }
     pl_base_fini(&base);
@@ -341,7 +364,7 @@ void pl_api_jobs_create(struct pl_http_req *req, struct pl_http_resp *resp)
     else
         pl_listing_write(&resp->body, job_json(&row));
     if (st == PL_OK)
-        pl_jobs_validate_later(j, &row);
+        pl_checks_later(j, &row);
     json_decref(root);
     pl_row_fini(PL_TABLE_JOBS, &row);
 }
@@ -415,20 +438,20 @@ static void run_dry(void *arg, struct pl_http_resp *resp)
     char *training = pl_jobs_path(d->j->store, "files", d->row.training_file);
     char *validation = d->row.validation_file != NULL ? pl_jobs_path(d->j->store, "files", d->row.validation_file) : NULL;
     d->preview = json_array();
-    pl_status st = pl_jobs_plan(d->j, &d->spec, &d->row, training, validation, &file, &plan, &err);
+    pl_status st = pl_checks_plan(d->j, &d->spec, &d->row, training, validation, &file, &plan, &err);
     if (st == PL_OK)
         st = preview(d, training, &plan, &err);
     if (st == PL_OK) {
         pl_listing_write(&resp->body, json_pack("{s:s,s:b,s:o,s:o,s:O}", "object", "fine_tuning.validation", "valid", 1, "method",
-                                                pl_train_spec_json(&plan.spec), "estimate", pl_jobs_estimate(&plan), "preview", d->preview));
+                                                pl_train_spec_json(&plan.spec), "estimate", pl_checks_estimate(&plan), "preview", d->preview));
     } else {
         const struct pl_data_report *r = strcmp(err.param, "validation_file") == 0 ? &plan.validation : &plan.training;
-        json_t *list = pl_jobs_lines(r);
+        json_t *list = pl_checks_lines(r);
         char *lines = json_dumps(list, JSON_COMPACT), *more = NULL;
         if (r->n_faults > 0 && lines != NULL && asprintf(&more, ",\"n_bad_lines\":%u,\"lines\":%s", r->n_bad, lines) < 0)
             more = NULL;
         resp->status = st == PL_EIO || st == PL_ENOMEM ? 500 : 400;
-        pl_apierr_write_as(&resp->body, &err, resp->status == 500 ? "server_error" : "invalid_request_error", pl_jobs_code(st, &err), more);
+        pl_apierr_write_as(&resp->body, &err, resp->status == 500 ? "server_error" : "invalid_request_error", pl_checks_code(st, &err), more);
         json_decref(list);
         free(lines);
         free(more);

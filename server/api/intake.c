@@ -41,7 +41,7 @@ static pl_status begin_file(struct pl_intake *u, const char *filename, struct pl
         return pl_fail_param(err, PL_EINVAL, u->form->file, "'%s' must be a file with a name", u->form->file);
     for (const char *p = filename != NULL ? filename : ""; *p != '\0'; p++)
         if ((unsigned char)*p < 0x20 || *p == 0x7f)
-            return pl_fail_param(err, PL_EINVAL, u->form->file, "the file's name has control characters");
+            return pl_fail_param(err, PL_EINVAL, u->form->file, "'%s': the file's name has control characters", u->form->file);
     pl_row_set(&u->filename, filename);
     pl_store_new_id(id, "upload-");
     u->path = pl_jobs_path(u->jobs->store, "uploads", id);
@@ -68,7 +68,9 @@ static pl_status take_value(struct pl_intake *u, const char *bytes, size_t n, st
     char *value = u->values[u->part];
     const char *name = u->form->values[u->part];
     const size_t used = strlen(value);
-    if (memchr(bytes, '\0', n) != NULL || used + n > PL_INTAKE_MAX_VALUE)
+    if (memchr(bytes, '\0', n) != NULL)
+        return pl_fail_param(err, PL_EINVAL, name, "'%s' has a NUL byte", name);
+    if (used + n > PL_INTAKE_MAX_VALUE)
         return pl_fail_param(err, PL_EINVAL, name, "'%s' must be a text of at most %d bytes", name, PL_INTAKE_MAX_VALUE);
     memcpy(value + used, bytes, n);
     value[used + n] = '\0';
@@ -80,11 +82,11 @@ static pl_status take_room(struct pl_intake *u, size_t n, struct pl_err *err)
     if (u->n + n <= u->room)
         return PL_OK;
     uint64_t more = u->n + n - u->room;
-    if (more < ROOM_STEP && pl_room_take(u->jobs, ROOM_STEP, NULL) == PL_OK) {
+    if (more < ROOM_STEP && pl_room_take(u->jobs, ROOM_STEP, "", NULL) == PL_OK) {
         u->room += ROOM_STEP;
         return PL_OK;
     }
-    const pl_status st = pl_room_take(u->jobs, more, err);
+    const pl_status st = pl_room_take(u->jobs, more, u->form->file, err);
     if (st != PL_OK)
         return pl_intake_fail(u, 400, "file_quota_exceeded", st);
     u->room += more;
@@ -97,8 +99,8 @@ static pl_status take_data(void *arg, const char *bytes, size_t n, struct pl_err
     if (u->part != THE_FILE)
         return take_value(u, bytes, n, err);
     if (n > u->max - u->n) {
-        (void)pl_fail_param(err, PL_EINVAL, u->form->file, "the file is larger than the %llu MiB that this server accepts (max-file-mb)",
-                            (unsigned long long)(u->max >> 20));
+        (void)pl_fail_param(err, PL_EINVAL, u->form->file, "'%s' is larger than the %llu MiB that %s", u->form->file, (unsigned long long)(u->max >> 20),
+                            u->form->limit);
         return pl_intake_fail(u, 413, "request_too_large", PL_EINVAL);
     }
     const pl_status st = take_room(u, n, err);

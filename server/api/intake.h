@@ -15,6 +15,7 @@ struct pl_intake_form {
     const char *values[PL_INTAKE_VALUES]; /* names of small values; NULL = no more */
     const char *file;                     /* name of the file */
     const char *all;                      /* all of them, for a message */
+    const char *limit;                    /* whose the largest size is, and what to do: "… N MiB that" */
     bool named;                           /* the file must have a name */
 };
 

@@ -8,7 +8,7 @@
 #include "server/api/api.h"
 #include "server/api/listing.h"
 #include "server/apierr.h"
-#include "server/jobs/jobs.h"
+#include "server/jobs/tuned.h"
 #include "server/server.h"
 
 struct listing {
@@ -52,7 +52,7 @@ void pl_api_model_delete(struct pl_http_req *req, struct pl_http_resp *resp)
                            req->path_arg);
     pl_base_fini(&base);
     if (st == PL_OK)
-        st = pl_jobs_delete_model(req->server->jobs, req->path_arg, &err);
+        st = pl_tuned_delete(req->server->jobs, req->path_arg, &err);
     if (st == PL_OK)
         pl_listing_write(&resp->body, json_pack("{s:s,s:s,s:b}", "id", req->path_arg, "object", "model", "deleted", 1));
     else

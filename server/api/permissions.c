@@ -12,7 +12,7 @@
 #include "server/api/api.h"
 #include "server/api/listing.h"
 #include "server/apierr.h"
-#include "server/jobs/jobs.h"
+#include "server/jobs/tuned.h"
 #include "server/server.h"
 
 enum { MAX_PROJECTS = 100, MAX_NAME = 64 };
@@ -32,7 +32,7 @@ static bool have_checkpoint(struct pl_http_req *req, struct pl_http_resp *resp, 
     char *path = NULL;
     if (!pl_listing_have_jobs(req, resp))
         return false;
-    const pl_status st = pl_jobs_model_path(req->server->jobs, name, &path, &err);
+    const pl_status st = pl_tuned_path(req->server->jobs, name, &path, &err);
     free(path);
     if (st == PL_OK)
         return true;
@@ -62,56 +62,48 @@ static pl_status check_projects(const json_t *root, struct pl_err *err)
     return PL_OK;
 }
 
-static pl_status insert(struct pl_store *s, const char *checkpoint, const char *project, struct pl_err *err)
+/* row: zeroed. */
+static pl_status insert(struct pl_store *s, const char *checkpoint, const char *project, struct pl_permission_row *row, struct pl_err *err)
 {
-    struct pl_permission_row row = {.created_at = time(NULL)};
     char id[PL_ID_MAX];
     pl_store_new_id(id, "cp_");
-    pl_row_set(&row.id, id);
-    pl_row_set(&row.checkpoint, checkpoint);
-    pl_row_set(&row.project_id, project);
-    const pl_status st = pl_store_insert(s, PL_TABLE_PERMISSIONS, &row, err);
-    pl_row_fini(PL_TABLE_PERMISSIONS, &row);
-    return st;
+    row->created_at = time(NULL);
+    pl_row_set(&row->id, id);
+    pl_row_set(&row->checkpoint, checkpoint);
+    pl_row_set(&row->project_id, project);
+    return pl_store_insert(s, PL_TABLE_PERMISSIONS, row, err);
 }
 
-static const struct pl_permission_row *of_project(const struct pl_permission_row *rows, size_t n, const char *project)
+/* The checkpoint's permission of a project: *row, or *found is false. */
+static pl_status find(struct pl_store *s, const char *checkpoint, const char *project, struct pl_permission_row *row, bool *found, struct pl_err *err)
 {
-    for (size_t i = 0; i < n; i++)
-        if (strcmp(rows[i].project_id, project) == 0)
-            return &rows[i];
-    return NULL;
-}
-
-static pl_status list_all(struct pl_store *s, const char *checkpoint, struct pl_permission_row **rows, size_t *n, struct pl_err *err)
-{
-    const struct pl_store_query q = {.column = "checkpoint", .value = checkpoint};
-    void *all;
+    const struct pl_store_query q = {.column = "checkpoint", .value = checkpoint, .also_column = "project_id", .also_value = project, .limit = 1};
+    void *rows;
+    size_t n;
     bool more;
-    const pl_status st = pl_store_list(s, PL_TABLE_PERMISSIONS, &q, &all, n, &more, err);
-    *rows = all;
+    const pl_status st = pl_store_list(s, PL_TABLE_PERMISSIONS, &q, &rows, &n, &more, err);
+    *found = n > 0;
+    *row = n > 0 ? *(struct pl_permission_row *)rows : (struct pl_permission_row){0};
+    free(rows); /* its texts are row's */
     return st;
 }
 
 /* Each project of the list has one; *out are the objects. */
 static pl_status permit(struct pl_store *s, const char *checkpoint, const json_t *ids, json_t *out, struct pl_err *err)
 {
-    struct pl_permission_row *rows = NULL;
-    size_t n = 0;
+    struct pl_permission_row row;
+    bool found;
     pl_status st = pl_store_begin(s, err);
     if (st != PL_OK)
         return st;
     for (size_t i = 0; i < json_array_size(ids) && st == PL_OK; i++) {
         const char *project = json_string_value(json_array_get(ids, i));
-        st = list_all(s, checkpoint, &rows, &n, err);
-        if (st == PL_OK && of_project(rows, n, project) == NULL)
-            st = insert(s, checkpoint, project, err);
-        pl_rows_free(PL_TABLE_PERMISSIONS, rows, n);
-    }
-    if (st == PL_OK && (st = list_all(s, checkpoint, &rows, &n, err)) == PL_OK) {
-        for (size_t i = 0; i < json_array_size(ids); i++)
-            json_array_append_new(out, permission_json(of_project(rows, n, json_string_value(json_array_get(ids, i)))));
-        pl_rows_free(PL_TABLE_PERMISSIONS, rows, n);
+        st = find(s, checkpoint, project, &row, &found, err);
+        if (st == PL_OK && !found)
+            st = insert(s, checkpoint, project, &row, err);
+        if (st == PL_OK)
+            json_array_append_new(out, permission_json(&row));
+        pl_row_fini(PL_TABLE_PERMISSIONS, &row);
     }
     return pl_store_end(s, st, err);
 }

@@ -22,6 +22,7 @@
 #include "server/api/listing.h"
 #include "server/apierr.h"
 #include "server/jobs/files.h"
+#include "server/jobs/room.h"
 #include "server/server.h"
 
 enum { MAX_PART = 64 << 20, MAX_TEXT = 255 };
@@ -81,14 +82,24 @@ static pl_status read_bytes(const struct pl_server *s, const json_t *root, int64
 static pl_status read_expiry(const json_t *root, int64_t *out, struct pl_err *err)
 {
     const json_t *v = json_object_get(root, "expires_after");
-    const char *anchor = json_string_value(json_object_get(v, "anchor"));
+    const char *anchor = json_string_value(json_object_get(v, "anchor")), *key;
     const json_t *seconds = json_object_get(v, "seconds");
+    json_t *member;
     *out = 0;
     if (v == NULL || json_is_null(v))
         return PL_OK;
-    if (!json_is_object(v) || json_object_size(v) != 2 || anchor == NULL || strcmp(anchor, "created_at") != 0 || !json_is_integer(seconds))
-        return pl_fail_param(err, PL_EINVAL, "expires_after", "'expires_after' must be {\"anchor\": \"created_at\", \"seconds\": a whole number}");
-    *out = json_integer_value(seconds);
+    if (!json_is_object(v))
+        return pl_fail_param(err, PL_EINVAL, "expires_after", "'expires_after' must be an object with anchor and seconds, not %s", pl_json_kind(v));
+    json_object_foreach((json_t *)(uintptr_t)v, key, member)
+    {
+        char param[64];
+        snprintf(param, sizeof param, "expires_after.%.40s", key);
+        if (strcmp(key, "anchor") != 0 && strcmp(key, "seconds") != 0)
+            return pl_fail_param(err, PL_EINVAL, param, "'%s' is not a member of expires_after; it has anchor and seconds", param);
+    }
+    if (anchor == NULL || strcmp(anchor, "created_at") != 0)
+        return pl_fail_param(err, PL_EINVAL, "expires_after.anchor", "'expires_after.anchor' must be \"created_at\"");
+    *out = json_is_integer(seconds) ? json_integer_value(seconds) : -1;
     return pl_filing_expiry("expires_after.seconds", *out, err);
 }
 
@@ -154,9 +165,10 @@ struct part_task {
 
 struct pl_sink *pl_api_uploads_sink(struct pl_http_req *req, const char *content_type)
 {
-    static const struct pl_intake_form form = {.file = "data", .all = "data"};
+    static const struct pl_intake_form usual = {.file = "data", .all = "data", .limit = "a part may have: send it in smaller ones"};
+    static const struct pl_intake_form small = {.file = "data", .all = "data", .limit = "this server accepts (max-file-mb)"};
     const uint64_t most = (uint64_t)req->server->config->max_file_mb << 20;
-    return pl_intake_sink(req, content_type, &form, most < MAX_PART ? most : MAX_PART);
+    return pl_intake_sink(req, content_type, most < MAX_PART ? &small : &usual, most < MAX_PART ? most : MAX_PART);
 }
 
 static pl_status check_part(struct pl_intake *u, struct pl_err *err)
@@ -210,6 +222,8 @@ struct completion {
     size_t n;
     char md5[PL_MD5_HEX], sha256[PL_SHA256_HEX];
     char *path;
+    uint64_t room; /* taken for the file, which stands beside its parts until it is whole */
+    bool no_room;
 };
 
 static const struct pl_part_row *part_named(const struct completion *c, const char *id)
@@ -288,11 +302,28 @@ static pl_status complete_in_transaction(void *arg, const char *file, struct pl_
     struct completion *c = arg;
     struct pl_upload_row now;
     pl_status st = pl_uploads_pending(c->j->store, c->id, &now, err);
+    (void)is_missing(st, c->id, err);
+    if (st == PL_OK) { /* some may have come that the file is not made of */
+        pl_rows_free(PL_TABLE_PARTS, c->parts, c->n);
+        st = pl_uploads_parts(c->j->store, c->id, &c->parts, &c->n, err);
+    }
     if (st == PL_OK)
         st = pl_uploads_end(c->j->store, &now, "completed", file, err);
     pl_row_fini(PL_TABLE_UPLOADS, &c->row);
     c->row = now;
     return st;
+}
+
+static pl_status take_room(struct completion *c, struct pl_err *err)
+{
+    struct pl_err why = {0};
+    const uint64_t n = (uint64_t)c->row.bytes;
+    const pl_status st = pl_room_take(c->j, n, "part_ids", &why);
+    c->room = st == PL_OK ? n : 0;
+    c->no_room = st != PL_OK;
+    if (st == PL_OK)
+        return st;
+    return pl_fail_param(err, st, "part_ids", "The file's %llu bytes stand beside its parts until it is whole: %s", (unsigned long long)n, why.msg);
 }
 
 static pl_status prepare(struct completion *c, struct pl_err *err)
@@ -304,7 +335,13 @@ static pl_status prepare(struct completion *c, struct pl_err *err)
     if (st == PL_OK)
         st = check_parts(c, ids, err);
     if (st == PL_OK)
-        st = put_together(c, ids, err);
+        st = take_room(c, err);
+    if (st == PL_OK && (st = put_together(c, ids, err)) == PL_EIO) {
+        struct pl_upload_row now;
+        const pl_status is = pl_uploads_pending(c->j->store, c->id, &now, err); /* its parts go when it is cancelled */
+        pl_row_fini(PL_TABLE_UPLOADS, &now);
+        st = is != PL_OK ? is : st;
+    }
     if (st == PL_OK && json_is_string(md5) && strcasecmp(json_string_value(md5), c->md5) != 0)
         st = pl_fail_param(err, PL_EINVAL, "md5", "the file's MD5 is %s, not \"%.40s\"", c->md5, json_string_value(md5));
     return st;
@@ -317,11 +354,11 @@ static void run_complete(void *arg, struct pl_http_resp *resp)
     struct pl_file_row file = {0};
     const pl_status st = prepare(c, &err);
     if (st != PL_OK) {
-        pl_filing_refuse(resp, st, is_missing(st, c->id, &err) ? 404 : 0, NULL, &err, NULL);
+        pl_filing_refuse(resp, st, is_missing(st, c->id, &err) ? 404 : c->no_room ? 400 : 0, c->no_room ? "file_quota_exceeded" : NULL, &err, NULL);
         return;
     }
     struct pl_filing filing = {.jobs = c->j, .path = c->path, .filename = c->row.filename, .purpose = c->row.purpose, .n = (uint64_t)c->row.bytes,
-                               .expires_after = c->row.expires_after, .also = complete_in_transaction, .arg = c};
+                               .field = "part_ids", .expires_after = c->row.expires_after, .also = complete_in_transaction, .arg = c};
     strcpy(filing.sha256, c->sha256);
     if (pl_filing_store(&filing, &file, resp) == PL_OK) {
         pl_uploads_discard(c->j->store, c->parts, c->n);
@@ -335,6 +372,8 @@ static void drop_complete(void *arg)
     struct completion *c = arg;
     if (c->path != NULL)
         unlink(c->path); /* gone already when it was taken in */
+    if (c->room > 0)
+        pl_room_give(c->j, c->room);
     free(c->path);
     json_decref(c->body);
     pl_rows_free(PL_TABLE_PARTS, c->parts, c->n);

@@ -26,16 +26,14 @@ char *pl_jobs_path(const struct pl_store *s, const char *folder, const char *nam
     return path;
 }
 
-pl_status pl_files_adopt(struct pl_store *s, const char *from, struct pl_file_row *row, struct pl_err *err)
+pl_status pl_files_adopt(const struct pl_store *s, const char *from, const char *id, struct pl_err *err)
 {
-    char *to = pl_jobs_path(s, "files", row->id), *dir = pl_jobs_path(s, "files", "");
+    char *to = pl_jobs_path(s, "files", id), *dir = pl_jobs_path(s, "files", "");
     pl_status st = PL_OK;
     if (rename(from, to) != 0)
         st = pl_fail(err, pl_status_of_errno(errno), "cannot rename %s to %s: %s", from, to, strerror(errno));
     if (st == PL_OK)
         st = pl_sync_folder(dir, err);
-    if (st == PL_OK)
-        st = pl_store_insert(s, PL_TABLE_FILES, row, err);
     free(to);
     free(dir);
     return st;
@@ -67,19 +65,18 @@ void pl_files_expire(struct pl_store *s, int64_t now)
     size_t n;
     bool more;
     struct pl_err err = {0};
-    const struct pl_store_query all = {.ascending = true};
-    if (pl_store_list(s, PL_TABLE_FILES, &all, &rows, &n, &more, &err) != PL_OK) {
+    const struct pl_store_query late = {.past_column = "expires_at", .past = now, .ascending = true};
+    if (pl_store_list(s, PL_TABLE_FILES, &late, &rows, &n, &more, &err) != PL_OK) {
         pl_log_error("%s", err.msg);
         return;
     }
     const struct pl_file_row *f = rows;
-    for (size_t i = 0; i < n; i++)
-        if (f[i].expires_at > 0 && f[i].expires_at <= now) {
-            if (pl_files_remove(s, f[i].id, &err) == PL_OK)
-                pl_log_info("%s expired", f[i].id);
-            else
-                pl_log_error("%s", err.msg);
-        }
+    for (size_t i = 0; i < n; i++) {
+        if (pl_files_remove(s, f[i].id, &err) == PL_OK)
+            pl_log_info("%s expired", f[i].id);
+        else if (err.code != PL_ENOENT) /* somebody deleted it a moment ago */
+            pl_log_error("%s", err.msg);
+    }
     pl_rows_free(PL_TABLE_FILES, rows, n);
 }
 

@@ -10,9 +10,9 @@
 /* DIR/folder/name; free(). */
 char *pl_jobs_path(const struct pl_store *s, const char *folder, const char *name);
 
-/* Takes the file at from (of the same file system, flushed to the disk) in as row->id, whose other fields are the caller's; in one step.
- * Inside a transaction of the caller: when that fails, pl_files_discard. */
-pl_status pl_files_adopt(struct pl_store *s, const char *from, struct pl_file_row *row, struct pl_err *err) PL_MUST_CHECK;
+/* The file at from (of the same file system, flushed to the disk) becomes the bytes of id, which a transaction of the caller makes a row. When
+ * either fails: pl_files_discard. */
+pl_status pl_files_adopt(const struct pl_store *s, const char *from, const char *id, struct pl_err *err) PL_MUST_CHECK;
 /* Removes a file's bytes. */
 void pl_files_discard(const struct pl_store *s, const char *id);
 pl_status pl_files_remove(struct pl_store *s, const char *id, struct pl_err *err) PL_MUST_CHECK;

@@ -14,17 +14,13 @@
 #include <stdatomic.h>
 
 #include "core/base/buf.h"
-#include "core/base/sha256.h"
-#include "core/train/base.h"
-#include "core/train/dataset.h"
-#include "core/train/plan.h"
+#include "server/jobs/room.h"
 #include "server/jobs/store.h"
 #include "server/jobs/tasks.h"
 #include "server/registry.h"
 
 struct pl_server;
 struct pl_supervisor;
-struct pl_served;
 
 struct pl_jobs {
     struct pl_server *server; /* borrowed */
@@ -32,7 +28,7 @@ struct pl_jobs {
     struct pl_tasks *tasks;
     _Atomic(struct pl_supervisor *) supervisor; /* NULL until the model is loaded; freed when nobody is left to ask */
     atomic_uint n_checks; /* jobs in the queue of checks */
-    atomic_ullong incoming; /* bytes that uploads under way have taken of the quota */
+    struct pl_room room;
     pthread_mutex_t serve_lock; /* from the look into the store until the model is known (or not) to the server; before the store's */
 };
 
@@ -46,27 +42,13 @@ void pl_jobs_close(struct pl_jobs *j);
 /* For /metrics. */
 void pl_jobs_render_metrics(struct pl_jobs *j, struct pl_buf *out);
 
-/* Checks a new job's files against the model and gives every "auto" its value. row is as inserted, status validating_files. When the queue of
- * checks is full, the supervisor asks again. */
-void pl_jobs_validate_later(struct pl_jobs *j, const struct pl_job_row *row);
-/* The same for every job that waits for its checks, unless some are being made. */
-void pl_jobs_validate_waiting(struct pl_jobs *j);
-/* The same at once, for a dry run and for the above. method: as read from the request; paths of the files, validation NULL = none. The plan is
- * fini'd by the caller in either case. file: of the model that is trained, if it is not made from nothing: borrowed by the plan and closed by the
- * caller after it. */
-pl_status pl_jobs_plan(struct pl_jobs *j, const struct pl_train_spec *method, const struct pl_job_row *row, const char *training, const char *validation,
-                       struct pl_model_file *file, struct pl_train_plan *plan, struct pl_err *err) PL_MUST_CHECK;
 /* Bytes that a worker may take: train-memory-mb, or what is free now. */
 uint64_t pl_jobs_memory(const struct pl_jobs *j);
 /* The whole model that the job begins from, or (with base_adapter) the one under the adapter that it begins from; the first model for one from
  * nothing. PL_ENOENT when this server has it no more. pl_base_fini. */
 pl_status pl_jobs_base(struct pl_jobs *j, const struct pl_job_row *row, struct pl_base *base, struct pl_err *err) PL_MUST_CHECK;
-/* What a plan says, as JSON: examples, tokens, steps, memory. A new reference. */
-json_t *pl_jobs_estimate(const struct pl_train_plan *plan);
-/* The error code OpenAI has for what a plan complains about: "invalid_training_file", "invalid_n_examples", … */
-const char *pl_jobs_code(pl_status st, const struct pl_err *err);
-/* Bad lines as JSON: [{"line":3,"message":2,"reason":"…"}]. A new reference. */
-json_t *pl_jobs_lines(const struct pl_data_report *r);
+/* FOLDER/base/model.gguf, when the job has a base of its own; free(). */
+char *pl_jobs_own_base(struct pl_jobs *j, const struct pl_job_row *row);
 
 /* A new job's folder with its files (as links, so that deleting a file does no harm), its row and first events. row's id, name, model, files, method,
  * seed, suffix, metadata, integrations, base_id and base_adapter are the caller's. */
@@ -90,16 +72,5 @@ char *pl_jobs_folder(struct pl_jobs *j, const char *id);
 bool pl_jobs_has_base(struct pl_jobs *j, const struct pl_job_row *row);
 /* Pauses a job that waits and whose base is not there, with an event. */
 pl_status pl_jobs_park(struct pl_jobs *j, const char *id, struct pl_err *err) PL_MUST_CHECK;
-/* Makes what the job left in path (an adapter, or a whole model) known under name; PL_OK when it is already. It is read when it is asked for; an
- * adapter of the first model is read at once. PL_ENOTSUP: it is an adapter of none of this daemon's models. */
-pl_status pl_jobs_load(struct pl_jobs *j, const struct pl_job_row *row, const char *name, const char *path, struct pl_err *err) PL_MUST_CHECK;
-/* The same without reading anything, for a tuned model or checkpoint by its exact name. PL_ENOENT. */
-pl_status pl_jobs_serve(struct pl_jobs *j, const char *name, struct pl_err *err) PL_MUST_CHECK;
-/* A tuned model or checkpoint by its exact name: its PEFT folder (or file), free(). PL_ENOENT. */
-pl_status pl_jobs_model_path(struct pl_jobs *j, const char *name, char **path, struct pl_err *err) PL_MUST_CHECK;
-/* The job that made it. PL_ENOENT. */
-pl_status pl_jobs_of_model(struct pl_jobs *j, const char *name, struct pl_job_row *row, struct pl_err *err) PL_MUST_CHECK;
-/* DELETE /v1/models/{name}: the model and its checkpoints are gone. PL_ENOENT. */
-pl_status pl_jobs_delete_model(struct pl_jobs *j, const char *name, struct pl_err *err) PL_MUST_CHECK;
 
 #endif

@@ -15,6 +15,7 @@
 #include "core/base/json.h"
 #include "core/base/log.h"
 #include "core/base/mem.h"
+#include "server/jobs/tuned.h"
 
 #define PL_LOG_MODULE "jobs"
 
@@ -24,6 +25,8 @@ struct taker {
     struct pl_jobs *j;
     struct pl_job_row *row;
     bool again; /* the file is read a second time */
+    char **pruned; /* names of checkpoints that are gone */
+    size_t n_pruned;
 };
 
 static int64_t integer(const json_t *o, const char *name)
@@ -105,7 +108,7 @@ static pl_status take_message(struct taker *t, const json_t *line, int64_t at, s
     return pl_jobs_event(t->j, t->row->id, level, "message", NULL, at, err, "%s", message);
 }
 
-/* Checkpoints that the worker has removed are forgotten. */
+/* Checkpoints that the worker has removed lose their rows, and are forgotten after the transaction. */
 static pl_status prune(struct taker *t, struct pl_err *err)
 {
     void *rows;
@@ -116,13 +119,17 @@ static pl_status prune(struct taker *t, struct pl_err *err)
     if (st != PL_OK)
         return st;
     const struct pl_checkpoint_row *c = rows;
+    char *folder = pl_jobs_folder(t->j, t->row->id);
+    t->pruned = pl_xcalloc(n + 1, sizeof *t->pruned);
     for (size_t i = 0; i < n && st == PL_OK; i++) {
-        char *folder = pl_jobs_folder(t->j, t->row->id), *path = NULL;
-        if (asprintf(&path, "%s/%s", folder, c[i].path) >= 0 && access(path, F_OK) != 0 && errno == ENOENT)
-            st = pl_store_delete(t->j->store, PL_TABLE_CHECKPOINTS, c[i].seq, err);
+        char *path = NULL;
+        if (asprintf(&path, "%s/%s", folder, c[i].path) >= 0 && access(path, F_OK) != 0 && errno == ENOENT) {
+            st = pl_tuned_delete_checkpoint(t->j, &c[i], err);
+            t->pruned[t->n_pruned++] = pl_xstrdup(c[i].name);
+        }
         free(path);
-        free(folder);
     }
+    free(folder);
     pl_rows_free(PL_TABLE_CHECKPOINTS, rows, n);
     return st;
 }
@@ -158,8 +165,6 @@ static pl_status take_checkpoint(struct taker *t, const json_t *line, int64_t at
     pl_status st = pl_store_insert(t->j->store, PL_TABLE_CHECKPOINTS, &c, err);
     if (st == PL_OK)
         st = pl_jobs_event(t->j, t->row->id, "info", "message", NULL, at, err, "%s", message);
-    if (st == PL_OK)
-        st = prune(t, err);
     free(metrics);
     free(name);
     pl_row_fini(PL_TABLE_CHECKPOINTS, &c);
@@ -265,12 +270,20 @@ pl_status pl_progress_take(struct pl_jobs *j, const char *id, struct pl_err *err
         row.inode = (int64_t)is.st_ino;
         st = text != NULL ? take_lines(&t, text, n, err) : PL_OK;
         if (st == PL_OK)
+            st = prune(&t, err);
+        if (st == PL_OK)
             st = pl_store_update(j->store, PL_TABLE_JOBS, &row, err);
     }
     if (news || st != PL_OK)
         st = pl_store_end(j->store, st, err);
     else
         pl_store_rollback(j->store);
+    for (size_t i = 0; i < t.n_pruned; i++) {
+        if (st == PL_OK)
+            pl_tuned_forget(j, t.pruned[i]);
+        free(t.pruned[i]);
+    }
+    free(t.pruned);
     free(text);
     close(fd);
     pl_row_fini(PL_TABLE_JOBS, &row);

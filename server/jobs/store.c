@@ -8,6 +8,7 @@
 #include <jansson.h>
 #include <pthread.h>
 #include <sqlite3.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,55 +27,36 @@ enum { VERSION = 3, BUSY_MS = 5000, N_DIGITS = 24 };
 
 struct column {
     const char *name;
-    size_t offset;
     bool text;
 };
 
-#define ROW struct pl_file_row
-#define TEXT(name) {#name, offsetof(ROW, name), true},
-#define INT(name) {#name, offsetof(ROW, name), false},
-static const struct column file_columns[] = {PL_FILE_COLUMNS(TEXT, INT)};
-#undef ROW
-#define ROW struct pl_job_row
-static const struct column job_columns[] = {PL_JOB_COLUMNS(TEXT, INT)};
-#undef ROW
-#define ROW struct pl_event_row
-static const struct column event_columns[] = {PL_EVENT_COLUMNS(TEXT, INT)};
-#undef ROW
-#define ROW struct pl_checkpoint_row
-static const struct column checkpoint_columns[] = {PL_CHECKPOINT_COLUMNS(TEXT, INT)};
-#undef ROW
-#define ROW struct pl_upload_row
-static const struct column upload_columns[] = {PL_UPLOAD_COLUMNS(TEXT, INT)};
-#undef ROW
-#define ROW struct pl_part_row
-static const struct column part_columns[] = {PL_PART_COLUMNS(TEXT, INT)};
-#undef ROW
-#define ROW struct pl_permission_row
-static const struct column permission_columns[] = {PL_PERMISSION_COLUMNS(TEXT, INT)};
-#undef ROW
+#define TEXT(name) {#name, true},
+#define INT(name) {#name, false},
+#define COLUMNS(NAME, name, one, columns, indexes, since) static const struct column one##_columns[] = {columns(TEXT, INT)};
+PL_STORE_TABLES(COLUMNS)
 
+#define TABLE(NAME, name, one, columns, indexes, since)                                                                \
+    [PL_TABLE_##NAME] = {#name, one##_columns, PL_COUNT_OF(one##_columns), sizeof(struct pl_##one##_row), indexes, since},
 static const struct table {
     const char *name;
     const struct column *columns;
     size_t n, size;
-    const char *more; /* further indexes */
-    int since;        /* version of the database that had it first */
-} tables[] = {
-    [PL_TABLE_FILES] = {"files", file_columns, PL_COUNT_OF(file_columns), sizeof(struct pl_file_row), "", 1},
-    [PL_TABLE_JOBS] = {"jobs", job_columns, PL_COUNT_OF(job_columns), sizeof(struct pl_job_row), "CREATE UNIQUE INDEX jobs_name ON jobs(name);", 1},
-    [PL_TABLE_EVENTS] = {"events", event_columns, PL_COUNT_OF(event_columns), sizeof(struct pl_event_row), "CREATE INDEX events_job ON events(job);", 1},
-    [PL_TABLE_CHECKPOINTS] = {"checkpoints", checkpoint_columns, PL_COUNT_OF(checkpoint_columns), sizeof(struct pl_checkpoint_row),
-                              "CREATE UNIQUE INDEX checkpoints_step ON checkpoints(job, step); CREATE UNIQUE INDEX checkpoints_name ON checkpoints(name);", 1},
-    [PL_TABLE_UPLOADS] = {"uploads", upload_columns, PL_COUNT_OF(upload_columns), sizeof(struct pl_upload_row), "", 3},
-    [PL_TABLE_PARTS] = {"parts", part_columns, PL_COUNT_OF(part_columns), sizeof(struct pl_part_row), "CREATE INDEX parts_upload ON parts(upload);", 3},
-    [PL_TABLE_PERMISSIONS] = {"permissions", permission_columns, PL_COUNT_OF(permission_columns), sizeof(struct pl_permission_row),
-                              "CREATE UNIQUE INDEX permissions_project ON permissions(checkpoint, project_id);", 3},
-};
+    const char *more;
+    int since;
+} tables[] = {PL_STORE_TABLES(TABLE)};
+
+/* A row is its seq and then its columns, each in 8 bytes. */
+_Static_assert(sizeof(char *) == sizeof(int64_t), "a row's texts and numbers are of one size");
+
+static void *field_of(const void *row, size_t column)
+{
+    return (char *)(uintptr_t)row + (column + 1) * sizeof(int64_t);
+}
 
 struct pl_store {
     sqlite3 *db;
     pthread_mutex_t lock; /* recursive */
+    atomic_ullong changes[PL_COUNT_OF(tables)];
     char *dir;
     int dir_lock;
 };
@@ -303,6 +285,8 @@ void pl_store_rollback(struct pl_store *s)
 {
     if (!sqlite3_get_autocommit(s->db) && run(s, "ROLLBACK", NULL) != PL_OK)
         pl_log_error("rollback: %s", sqlite3_errmsg(s->db));
+    for (size_t t = 0; t < PL_COUNT_OF(tables); t++) /* what this thread saw of its own changes was not so */
+        atomic_fetch_add(&s->changes[t], 1);
     pthread_mutex_unlock(&s->lock);
 }
 
@@ -336,11 +320,11 @@ static pl_status prepare(struct pl_store *s, const struct pl_buf *sql, sqlite3_s
 static void bind_row(sqlite3_stmt *q, const struct table *t, const void *row)
 {
     for (size_t i = 0; i < t->n; i++) {
-        const char *field = (const char *)row + t->columns[i].offset;
+        const void *field = field_of(row, i);
         if (t->columns[i].text)
-            sqlite3_bind_text(q, (int)i + 1, *(char *const *)(const void *)field, -1, SQLITE_STATIC);
+            sqlite3_bind_text(q, (int)i + 1, *(char *const *)field, -1, SQLITE_STATIC);
         else
-            sqlite3_bind_int64(q, (int)i + 1, *(const int64_t *)(const void *)field);
+            sqlite3_bind_int64(q, (int)i + 1, *(const int64_t *)field);
     }
 }
 
@@ -348,18 +332,19 @@ static void read_row(sqlite3_stmt *q, const struct table *t, void *row)
 {
     *(int64_t *)row = sqlite3_column_int64(q, 0);
     for (size_t i = 0; i < t->n; i++) {
-        char *field = (char *)row + t->columns[i].offset;
+        void *field = field_of(row, i);
         const char *text = (const char *)sqlite3_column_text(q, (int)i + 1);
         if (!t->columns[i].text)
-            *(int64_t *)(void *)field = sqlite3_column_int64(q, (int)i + 1);
+            *(int64_t *)field = sqlite3_column_int64(q, (int)i + 1);
         else
-            *(char **)(void *)field = text != NULL ? pl_xstrdup(text) : NULL;
+            *(char **)field = text != NULL ? pl_xstrdup(text) : NULL;
     }
 }
 
-/* Runs a statement that gives nothing, and finishes it. */
-static pl_status finish(struct pl_store *s, pl_status st, sqlite3_stmt *q, struct pl_err *err)
+/* Runs a statement that changes a table, and finishes it. */
+static pl_status finish(struct pl_store *s, pl_table which, pl_status st, sqlite3_stmt *q, struct pl_err *err)
 {
+    atomic_fetch_add(&s->changes[which], 1);
     if (st == PL_OK && sqlite3_step(q) != SQLITE_DONE)
         st = sql_fail(s, err);
     sqlite3_finalize(q);
@@ -383,7 +368,7 @@ pl_status pl_store_insert(struct pl_store *s, pl_table which, void *row, struct 
     pl_status st = prepare(s, &sql, &q, err);
     if (st == PL_OK)
         bind_row(q, t, row);
-    st = finish(s, st, q, err);
+    st = finish(s, which, st, q, err);
     if (st == PL_OK)
         *(int64_t *)row = sqlite3_last_insert_rowid(s->db);
     pthread_mutex_unlock(&s->lock);
@@ -405,7 +390,7 @@ pl_status pl_store_update(struct pl_store *s, pl_table which, const void *row, s
     pl_status st = prepare(s, &sql, &q, err);
     if (st == PL_OK)
         bind_row(q, t, row);
-    st = finish(s, st, q, err);
+    st = finish(s, which, st, q, err);
     pthread_mutex_unlock(&s->lock);
     pl_buf_fini(&sql);
     return st;
@@ -413,11 +398,24 @@ pl_status pl_store_update(struct pl_store *s, pl_table which, const void *row, s
 
 pl_status pl_store_delete(struct pl_store *s, pl_table which, int64_t seq, struct pl_err *err)
 {
-    char sql[80];
-    snprintf(sql, sizeof sql, "DELETE FROM %s WHERE seq=%lld", tables[which].name, (long long)seq);
+    char value[24];
+    snprintf(value, sizeof value, "%lld", (long long)seq);
+    return pl_store_delete_all(s, which, "seq", value, err);
+}
+
+pl_status pl_store_delete_all(struct pl_store *s, pl_table which, const char *column, const char *value, struct pl_err *err)
+{
+    struct pl_buf sql;
+    sqlite3_stmt *q = NULL;
+    pl_buf_init(&sql, 0);
+    pl_buf_addf(&sql, "DELETE FROM %s WHERE %s=?", tables[which].name, column);
     pthread_mutex_lock(&s->lock);
-    const pl_status st = run(s, sql, err);
+    pl_status st = prepare(s, &sql, &q, err);
+    if (st == PL_OK)
+        sqlite3_bind_text(q, 1, value, -1, SQLITE_STATIC);
+    st = finish(s, which, st, q, err);
     pthread_mutex_unlock(&s->lock);
+    pl_buf_fini(&sql);
     return st;
 }
 
@@ -464,7 +462,7 @@ void pl_row_fini(pl_table which, void *row)
     const struct table *t = &tables[which];
     for (size_t i = 0; i < t->n; i++)
         if (t->columns[i].text)
-            free(*(char **)(void *)((char *)row + t->columns[i].offset));
+            free(*(char **)field_of(row, i));
     memset(row, 0, t->size);
 }
 
@@ -511,7 +509,7 @@ static const char *text_column(const struct table *t, const void *row, const cha
 {
     for (size_t i = 0; i < t->n; i++)
         if (strcmp(t->columns[i].name, name) == 0)
-            return *(char *const *)(const void *)((const char *)row + t->columns[i].offset);
+            return *(char *const *)field_of(row, i);
     return NULL;
 }
 
@@ -533,6 +531,8 @@ pl_status pl_store_list(struct pl_store *s, pl_table which, const struct pl_stor
         pl_buf_addf(&sql, " AND %s=?2", query->column);
     if (query->also_column != NULL)
         pl_buf_addf(&sql, " AND %s=?3", query->also_column);
+    if (query->past_column != NULL)
+        pl_buf_addf(&sql, " AND %s BETWEEN 1 AND %lld", query->past_column, (long long)query->past);
     pl_buf_addf(&sql, " ORDER BY seq %s", query->ascending ? "ASC" : "DESC");
     pthread_mutex_lock(&s->lock);
     pl_status st = query->after != NULL ? seq_of(s, t, query->after, &after, err) : PL_OK;
@@ -601,6 +601,11 @@ void pl_store_usage(struct pl_store *s, pl_table t, uint64_t *bytes, uint64_t *n
     char sql[80];
     snprintf(sql, sizeof sql, "SELECT COALESCE(SUM(bytes),0), COUNT(*) FROM %s", tables[t].name);
     two_numbers(s, sql, NULL, bytes, n);
+}
+
+uint64_t pl_store_changes(const struct pl_store *s, pl_table t)
+{
+    return atomic_load(&s->changes[t]);
 }
 
 uint64_t pl_store_count(struct pl_store *s, pl_table t, const char *column, const char *value)

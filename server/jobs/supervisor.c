@@ -25,10 +25,12 @@
 #include "core/base/sha256.h"
 #include "core/train/job.h"
 #include "core/train/train.h"
+#include "server/jobs/checks.h"
 #include "server/jobs/files.h"
 #include "server/jobs/progress.h"
 #include "server/jobs/retry.h"
 #include "server/jobs/tidy.h"
+#include "server/jobs/tuned.h"
 #include "server/jobs/uploads.h"
 #include "server/jobs/worker.h"
 #include "server/server.h"
@@ -303,37 +305,34 @@ static void fail_job(struct pl_supervisor *s, struct pl_job_row *row, const char
     pl_retry_forget(&s->retries, row->id);
 }
 
-/* results.csv as a file of the Files API. */
-static pl_status adopt_results(struct pl_supervisor *s, struct pl_job_row *row, struct pl_err *err)
+/* results.csv as the bytes of a file of the Files API; f: what its row will say, without id when the worker wrote none. */
+static pl_status copy_results(struct pl_supervisor *s, const char *job, struct pl_file_row *f, struct pl_err *err)
 {
     struct pl_store *store = s->j->store;
-    struct pl_file_row f = {.created_at = time(NULL)};
     char *from = NULL, id[PL_ID_MAX], hash[PL_SHA256_HEX];
     uint64_t n;
-    char *folder = pl_jobs_folder(s->j, row->id);
+    char *folder = pl_jobs_folder(s->j, job);
     pl_status st = PL_OK;
     pl_store_new_id(id, "file-");
     char *to = pl_jobs_path(store, "uploads", id);
     if (asprintf(&from, "%s/results.csv", folder) < 0)
         from = NULL;
     if (from == NULL || access(from, R_OK) != 0)
-        goto out; /* a worker that writes none has no result file */
+        goto out;
     st = pl_files_copy(from, to, MAX_RESULTS, &n, hash, err);
     if (st != PL_OK)
         goto out;
-    pl_row_set(&f.id, id);
-    pl_row_set(&f.filename, "step_metrics.csv");
-    pl_row_set(&f.purpose, "fine-tune-results");
-    pl_row_set(&f.status, "processed");
-    pl_row_set(&f.sha256, hash);
-    f.bytes = (int64_t)n;
-    st = pl_files_adopt(store, to, &f, err);
-    if (st == PL_OK)
-        pl_row_set(&row->result_file, id);
-    else
+    pl_row_set(&f->id, id);
+    st = pl_files_adopt(store, to, id, err);
+    if (st != PL_OK)
         unlink(to);
+    f->created_at = time(NULL);
+    f->bytes = (int64_t)n;
+    pl_row_set(&f->filename, "step_metrics.csv");
+    pl_row_set(&f->purpose, "fine-tune-results");
+    pl_row_set(&f->status, "processed");
+    pl_row_set(&f->sha256, hash);
 out:
-    pl_row_fini(PL_TABLE_FILES, &f);
     free(from);
     free(to);
     free(folder);
@@ -347,7 +346,7 @@ static pl_status serve(struct pl_supervisor *s, const struct pl_job_row *row, st
     char *folder = pl_jobs_folder(s->j, row->id);
     char *path = NULL;
     pl_status st = PL_OK;
-    if (asprintf(&path, "%s/result", folder) >= 0 && pl_jobs_load(s->j, row, row->name, path, &why) != PL_OK) {
+    if (asprintf(&path, "%s/result", folder) >= 0 && pl_tuned_load(s->j, row, row->name, path, &why) != PL_OK) {
         pl_log_warn("%s: %s is not served: %s", row->id, row->name, why.msg);
         st = pl_jobs_event(s->j, row->id, "warn", "message", NULL, -1, err, "The model is not served by this daemon: %s", why.msg);
     }
@@ -356,31 +355,43 @@ static pl_status serve(struct pl_supervisor *s, const struct pl_job_row *row, st
     return st;
 }
 
+static pl_status record_success(struct pl_supervisor *s, struct pl_job_row *row, struct pl_file_row *results, struct pl_err *err)
+{
+    pl_status st = begin_change(s, row, err);
+    if (st != PL_OK)
+        return st;
+    if (results->id != NULL) {
+        st = pl_store_insert(s->j->store, PL_TABLE_FILES, results, err);
+        pl_row_set(&row->result_file, results->id);
+    }
+    if (st == PL_OK)
+        st = end_job(s, row, "succeeded", err);
+    if (st == PL_OK)
+        st = pl_jobs_event(s->j, row->id, "info", "message", NULL, -1, err, "New fine-tuned model created: %s", row->name);
+    if (st == PL_OK)
+        st = pl_jobs_event(s->j, row->id, "info", "message", NULL, -1, err, "The job has successfully completed");
+    return pl_store_end(s->j->store, st, err);
+}
+
 static void succeed(struct pl_supervisor *s, struct pl_job_row *row)
 {
     struct pl_err err = {0};
-    pl_status st = serve(s, row, &err);
+    struct pl_file_row results = {0};
+    pl_status st = copy_results(s, row->id, &results, &err);
     if (st == PL_OK)
-        st = begin_change(s, row, &err);
+        st = serve(s, row, &err);
+    if (st == PL_OK)
+        st = record_success(s, row, &results, &err);
     if (st == PL_OK) {
-        st = adopt_results(s, row, &err);
-        if (st == PL_OK)
-            st = end_job(s, row, "succeeded", &err);
-        if (st == PL_OK)
-            st = pl_jobs_event(s->j, row->id, "info", "message", NULL, -1, &err, "New fine-tuned model created: %s", row->name);
-        if (st == PL_OK)
-            st = pl_jobs_event(s->j, row->id, "info", "message", NULL, -1, &err, "The job has successfully completed");
-        st = pl_store_end(s->j->store, st, &err);
-    }
-    if (st != PL_OK) { /* the row still says alive: tried again at the next look */
+        pl_log_info("%s succeeded: %s, %lld tokens", row->id, row->name, (long long)row->trained_tokens);
+        pl_retry_forget(&s->retries, row->id);
+    } else { /* the row still says alive: tried again at the next look */
         end_failed(s, row->id, st, &err);
-        pl_registry_remove(s->j->server->models, row->name);
-        if (row->result_file != NULL)
-            pl_files_discard(s->j->store, row->result_file);
-        return;
+        pl_tuned_forget(s->j, row->name);
+        if (results.id != NULL)
+            pl_files_discard(s->j->store, results.id);
     }
-    pl_log_info("%s succeeded: %s, %lld tokens", row->id, row->name, (long long)row->trained_tokens);
-    pl_retry_forget(&s->retries, row->id);
+    pl_row_fini(PL_TABLE_FILES, &results);
 }
 
 /* The last line that the worker wrote to its log, for the message. */
@@ -668,7 +679,7 @@ static void *supervise(void *arg)
         } else {
             launch_waiting(s, running);
             if (pl_now_ns() - s->expired_ns > EXPIRE_EVERY_NS) {
-                pl_jobs_validate_waiting(s->j);
+                pl_checks_waiting(s->j);
                 pl_files_expire(s->j->store, time(NULL));
                 pl_uploads_expire(s->j->store, time(NULL));
                 pl_tidy_ended(s->j);

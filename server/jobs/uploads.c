@@ -34,7 +34,8 @@ pl_status pl_uploads_pending(struct pl_store *s, const char *upload, struct pl_u
     const bool late = strcmp(row->status, "pending") == 0 && row->expires_at <= time(NULL);
     if (!late && strcmp(row->status, "pending") == 0)
         return PL_OK;
-    return pl_fail_param(err, PL_EINVAL, "upload_id", "Upload %s is %s and takes nothing any more", upload, late ? "expired" : row->status);
+    return pl_fail_param(err, PL_EINVAL, "upload_id", "Upload %s is %s and takes nothing any more: create another one", upload,
+                         late ? "expired" : row->status);
 }
 
 static pl_status add_row(struct pl_store *s, const char *upload, struct pl_part_row *part, struct pl_err *err)
@@ -49,10 +50,10 @@ static pl_status add_row(struct pl_store *s, const char *upload, struct pl_part_
     for (size_t i = 0; i < n; i++)
         sum += parts[i].bytes;
     if (st == PL_OK && sum > row.bytes)
-        st = pl_fail_param(err, PL_EINVAL, "data", "with this part the upload has %lld bytes, but it was announced with %lld", (long long)sum,
+        st = pl_fail_param(err, PL_EINVAL, "data", "with this part the upload has %lld bytes, but it was announced with %lld ('bytes')", (long long)sum,
                            (long long)row.bytes);
     if (st == PL_OK && n >= PL_UPLOAD_MAX_PARTS)
-        st = pl_fail_param(err, PL_EINVAL, "data", "an upload has at most %d parts", PL_UPLOAD_MAX_PARTS);
+        st = pl_fail_param(err, PL_EINVAL, "data", "an upload has at most %d parts: cancel it, and send a new one in larger parts", PL_UPLOAD_MAX_PARTS);
     if (st == PL_OK)
         st = pl_store_insert(s, PL_TABLE_PARTS, part, err);
     pl_rows_free(PL_TABLE_PARTS, parts, n);
@@ -82,17 +83,10 @@ pl_status pl_uploads_add(struct pl_store *s, const char *upload, const char *pat
 
 pl_status pl_uploads_end(struct pl_store *s, struct pl_upload_row *row, const char *status, const char *file, struct pl_err *err)
 {
-    struct pl_part_row *parts;
-    size_t n;
     pl_row_set(&row->status, status);
     pl_row_set(&row->file, file);
-    pl_status st = pl_store_update(s, PL_TABLE_UPLOADS, row, err);
-    if (st != PL_OK || (st = pl_uploads_parts(s, row->id, &parts, &n, err)) != PL_OK)
-        return st;
-    for (size_t i = 0; i < n && st == PL_OK; i++)
-        st = pl_store_delete(s, PL_TABLE_PARTS, parts[i].seq, err);
-    pl_rows_free(PL_TABLE_PARTS, parts, n);
-    return st;
+    const pl_status st = pl_store_update(s, PL_TABLE_UPLOADS, row, err);
+    return st == PL_OK ? pl_store_delete_all(s, PL_TABLE_PARTS, "upload", row->id, err) : st;
 }
 
 void pl_uploads_discard(struct pl_store *s, const struct pl_part_row *parts, size_t n)
@@ -134,30 +128,43 @@ pl_status pl_uploads_cancel(struct pl_store *s, const char *upload, struct pl_up
     return end(s, row, "cancelled", err);
 }
 
+static void expire(struct pl_store *s, const char *upload)
+{
+    struct pl_upload_row row = {0};
+    struct pl_err err = {0};
+    pl_status st = pl_store_begin(s, &err);
+    if (st == PL_OK) {
+        st = pl_store_get(s, PL_TABLE_UPLOADS, "id", upload, &row, &err);
+        if (st != PL_OK || strcmp(row.status, "pending") != 0)
+            pl_store_rollback(s); /* completed or cancelled a moment ago */
+        else if ((st = end(s, &row, "expired", &err)) == PL_OK)
+            pl_log_info("%s expired", upload);
+    }
+    if (st != PL_OK)
+        pl_log_debug("%s: %s", upload, err.msg);
+    pl_row_fini(PL_TABLE_UPLOADS, &row);
+}
+
 void pl_uploads_expire(struct pl_store *s, int64_t now)
 {
-    const struct pl_store_query q = {.column = "status", .value = "pending", .ascending = true};
+    const struct pl_store_query late = {.column = "status", .value = "pending", .past_column = "expires_at", .past = now, .ascending = true};
+    const struct pl_store_query old = {.past_column = "expires_at", .past = now - PL_UPLOAD_KEPT_S, .ascending = true};
     struct pl_err err = {0};
     void *rows;
     size_t n;
     bool more;
-    if (pl_store_list(s, PL_TABLE_UPLOADS, &q, &rows, &n, &more, &err) != PL_OK) {
-        pl_log_error("%s", err.msg);
-        return;
-    }
-    struct pl_upload_row *u = rows;
-    for (size_t i = 0; i < n; i++) {
-        struct pl_upload_row now_is = {0};
-        if (u[i].expires_at > now || pl_store_begin(s, &err) != PL_OK)
-            continue;
-        const pl_status st = pl_store_get(s, PL_TABLE_UPLOADS, "id", u[i].id, &now_is, &err);
-        if (st == PL_OK && strcmp(now_is.status, "pending") == 0) {
-            if (end(s, &now_is, "expired", &err) == PL_OK)
-                pl_log_info("%s expired", u[i].id);
-        } else {
-            pl_store_rollback(s); /* completed or cancelled a moment ago */
-        }
-        pl_row_fini(PL_TABLE_UPLOADS, &now_is);
+    pl_status st = pl_store_list(s, PL_TABLE_UPLOADS, &late, &rows, &n, &more, &err);
+    for (size_t i = 0; i < n; i++)
+        expire(s, ((const struct pl_upload_row *)rows)[i].id);
+    pl_rows_free(PL_TABLE_UPLOADS, rows, n);
+    if (st == PL_OK)
+        st = pl_store_list(s, PL_TABLE_UPLOADS, &old, &rows, &n, &more, &err);
+    for (size_t i = 0; i < n && st == PL_OK; i++) {
+        const struct pl_upload_row *row = (const struct pl_upload_row *)rows + i;
+        if (strcmp(row->status, "pending") != 0) /* it could not be ended */
+            st = pl_store_delete(s, PL_TABLE_UPLOADS, row->seq, &err);
     }
     pl_rows_free(PL_TABLE_UPLOADS, rows, n);
+    if (st != PL_OK)
+        pl_log_error("%s", err.msg);
 }

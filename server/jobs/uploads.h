@@ -1,6 +1,6 @@
 /* uploads: files that come in parts: an upload is a row, each part a row and a file uploads/<part id>.
  *
- *   pending -> completed | cancelled | expired (an hour after its birth)
+ *   pending -> completed | cancelled | expired (an hour after its birth) -> gone (a day later; a file that it became stays)
  *
  * Thread: any.  Owns: nothing.
  * Fails: as the store does; PL_ENOENT.
@@ -10,7 +10,7 @@
 
 #include "server/jobs/store.h"
 
-enum { PL_UPLOAD_LIFE_S = 3600, PL_UPLOAD_MAX_PARTS = 1000 };
+enum { PL_UPLOAD_LIFE_S = 3600, PL_UPLOAD_KEPT_S = 86400, PL_UPLOAD_MAX_PARTS = 1000 };
 
 /* Takes the bytes at path (flushed) in as a part. PL_EINVAL (param "data"): the upload has ended, or would have more bytes or parts than it may. */
 pl_status pl_uploads_add(struct pl_store *s, const char *upload, const char *path, struct pl_part_row *part, struct pl_err *err) PL_MUST_CHECK;
@@ -23,7 +23,7 @@ void pl_uploads_discard(struct pl_store *s, const struct pl_part_row *parts, siz
 /* Its parts, oldest first: pl_rows_free. */
 pl_status pl_uploads_parts(struct pl_store *s, const char *upload, struct pl_part_row **parts, size_t *n, struct pl_err *err) PL_MUST_CHECK;
 pl_status pl_uploads_cancel(struct pl_store *s, const char *upload, struct pl_upload_row *row, struct pl_err *err) PL_MUST_CHECK;
-/* Ends the pending ones whose hour is over. */
+/* Ends the pending ones whose hour is over, and forgets those that ended a day ago. */
 void pl_uploads_expire(struct pl_store *s, int64_t now);
 
 #endif

@@ -6,6 +6,7 @@ device where a test does not choose one: cuda-emulated is the CUDA device on a C
 SPDX-License-Identifier: Apache-2.0
 """
 import http.client
+import io
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import openai
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -209,3 +211,40 @@ def server(tmp_path_factory, long):
     until(d.idle)
     assert d.stop() == 0, d.log
     assert "Sanitizer" not in d.log, d.log
+
+
+# ---- files -------------------------------------------------------------------------------------------------------------
+
+CHAT = json.dumps({"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "the world"}]})
+GOOD = (CHAT + "\n") * 12
+
+
+def client_of(d, key="none"):
+    return openai.OpenAI(base_url=f"http://127.0.0.1:{d.port}/v1", api_key=key, max_retries=0, timeout=120 * SLOW)
+
+
+def upload(c, text=GOOD, purpose="fine-tune", name="data.jsonl", **more):
+    return c.files.create(file=(name, io.BytesIO(text.encode(errors="surrogateescape") if isinstance(text, str) else text)), purpose=purpose, **more)
+
+
+def data_dir(d):
+    return Path(re.search(r"files and jobs in (\S+)", d.log).group(1))
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory, tiny):
+    """One for a module's tests, with little room: 4 MiB a file, 16 MiB together."""
+    d = Daemon(tmp_path_factory.mktemp("files"), "--max-file-mb", 4, "--files-quota-mb", 16, model=tiny).wait_ready()
+    yield d
+    assert d.stop() == 0, d.log
+    assert "Sanitizer" not in d.log, d.log
+
+
+@pytest.fixture
+def client(daemon):
+    """Its client; the test's files are deleted, and it must have ended its uploads."""
+    c = client_of(daemon)
+    yield c
+    for f in c.files.list():
+        c.files.delete(f.id)
+    until(lambda: os.listdir(data_dir(daemon) / "uploads") == [])

@@ -4,10 +4,12 @@ random moments. tools/preload/faults.c makes the system calls fail.
 PARLEY_KILLS=N sets how many kills (`make faults`: 20), PARLEY_SEED=N replays a run's moments.
 SPDX-License-Identifier: Apache-2.0
 """
+import contextlib
 import json
 import os
 import random
 import signal
+import sqlite3
 import threading
 import time
 from errno import EAGAIN, ENOSPC
@@ -16,8 +18,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from conftest import ROOT, Daemon, find_tool
-from test_files import GOOD, client_of, upload
+from conftest import GOOD, ROOT, Daemon, client_of, data_dir, find_tool, upload
 from test_finetune_real import ROOM, finished, lines, method, result_of
 from test_jobs import Place, alive, messages, until
 
@@ -250,7 +251,7 @@ def test_uploads_under_way_are_in_the_quota(start, tmp_path, tiny):
     body = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + b"y" * (3 << 20)
     s.sendall(f"POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: {4 << 20}\r\n\r\n".encode() + body)
     c = client_of(d)
-    until(lambda: sum(p.stat().st_size for p in Path(d.log.split("files and jobs in ")[1].split("\n")[0]).glob("uploads/*")) >= 3 << 20)
+    until(lambda: sum(p.stat().st_size for p in data_dir(d).glob("uploads/*")) >= 3 << 20)
     with pytest.raises(openai.BadRequestError) as e:
         upload(c, b"x" * (2 << 20), purpose="batch")
     assert e.value.body["code"] == "file_quota_exceeded" and "uploads under way" in e.value.message
@@ -323,6 +324,61 @@ def test_a_damaged_checkpoint_is_refused(place, models, damage, words):
         c.chat.completions.create(model=name, messages=[{"role": "user", "content": "a"}], max_tokens=2)
     assert words in e.value.message and e.value.status_code in (400, 404, 500), e.value.message
     assert c.chat.completions.create(model=job.fine_tuned_model, messages=[{"role": "user", "content": "a"}], max_tokens=2).choices
+
+
+def quick(call, seconds=1.5):
+    before = time.monotonic()
+    call()
+    assert time.monotonic() - before < seconds, "it waited"
+
+
+def test_long_file_work_keeps_nobody(place, faults):
+    """While large files are removed or copied, the store answers."""
+    c = place.run()
+    place.script(steps=2, seconds=0, checkpoint_every=2)
+    job = place.wait(place.job().id, "succeeded")
+    folder = place.data / "jobs" / job.id
+    until(lambda: not (folder / "training.jsonl").exists())
+    faults.set(("unlink", 2000, "/jobs/"))
+    quick(lambda: c.models.delete(job.fine_tuned_model))
+    for _ in range(5):
+        quick(lambda: upload(c))
+        time.sleep(0.3)
+    until(lambda: not (folder / "result").exists())
+    faults.set(("read", 2000, "results.csv"))
+    job = place.job()
+    until(lambda: (place.data / "jobs" / job.id / "results.csv").exists())
+    for _ in range(5):
+        quick(lambda: upload(c))
+        time.sleep(0.3)
+    place.wait(job.id, "succeeded")
+
+
+def test_uploads_that_go_while_they_are_put_together(place, faults):
+    """Cancelled, or forgotten: the answer says so, and no disk is blamed."""
+    c = place.run("--train-jobs", 0)
+
+    def completes(meanwhile):
+        u = c.uploads.create(bytes=4, filename="x", mime_type="x", purpose="batch").id
+        ids = [c.uploads.parts.create(u, data=data).id for data in (b"12", b"34")]
+        faults.set(("read", 700, ids[0]))
+        answers = []
+        t = threading.Thread(target=lambda: answers.append(place.daemon.post(f"/v1/uploads/{u}/complete", {"part_ids": ids})))
+        t.start()
+        time.sleep(0.3)
+        meanwhile(u)
+        t.join()
+        status, _, body = answers[0]
+        assert c.files.list().data == [] and not list((place.data / "files").iterdir())
+        return status, json.loads(body)["error"]
+
+    def forget(u):
+        with contextlib.closing(sqlite3.connect(place.data / "parley.db", timeout=10)) as db, db:
+            db.execute("DELETE FROM uploads WHERE id=?", [u])
+    status, error = completes(c.uploads.cancel)
+    assert status == 400 and error["param"] == "upload_id" and "is cancelled" in error["message"], error
+    status, error = completes(forget)
+    assert status == 404 and error["param"] == "upload_id" and "No such Upload object" in error["message"], error
 
 
 KILLS = int(os.environ.get("PARLEY_KILLS", "5"))

@@ -4,7 +4,6 @@ SPDX-License-Identifier: Apache-2.0
 import contextlib
 import hashlib
 import http.client
-import io
 import json
 import os
 import re
@@ -12,40 +11,11 @@ import resource
 import sqlite3
 import subprocess
 import time
-from pathlib import Path
 
 import openai
 import pytest
 
-from conftest import SLOW, Daemon, until
-
-CHAT = json.dumps({"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "the world"}]})
-GOOD = (CHAT + "\n") * 12
-
-
-def client_of(d, key="none"):
-    return openai.OpenAI(base_url=f"http://127.0.0.1:{d.port}/v1", api_key=key, max_retries=0, timeout=120 * SLOW)
-
-
-@pytest.fixture(scope="module")
-def daemon(tmp_path_factory, tiny):
-    d = Daemon(tmp_path_factory.mktemp("files"), "--max-file-mb", 4, "--files-quota-mb", 16, model=tiny).wait_ready()
-    yield d
-    assert d.stop() == 0, d.log
-    assert "Sanitizer" not in d.log, d.log
-
-
-@pytest.fixture
-def client(daemon):
-    c = client_of(daemon)
-    yield c
-    for f in c.files.list():
-        c.files.delete(f.id)
-
-
-def upload(c, text=GOOD, purpose="fine-tune", name="data.jsonl", **more):
-    return c.files.create(file=(name, io.BytesIO(text.encode(errors="surrogateescape") if isinstance(text, str) else text)), purpose=purpose, **more)
-
+from conftest import CHAT, GOOD, client_of, data_dir, until, upload
 
 def test_an_upload_and_back(client, daemon):
     f = upload(client)
@@ -152,7 +122,9 @@ BAD_FORMS = [
     ([("purpose", None, b"batch"), ("file", "", b"x")], "file", "a file with a name"),
     ([("purpose", None, b"batch"), ("files", "a", b"x")], "files", "is not a field of this form"),
     ([("purpose", None, b"x" * 300), ("file", "a", b"x")], "purpose", "at most 256 bytes"),
-    ([("purpose", None, b"ba\0tch"), ("file", "a", b"x")], "purpose", "at most 256 bytes"),
+    ([("purpose", None, b"ba\0tch"), ("file", "a", b"x")], "purpose", "has a NUL byte"),
+    ([("purpose", None, b"batch"), ("file", "a\x01", b"x")], "file", "control characters"),
+    ([("purpose", None, b"batch"), ("file", "a" * 256, b"x")], "file", "at most 255 bytes"),
 ]
 
 
@@ -205,10 +177,6 @@ def test_bad_files(client, daemon, text, message, line, at):
     until(lambda: not os.listdir(data_dir(daemon) / "files") and not os.listdir(data_dir(daemon) / "uploads"))
 
 
-def data_dir(d):
-    return Path(re.search(r"files and jobs in (\S+)", d.log).group(1))
-
-
 def test_all_bad_lines_are_named(client):
     text = "".join(CHAT + "\n" if i % 2 else '{"messages":[{"role":"user","content":"a"}]}\n' for i in range(200))
     with pytest.raises(openai.BadRequestError) as e:
@@ -221,6 +189,7 @@ def test_too_large(client, daemon):
     with pytest.raises(openai.APIStatusError) as e:
         upload(client, b"x" * ((4 << 20) + 1), purpose="batch")
     assert e.value.status_code == 413 and e.value.body["code"] == "request_too_large" and e.value.body["param"] == "file"
+    assert "larger than the 4 MiB that this server accepts (max-file-mb)" in e.value.message
     f = upload(client, b"x" * (4 << 20), purpose="batch")
     assert f.bytes == 4 << 20
     c = daemon.connect()
@@ -228,7 +197,8 @@ def test_too_large(client, daemon):
     c.putheader("Content-Type", "multipart/form-data; boundary=x")
     c.putheader("Content-Length", str(6 << 20))
     c.endheaders()
-    assert c.getresponse().status == 413  # told at once, before the body
+    r = c.getresponse()
+    assert r.status == 413 and "max-file-mb" in json.loads(r.read())["error"]["message"]  # told at once, before the body
     c.close()
 
 
@@ -237,7 +207,7 @@ def test_quota(client):
         upload(client, b"x" * (4 << 20), purpose="batch")
     with pytest.raises(openai.BadRequestError) as e:
         upload(client, b"x", purpose="batch")
-    assert e.value.body["code"] == "file_quota_exceeded" and "files-quota-mb" in e.value.message
+    assert e.value.body["code"] == "file_quota_exceeded" and e.value.body["param"] == "file" and "files-quota-mb" in e.value.message
     client.files.delete(client.files.list().data[0].id)
     upload(client, b"x", purpose="batch")
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from conftest import PARLEYD, Daemon, until
-from test_files import client_of, upload
+from conftest import PARLEYD, Daemon, client_of, data_dir, until, upload
 
 # workers that get their share of a busy machine; a sanitizer's reserves terabytes of addresses
 ROOM = ["--train-nice", 1, *(["--train-memory-mb", 16777216] if "asan" in str(PARLEYD) else [])]
@@ -161,9 +160,38 @@ def test_full_tuning_makes_a_model_of_its_own(start, tmp_path, tiny):
     assert ask(c, adapter) == other  # it has the weights under it still
     assert d.stop() == 0
     c = client_of(start("--data-dir", tmp_path / "data", *ROOM, model=tiny))
-    assert until(lambda: adapter in [m.id for m in c.models.list()]) and ask(c, adapter) == other
+    assert until(lambda: adapter in [m.id for m in c.models.list()])
+    c.models.delete(again.fine_tuned_model)  # and its own file of those weights
+    until(lambda: not (tmp_path / "data/jobs" / again.id / "base").exists())
+    assert ask(c, adapter) == other
     c.models.delete(adapter)
-    assert {m.id for m in c.models.list()} == {"tiny", again.fine_tuned_model}
+    assert {m.id for m in c.models.list()} == {"tiny"}
+    until(lambda: not list((tmp_path / "data/jobs").glob("*/base")))
+
+
+def test_checkpoints_that_were_replaced_are_not_served(start, tmp_path, tiny):
+    """The worker keeps the last ones only: those that it removes leave the list of models as if they were deleted."""
+    c = client_of(start("--data-dir", tmp_path / "data", "--train-threads", 1, *ROOM, model=tiny))
+    spec = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 50, "batch_size": 2, "learning_rate": 1e-3}, "peft": {"rank": 8},
+                                                 "checkpoints": {"interval": 20, "keep_last": 2}}}
+    job = c.fine_tuning.jobs.create(model="tiny", training_file=upload(c, lines(24)).id, method=spec).id
+
+    def asked():
+        for point in c.fine_tuning.jobs.checkpoints.list(job):
+            try:
+                ask(c, point.fine_tuned_model_checkpoint)
+                return point
+            except openai.APIStatusError:  # it went as we asked
+                pass
+    point = until(asked, 60)
+    name = point.fine_tuned_model_checkpoint
+    assert point.step_number < 500, "the worker is too quick for this test"
+    done = finished(c, job)
+    assert done.status == "succeeded"
+    until(lambda: name not in [m.id for m in c.models.list()])
+    with pytest.raises(openai.NotFoundError):
+        ask(c, name)
+    assert [p.step_number for p in c.fine_tuning.jobs.checkpoints.list(job)] == [600, 580]
 
 
 def test_a_job_of_a_further_model(start, tmp_path, tiny, models):
@@ -206,12 +234,8 @@ def test_deleting_it(tuned, start, tmp_path, tiny):
     assert name not in [m.id for m in c.models.list()]
 
 
-def folder_of(d):
-    return Path(d.log.split("files and jobs in ")[1].split("\n")[0])
-
-
 def result_of(d, job):
-    return (folder_of(d) / "jobs" / job / "result/adapter_model.safetensors").read_bytes()
+    return (data_dir(d) / "jobs" / job / "result/adapter_model.safetensors").read_bytes()
 
 
 def test_kills_leave_no_trace(start, tmp_path, tiny, tuned):

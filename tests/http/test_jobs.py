@@ -16,9 +16,8 @@ from pathlib import Path
 import openai
 import pytest
 
-from conftest import ROOT, SLOW, Daemon, make_model
+from conftest import CHAT, GOOD, ROOT, SLOW, Daemon, client_of, make_model, upload
 from conftest import until as soon
-from test_files import CHAT, GOOD, client_of, upload
 
 WORKER = ROOT / "tests/tools/fake_worker.py"
 PATIENCE = 60  # seconds; workers stand back behind whatever else keeps the machine busy
@@ -454,12 +453,44 @@ def test_deleting_a_model(place):
     folder = place.data / "jobs" / job.id
     deleted = c.models.delete(job.fine_tuned_model)
     assert deleted.deleted and deleted.id == job.fine_tuned_model and deleted.object == "model"
-    assert not (folder / "result").exists() and list(c.fine_tuning.jobs.checkpoints.list(job.id)) == []
+    assert list(c.fine_tuning.jobs.checkpoints.list(job.id)) == []
+    until(lambda: not (folder / "result").exists() and not os.listdir(folder / "checkpoints"))
     with pytest.raises(openai.NotFoundError):
         c.models.delete(job.fine_tuned_model)
     with pytest.raises(openai.BadRequestError):
         c.models.delete("tiny")
     assert c.fine_tuning.jobs.retrieve(job.id).fine_tuned_model == job.fine_tuned_model
+
+
+def test_a_checkpoint_that_is_deleted_while_its_job_runs(place):
+    """Its name is gone at once; the worker can go on from it until the job has ended."""
+    c = place.run()
+    place.script(steps=4, seconds=0, checkpoint_every=2, hold_at=3)
+    job = place.job()
+    (point,) = until(lambda: list(c.fine_tuning.jobs.checkpoints.list(job.id)))
+    folder = place.data / "jobs" / job.id / "checkpoints/step-2"
+    c.models.delete(point.fine_tuned_model_checkpoint)
+    assert list(c.fine_tuning.jobs.checkpoints.list(job.id)) == [] and folder.exists()
+    os.kill(place.seen(job.id)["pid"], signal.SIGKILL)
+    place.script(steps=4, seconds=0, checkpoint_every=2)
+    place.wait(job.id, "succeeded")
+    assert messages(place.events(job.id)).count("training from step 3") == 1
+    assert [p.step_number for p in c.fine_tuning.jobs.checkpoints.list(job.id)] == [4]
+    until(lambda: os.listdir(folder.parent) == ["step-4"])
+
+
+def test_deleted_and_killed(place):
+    """The files of what was deleted go after a kill, too."""
+    c = place.run()
+    place.script(steps=4, seconds=0, checkpoint_every=2)
+    jobs = [place.wait(place.job().id, "succeeded") for _ in range(2)]
+    c.models.delete(jobs[0].fine_tuned_model)
+    c.models.delete(f"{jobs[1].fine_tuned_model}:ckpt-step-2")
+    place.kill()
+    place.run()
+    gone = [place.data / "jobs" / jobs[0].id / "result", *((place.data / "jobs" / j.id / "checkpoints/step-2") for j in jobs)]
+    until(lambda: not any(p.exists() for p in gone))
+    assert (place.data / "jobs" / jobs[1].id / "result").exists() and (place.data / "jobs" / jobs[1].id / "checkpoints/step-4").exists()
 
 
 def test_a_tuned_model_as_base(place):
@@ -514,6 +545,9 @@ def test_another_model_than_before(place):
     with pytest.raises(openai.APIStatusError) as e:
         c.chat.completions.create(model=made.fine_tuned_model, messages=[{"role": "user", "content": "a"}], max_tokens=1)
     assert "another model" in str(e.value)
+    with pytest.raises(openai.BadRequestError, match="it is an adapter of 'tiny' as that was then, which this server does not have") as e:
+        c.fine_tuning.jobs.create(model=made.fine_tuned_model, training_file=upload(c).id)
+    assert e.value.body["code"] == "model_not_available" and e.value.body["param"] == "model"
     place.daemon.stop()
     place.model = mine
     c = place.run()
@@ -546,6 +580,52 @@ def test_a_whole_tuned_model_as_base(place):
         assert e.value.body["code"] == "model_load_failed" and "adapter" in str(e.value)
         place.daemon.stop()
         c = place.run()
+
+
+def test_a_base_stays_as_long_as_something_is_served_on_it(place):
+    """A job's own copy of the whole model under its adapters, and its checkpoints, which go on from it when that model is deleted and nobody
+    has asked for them yet."""
+    c = place.run()
+    place.script(steps=2, seconds=0, checkpoint_every=2, whole=str(make_model(place.data, "other.gguf", "--seed", "78")))
+    whole = place.wait(place.job().id, "succeeded").fine_tuned_model
+
+    def cancelled(**script):
+        place.script(steps=4, seconds=0, **script)
+        job = c.fine_tuning.jobs.create(model=whole, training_file=upload(c).id).id
+        until(lambda: any(e.type == "metrics" and e.data["step"] >= 2 for e in place.events(job)))
+        c.fine_tuning.jobs.cancel(job)
+        until(lambda: not (place.data / "jobs" / job / "training.jsonl").exists())
+        return place.data / "jobs" / job
+    nothing, one = cancelled(checkpoint_every=9, hold_at=3), cancelled(checkpoint_every=2, hold_at=3)
+    until(lambda: not (nothing / "base").exists())
+    assert os.listdir(one / "base") == ["model.gguf"]
+    c.models.delete(whole)
+    place.daemon.stop()
+    place.script(steps=2, seconds=0, checkpoint_every=2)
+    c = place.run()
+    (point,) = c.fine_tuning.jobs.checkpoints.list(one.name)
+    done = place.wait(c.fine_tuning.jobs.create(model=point.fine_tuned_model_checkpoint, training_file=upload(c).id).id, "succeeded")
+    assert place.seen(done.id)["job"]["base"] == str(place.data / "jobs" / done.id / "base/model.gguf")
+    c.models.delete(point.fine_tuned_model_checkpoint)
+    until(lambda: not (one / "base").exists())
+    assert os.listdir(place.data / "jobs" / done.id / "base") == ["model.gguf"]
+
+
+def test_bases_whose_files_are_gone(place):
+    """Refused at once and by name, by the dry run as well; what goes after that fails the job with code and param."""
+    more = make_model(place.data, "more.gguf", "--seed", "79")
+    c = place.run("--add-model", f"more={more}")
+    place.script(steps=2, seconds=0, checkpoint_every=2)
+    made = place.wait(place.job().id, "succeeded")
+    for name in os.listdir(place.data / "jobs" / made.id / "result"):
+        (place.data / "jobs" / made.id / "result" / name).unlink()
+    more.unlink()
+    f = upload(c).id
+    for model, words in (made.fine_tuned_model, "its files are not there any more"), ("more", "more.gguf cannot be read"):
+        for path in "/v1/fine_tuning/jobs", "/v1/fine_tuning/jobs/validate":
+            status, _, answer = place.daemon.post(path, {"model": model, "training_file": f})
+            error = json.loads(answer)["error"]
+            assert status == 400 and (error["code"], error["param"]) == ("model_not_available", "model") and words in error["message"], error
 
 
 def test_a_whole_tuned_model_beside_ranks(place):

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, SLOW, Daemon
-from test_files import CHAT
+from conftest import CHAT, ROOT, SLOW, Daemon
 from test_finetune_real import ANSWER, QUESTIONS, ROOM, lines
 from test_jobs import WORKER
 from test_readme import README, REAL, daemon  # noqa: F401 (daemon is a fixture)

@@ -5,14 +5,12 @@ import json
 import math
 import subprocess
 import time
-from pathlib import Path
 
 import openai
 import pytest
 
-from conftest import ROOT, Daemon, until
-from test_files import client_of, upload
-from test_finetune_real import ROOM, finished, folder_of
+from conftest import ROOT, Daemon, client_of, data_dir, until, upload
+from test_finetune_real import ROOM, finished
 from test_train import PARLEY, lines, result, run, steps_written
 
 VERSE = ("The boats go out before the light, the nets are folded on the deck, and every lamp along the quay is put out one by one until the water, "
@@ -34,7 +32,8 @@ def made(tmp_path_factory, tiny):
                                     suffix="bell", seed=5, method=method(SHAPE))
     d.client, d.job = c, finished(c, job.id)
     assert d.job.status == "succeeded", (d.job, d.log)
-    d.file = folder_of(d) / "jobs" / d.job.id / "result/model.gguf"
+    until(lambda: not (data_dir(d) / "jobs" / d.job.id / "base.gguf").exists())  # its first weights
+    d.file = data_dir(d) / "jobs" / d.job.id / "result/model.gguf"
     yield d
     assert d.stop() == 0, d.log
     assert "Sanitizer" not in d.log, d.log
@@ -134,7 +133,7 @@ def test_with_the_servers_tokenizer_and_a_template(made, tiny, start):
     job = finished(c, c.fine_tuning.jobs.create(model="scratch", training_file=upload(c, TEXT).id,
                                                 method=method({**SHAPE, "architecture": "gpt2", "kv_heads": 4, "tokenizer": "base", "tied": False})).id)
     assert job.status == "succeeded", job
-    d = start("--alias", "mine", model=folder_of(made) / "jobs" / job.id / "result/model.gguf")
+    d = start("--alias", "mine", model=data_dir(made) / "jobs" / job.id / "result/model.gguf")
     one, other = ([json.loads(x.post("/tokenize", {"content": VERSE})[2])["tokens"] for x in (d, made)])
     assert one == other
     answer = client_of(d).chat.completions.create(model="mine", messages=[{"role": "user", "content": "The boats"}], max_tokens=3)  # the base's template

@@ -14,27 +14,9 @@ import time
 import openai
 import pytest
 
-from conftest import ROOT, Daemon, until
-from test_files import CHAT, GOOD, client_of, data_dir
+from conftest import CHAT, GOOD, ROOT, Daemon, client_of, data_dir, until, upload
 
 LIFE = 3600
-
-
-@pytest.fixture(scope="module")
-def daemon(tmp_path_factory, tiny):
-    d = Daemon(tmp_path_factory.mktemp("uploads"), "--max-file-mb", 4, "--files-quota-mb", 16, model=tiny).wait_ready()
-    yield d
-    assert d.stop() == 0, d.log
-    assert "Sanitizer" not in d.log, d.log
-
-
-@pytest.fixture
-def client(daemon):
-    c = client_of(daemon)
-    yield c
-    for f in c.files.list():
-        c.files.delete(f.id)
-    assert os.listdir(data_dir(daemon) / "uploads") == [], "a test leaves its uploads ended"
 
 
 def create(c, n, purpose="user_data", **more):
@@ -85,7 +67,7 @@ def test_bad_lines_leave_the_upload_pending(client):
     ids = [part(client, u.id, text).id]
     with pytest.raises(openai.BadRequestError) as e:
         client.uploads.complete(u.id, part_ids=ids)
-    assert e.value.body["code"] == "invalid_file" and e.value.body["lines"][0]["line"] == 2
+    assert e.value.body["code"] == "invalid_file" and e.value.body["param"] == "part_ids" and e.value.body["lines"][0]["line"] == 2
     cancelled = client.uploads.cancel(u.id)
     assert cancelled.status == "cancelled" and cancelled.file is None and client.files.list().data == []
 
@@ -104,7 +86,11 @@ BAD_UPLOADS = [
     ({"mime_type": 3}, "mime_type", "must be a string"),
     ({"parts": 3}, "parts", "Unrecognized"),
     ({"expires_after": {"anchor": "created_at", "seconds": 5}}, "expires_after.seconds", "from 3600"),
-    ({"expires_after": {"seconds": 3600}}, "expires_after", "must be"),
+    ({"expires_after": {"seconds": 3600}}, "expires_after.anchor", "must be"),
+    ({"expires_after": {"anchor": "created_at"}}, "expires_after.seconds", "from 3600"),
+    ({"expires_after": {"anchor": "created_at", "seconds": "3600"}}, "expires_after.seconds", "from 3600"),
+    ({"expires_after": {"anchor": "created_at", "seconds": 3600, "hours": 1}}, "expires_after.hours", "is not a member"),
+    ({"expires_after": 3600}, "expires_after", "must be an object"),
 ]
 
 
@@ -144,12 +130,55 @@ def test_parts_count_in_the_quota(client):
     uploads = [create(client, 4 << 20) for _ in range(4)]
     for u in uploads:
         part(client, u.id, b"x" * (4 << 20))
-    with pytest.raises(openai.BadRequestError) as e:
-        client.files.create(file=("x", io.BytesIO(b"x")), purpose="batch")
-    assert e.value.body["code"] == "file_quota_exceeded"
+    for call, param in (lambda: client.files.create(file=("x", io.BytesIO(b"x")), purpose="batch"), "file"), (lambda: part(client, create(client, 1).id, b"x"), "data"):
+        with pytest.raises(openai.BadRequestError) as e:
+            call()
+        assert e.value.body["code"] == "file_quota_exceeded" and e.value.body["param"] == param and f"'{param}' does not fit" in e.value.message
     for u in uploads:
         client.uploads.cancel(u.id)
     client.files.create(file=("x", io.BytesIO(b"x")), purpose="batch")
+
+
+def test_the_file_beside_its_parts_counts_in_the_quota(client):
+    """While the parts are put together both are on the disk."""
+    full = [upload(client, b"x" * (4 << 20), purpose="batch").id for _ in range(3)]
+    u = create(client, 3 << 20)
+    p = part(client, u.id, b"y" * (3 << 20))
+    with pytest.raises(openai.BadRequestError) as e:
+        client.uploads.complete(u.id, part_ids=[p.id])
+    assert e.value.body["code"] == "file_quota_exceeded" and e.value.body["param"] == "part_ids"
+    assert "3145728 bytes stand beside its parts" in e.value.message and "files-quota-mb" in e.value.message
+    client.files.delete(full[0])
+    assert client.uploads.complete(u.id, part_ids=[p.id]).file.bytes == 3 << 20
+    for _ in range(2):  # and what was taken was given back: 8 + 3 MiB are there
+        client.files.delete(upload(client, b"x" * (4 << 20), purpose="batch").id)
+
+
+def test_parts_that_are_too_large(client, start, tiny):
+    """The limit that is named is the one that was passed."""
+    with pytest.raises(openai.APIStatusError) as e:
+        part(client, create(client, 1).id, b"x" * ((4 << 20) + 1))
+    assert e.value.status_code == 413 and e.value.body["param"] == "data" and "4 MiB that this server accepts (max-file-mb)" in e.value.message
+    c = client_of(start(model=tiny))
+    with pytest.raises(openai.APIStatusError) as e:
+        part(c, create(c, 1).id, b"x" * ((64 << 20) + 1))
+    assert e.value.status_code == 413 and e.value.body["param"] == "data" and "64 MiB that a part may have: send it in smaller ones" in e.value.message
+
+
+def test_ended_uploads_are_forgotten(start, tmp_path, tiny):
+    """A day after its hour nobody asks for an upload; the file that it became stays."""
+    d = start("--data-dir", tmp_path / "data", model=tiny)
+    c = client_of(d)
+    ids = [create(c, 1).id for _ in range(4)]
+    done = c.uploads.complete(ids[0], part_ids=[part(c, ids[0], b"x").id])
+    c.uploads.cancel(ids[1])
+    with contextlib.closing(sqlite3.connect(tmp_path / "data/parley.db", timeout=10)) as db:
+        with db:
+            db.execute("UPDATE uploads SET expires_at=? WHERE id!=?", [int(time.time()) - 90100, ids[3]])
+        until(lambda: db.execute("SELECT id, status FROM uploads").fetchall() == [(ids[3], "pending")])
+    with pytest.raises(openai.NotFoundError) as e:
+        c.uploads.cancel(ids[0])
+    assert e.value.body["param"] == "upload_id" and c.files.content(done.file.id).read() == b"x"
 
 
 def test_kills_and_expiry(start, tmp_path, tiny):
@@ -206,6 +235,18 @@ def test_permissions(checkpoint):
                  lambda: calls.delete(made[1].id, fine_tuned_model_checkpoint=name + "0")):
         with pytest.raises(openai.NotFoundError):
             call()
+
+
+def test_permissions_go_with_the_checkpoint(checkpoint):
+    c = client_of(checkpoint)
+    calls = c.fine_tuning.checkpoints.permissions
+    name = c.fine_tuning.jobs.checkpoints.list(c.fine_tuning.jobs.list().data[0].id).data[1].fine_tuned_model_checkpoint
+    projects = [f"proj_{i}" for i in range(100)]
+    made = calls.create(name, project_ids=projects).data
+    assert [p.project_id for p in made] == projects and len({p.id for p in made}) == 100
+    c.models.delete(name)
+    with contextlib.closing(sqlite3.connect(data_dir(checkpoint) / "parley.db", timeout=10)) as db:
+        assert db.execute("SELECT COUNT(*) FROM permissions WHERE checkpoint=?", [name]).fetchone() == (0,)
 
 
 @pytest.mark.parametrize("body, param", [({}, "project_ids"), ({"project_ids": []}, "project_ids"), ({"project_ids": [""]}, "project_ids"), ({"project_ids": "x"}, "project_ids"),

@@ -1,8 +1,8 @@
 /* faults: a library for LD_PRELOAD that makes system calls fail when a test says so, and writes down what was flushed to the disk.
  *
  * FAULTS=FILE: a line "CALL ERRNO TEXT" makes each CALL (write, fsync, fork) fail with that number; write and fsync only for files whose path
- * has TEXT in it. "read N TEXT" makes reads take N milliseconds longer. "write" stands for all calls that write; the file may change at any
- * time, and may be absent.
+ * has TEXT in it. "read N TEXT" makes reads take N milliseconds longer, "unlink N TEXT" removals. "write" stands for all calls that write; the
+ * file may change at any time, and may be absent.
  * FAULTS_LOG=FILE: a line "fsync PATH" for each file or folder that was flushed.
  * SPDX-License-Identifier: Apache-2.0 */
 #include <dlfcn.h>
@@ -36,15 +36,16 @@ static void path_of(int fd, char *out)
     out[n > 0 ? n : 0] = '\0';
 }
 
-/* The errno to fail with, 0 = none. */
-static int fault(const char *call, int fd)
+/* The number of the first rule, 0 = none. path NULL = of fd, if that is one. */
+static int fault(const char *call, int fd, const char *path)
 {
-    char rules[2048], path[PATH_MAX] = "", name[16], text[200];
+    char rules[2048], own[PATH_MAX] = "", name[16], text[200];
     int number;
     if (slurp(getenv("FAULTS"), rules, sizeof rules) == 0)
         return 0;
     if (fd >= 0)
-        path_of(fd, path);
+        path_of(fd, own);
+    path = path != NULL ? path : own;
     for (char *line = rules; line != NULL && *line != '\0'; line = strchr(line, '\n') != NULL ? strchr(line, '\n') + 1 : NULL) {
         text[0] = '\0';
         if (sscanf(line, "%15s %d %199s", name, &number, text) >= 2 && strcmp(name, call) == 0 && strstr(path, text) != NULL)
@@ -55,16 +56,16 @@ static int fault(const char *call, int fd)
 
 static bool fails(const char *call, int fd)
 {
-    const int before = errno, number = fault(call, fd);
+    const int before = errno, number = fault(call, fd, NULL);
     errno = number != 0 ? number : before;
     return number != 0;
 }
 
 #define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
 
-static void delay(int fd)
+static void delay(const char *call, int fd, const char *path)
 {
-    const int before = errno, ms = fault("read", fd);
+    const int before = errno, ms = fault(call, fd, path);
     if (ms > 0)
         usleep((useconds_t)ms * 1000);
     errno = before;
@@ -72,7 +73,7 @@ static void delay(int fd)
 
 ssize_t read(int fd, void *bytes, size_t n)
 {
-    delay(fd);
+    delay("read", fd, NULL);
     return REAL(read)(fd, bytes, n);
 }
 
@@ -80,7 +81,7 @@ ssize_t read(int fd, void *bytes, size_t n)
 ssize_t __read_chk(int fd, void *bytes, size_t n, size_t size);
 ssize_t __read_chk(int fd, void *bytes, size_t n, size_t size)
 {
-    delay(fd);
+    delay("read", fd, NULL);
     return REAL(__read_chk)(fd, bytes, n, size);
 }
 
@@ -127,6 +128,12 @@ int fdatasync(int fd)
         return -1;
     note(fd);
     return REAL(fdatasync)(fd);
+}
+
+int unlink(const char *path)
+{
+    delay("unlink", -1, path);
+    return REAL(unlink)(path);
 }
 
 pid_t fork(void)
