@@ -210,6 +210,7 @@ static pl_status open_engine(struct pl_instance *m, const struct pl_instance_opt
     struct pl_engine_opts e = {
         .max_sequences = (uint32_t)c->max_sequences,
         .batch_tokens = (uint32_t)c->batch_tokens,
+        .gap_ms = (uint32_t)c->stream_gap_ms,
         .queue_limit = (uint32_t)c->queue_limit,
         .pool = o->pool,
         .lost = o->server->lost,

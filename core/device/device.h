@@ -158,6 +158,9 @@ struct pl_device_ops {
     void (*kv_free)(struct pl_device *dev, struct pl_kvdev *kv);
     /* Copies what page `from` holds of each layer to page `to`, between steps. NULL = the device cannot. */
     pl_status (*kv_copy)(struct pl_device *dev, struct pl_kvdev *kv, uint32_t from, uint32_t to);
+    /* Makes memory of the first n_pages present, so that no step waits for it: a piece that takes some milliseconds, between
+     * steps. False = all of it is. NULL = kv_new did. */
+    bool (*kv_prepare)(struct pl_device *dev, struct pl_kvdev *kv, uint32_t n_pages);
 
     pl_status (*step_begin)(struct pl_device *dev, const struct pl_batch *b);
     pl_status (*step_end)(struct pl_device *dev);

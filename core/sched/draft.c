@@ -2,6 +2,8 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "core/sched/draft.h"
 
+#include "core/sched/average.h"
+
 static const float FIRST_RATE = 0.5f, FIRST_SLOPE = 0.25f, WEIGHT = 0.125f;
 
 void pl_draft_init(struct pl_draft *d)
@@ -86,14 +88,6 @@ void pl_draft_learn(struct pl_draft *d, uint32_t n, uint32_t n_held)
         d->rest *= 2;
 }
 
-/* A running average; a value far off (the machine was busy with something else) moves it no more than a near one. */
-static void average(float *mean, float value, float bound)
-{
-    float step = value - *mean;
-    step = step > bound ? bound : step < -bound ? -bound : step;
-    *mean += WEIGHT * step;
-}
-
 void pl_draft_cost_learn(struct pl_draft_cost *c, uint32_t n_seqs, uint32_t n_guesses, uint64_t ns)
 {
     if (n_seqs == 0 || n_seqs > PL_DRAFT_SEQS)
@@ -102,9 +96,9 @@ void pl_draft_cost_learn(struct pl_draft_cost *c, uint32_t n_seqs, uint32_t n_gu
     if (n_guesses == 0 && *base == 0)
         *base = (float)ns;
     else if (n_guesses == 0)
-        average(base, (float)ns, *base);
+        pl_average(base, (float)ns, WEIGHT, *base);
     else if (*base > 0) {
         float slope = ((float)ns / *base - 1) / (float)n_guesses;
-        average(&c->slope[n_seqs], slope < 0 ? 0 : slope > 1 ? 1 : slope, 0.5f);
+        pl_average(&c->slope[n_seqs], slope < 0 ? 0 : slope > 1 ? 1 : slope, WEIGHT, 0.5f);
     }
 }

@@ -184,7 +184,7 @@ static void beat(struct pl_engine *e)
 static void *engine_main(void *arg)
 {
     struct pl_engine *e = arg;
-    bool idle = true;
+    bool idle = false;
     if (e->runner.attach != NULL)
         e->runner.attach(e->runner.self);
     while (take_inbox(e, idle)) {
@@ -196,7 +196,8 @@ static void *engine_main(void *arg)
         uint32_t n = pl_engine_plan(e);
         if (n > 0)
             pl_engine_run(e, n);
-        idle = n == 0;
+        const bool prepared = e->runner.prepare != NULL && e->runner.prepare(e->runner.self);
+        idle = n == 0 && !prepared;
         if (idle && e->runner.beat != NULL)
             beat(e);
         publish_all(e);

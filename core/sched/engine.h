@@ -30,6 +30,7 @@ struct pl_pool;
 struct pl_engine_opts {
     uint32_t max_sequences; /* running at once */
     uint32_t batch_tokens;  /* per iteration */
+    uint32_t gap_ms;        /* an iteration with prompts takes about so long, or twice as long as without them, while anything decodes; 0 = any time */
     uint32_t max_context;   /* prompt + output of one sequence; <= the model's */
     uint32_t n_pages;       /* of PL_KV_PAGE tokens; 0 = a usual length for each of max_sequences, at least one max_context, at most half of free memory;
                                on a device with memory of its own device_percent of what is free there */

@@ -13,6 +13,7 @@
 #include "core/sched/adapters.h"
 #include "core/sched/draft.h"
 #include "core/sched/engine.h"
+#include "core/sched/pace.h"
 #include "core/sched/runner.h"
 #include "core/sched/seq.h"
 #include "core/sched/step.h"
@@ -45,6 +46,7 @@ struct pl_engine {
     uint64_t stamp;
     struct pl_step step;
     struct pl_draft_cost cost;
+    struct pl_pace pace;
     struct pl_engine_stats stats; /* copied to `published` at the end of each iteration and before an end is told */
     pthread_t thread;
     bool thread_made;

@@ -46,13 +46,15 @@ static void guess(struct pl_engine *e, uint32_t n_seqs)
 uint32_t pl_engine_plan(struct pl_engine *e)
 {
     const uint64_t now = pl_now_ns();
+    uint32_t n_decode = 0;
     for (uint32_t i = 0; i < e->n_running; i++) {
         struct pl_seq *s = e->running[i];
         const bool room = pl_seq_has_room(s);
         s->full_since = room ? 0 : s->full_since != 0 ? s->full_since : now;
         e->step.plan[i] = (struct pl_plan_item){.left = room ? s->n_tokens - s->n_done : 0};
+        n_decode += e->step.plan[i].left == 1;
     }
-    (void)pl_plan(e->step.plan, e->n_running, e->opts.batch_tokens);
+    (void)pl_plan(e->step.plan, e->n_running, e->opts.batch_tokens, pl_pace_room(&e->pace, e->opts.gap_ms * UINT64_C(1000000), n_decode));
     for (uint32_t i = 0; i < e->n_running; i++)
         e->running[i]->take = e->step.plan[i].take, e->running[i]->draft.n = 0;
     for (uint32_t i = 0; i < e->n_running; i++) {
@@ -207,16 +209,16 @@ static void finish_step(struct pl_engine *e, uint32_t n_tokens)
     pl_hist_add(&st->step_tokens, n_tokens);
 }
 
-/* A pass of nothing but decodes and their guesses took ns. */
-static void learn_cost(struct pl_engine *e, uint32_t n_seqs, uint64_t ns)
+/* The pass took ns. */
+static void learn_cost(struct pl_engine *e, uint32_t n_seqs, uint32_t n_tokens, uint64_t ns)
 {
-    uint32_t n_guesses = 0;
-    for (uint32_t i = 0; i < n_seqs; i++) {
-        if (!pl_seq_decodes(e->step.seqs[i]))
+    for (uint32_t i = 0; i < n_seqs; i++)
+        if (!pl_seq_decodes(e->step.seqs[i])) {
+            pl_pace_learn(&e->pace, n_tokens, ns);
             return;
-        n_guesses += e->step.seqs[i]->draft.n;
-    }
-    pl_draft_cost_learn(&e->cost, n_seqs, n_guesses, ns);
+        }
+    pl_pace_learn_plain(&e->pace, ns);
+    pl_draft_cost_learn(&e->cost, n_seqs, n_tokens - n_seqs, ns);
 }
 
 void pl_engine_run(struct pl_engine *e, uint32_t n_seqs)
@@ -233,7 +235,7 @@ void pl_engine_run(struct pl_engine *e, uint32_t n_seqs)
         pl_engine_lose(e, st);
         return;
     }
-    learn_cost(e, n_seqs, pl_now_ns() - began);
+    learn_cost(e, n_seqs, b.n_tokens, pl_now_ns() - began);
     struct pass p = {e, logits};
     if (e->n_workers > 1 && b.n_rows > 1)
         pl_pool_run(e->opts.pool, sample_item, &p, n_seqs);

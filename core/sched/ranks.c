@@ -159,6 +159,7 @@ struct follower {
     struct pl_device *dev;
     struct pl_model *model; /* NULL = could not be loaded */
     struct pl_kvdev *kv;
+    uint32_t n_pages; /* of it that were written to */
     uint32_t *words;
     size_t cap;
     int timeout_ms;
@@ -206,7 +207,11 @@ static pl_status pass(struct follower *f)
     b.pages = b.page_start + S + 1;
     b.rows = b.pages + P;
     b.adapter = adapted ? b.rows + R : NULL;
-    return pl_model_forward(f->model, f->kv, &b, &logits);
+    const pl_status rc = pl_model_forward(f->model, f->kv, &b, &logits);
+    f->n_pages = pl_batch_pages(&b, f->n_pages);
+    if (rc == PL_OK && f->dev->ops->kv_prepare != NULL)
+        (void)f->dev->ops->kv_prepare(f->dev, f->kv, f->n_pages + PL_RANKS_PAGES_AHEAD);
+    return rc;
 }
 
 static pl_status make_adapter(const struct follower *f, uint32_t slot, const void *bytes, size_t n)

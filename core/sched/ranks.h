@@ -13,6 +13,7 @@
 
 #include "core/comm/comm.h"
 #include "core/device/device.h"
+#include "core/kv/kv.h"
 
 struct pl_model;
 struct pl_adapter_wire;
@@ -20,6 +21,18 @@ struct pl_adapter_wire;
 /* Models load at different speeds: until all have started, ranks wait so many times longer for each other. Ranks other than
  * 0 wait a while longer than it does, so that it is there to answer its clients. */
 enum { PL_RANKS_LOADING = 20, PL_RANKS_GRACE_MS = 5000 };
+
+/* Cache pages behind the last one in use whose memory is made ready (device.h, kv_prepare): sequences that began together need a new
+ * one in the same pass. */
+enum { PL_RANKS_PAGES_AHEAD = 64 };
+
+/* Pages up to the last one that the batch, or what came before it, writes to. */
+static inline uint32_t pl_batch_pages(const struct pl_batch *b, uint32_t before)
+{
+    for (uint32_t t = 0; t < b->n_tokens; t++)
+        before = b->slot[t] / PL_KV_PAGE >= before ? b->slot[t] / PL_KV_PAGE + 1 : before;
+    return before;
+}
 
 struct pl_leader {
     struct pl_comm *comm;

@@ -17,12 +17,20 @@ struct model_runner {
     struct pl_model *model;  /* borrowed */
     struct pl_kvdev *kv;
     struct pl_leader leader; /* of several ranks */
+    uint32_t n_pages;        /* of the cache that were written to: it hands them out in order */
 };
 
 static pl_status forward(void *self, const struct pl_batch *b, const float **logits)
 {
     struct model_runner *r = self;
+    r->n_pages = pl_batch_pages(b, r->n_pages);
     return pl_model_forward(r->model, r->kv, b, logits);
+}
+
+static bool prepare(void *self)
+{
+    struct model_runner *r = self;
+    return r->dev->ops->kv_prepare(r->dev, r->kv, r->n_pages + PL_RANKS_PAGES_AHEAD);
 }
 
 static pl_status kv_copy(void *self, uint32_t from, uint32_t to)
@@ -36,7 +44,7 @@ static pl_status forward_all(void *self, const struct pl_batch *b, const float *
     struct model_runner *r = self;
     pl_status rc = pl_leader_pass(&r->leader, b);
     if (rc == PL_OK)
-        rc = pl_model_forward(r->model, r->kv, b, logits);
+        rc = forward(self, b, logits);
     if (rc != PL_OK)
         r->leader.comm->ops->give_up(r->leader.comm);
     return rc;
@@ -190,6 +198,7 @@ pl_status pl_engine_new_ranks(struct pl_engine **out, const struct pl_engine_opt
     struct pl_runner runner = {.self = r,
                                .forward = forward,
                                .kv_copy = dev->ops->kv_copy != NULL ? kv_copy : NULL,
+                               .prepare = dev->ops->kv_prepare != NULL ? prepare : NULL,
                                .adapter_add = adapter_add,
                                .adapter_remove = adapter_remove,
                                .attach = attach,

@@ -15,6 +15,9 @@ struct pl_runner {
     pl_status (*forward)(void *self, const struct pl_batch *b, const float **logits);
     /* As pl_device_ops.kv_copy; NULL = cached pages are shared whole only. */
     pl_status (*kv_copy)(void *self, uint32_t from, uint32_t to);
+    /* Makes what is to come quicker, by some milliseconds of work between two passes. False = there was nothing to do. NULL =
+     * there never is. */
+    bool (*prepare)(void *self);
     /* As pl_model_adapter_add and remove; NULL = no adapters. */
     pl_status (*adapter_add)(void *self, uint32_t slot, struct pl_lora_set *a, struct pl_err *err);
     void (*adapter_remove)(void *self, uint32_t slot);

@@ -7,10 +7,13 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
+#include "core/base/clock.h"
 #include "core/base/mem.h"
 #include "core/kv/kv.h"
 #include "core/model/gguf.h"
+#include "core/sched/pace.h"
 #include "core/sched/plan.h"
 #include "core/sched/reply_int.h"
 #include "core/sched/runner.h"
@@ -59,8 +62,10 @@ struct script {
     int32_t *cache; /* [page * PL_KV_PAGE + offset]: the token that was computed there */
     float *logits;
     atomic_bool fail;
-    atomic_uint steps;
+    atomic_uint steps, asked;
+    atomic_int unprepared; /* pieces */
     uint32_t largest;
+    uint32_t delay_ns; /* of each token in a pass */
 };
 
 static uint32_t next_token(const int32_t *tokens, uint32_t n, uint32_t n_vocab)
@@ -81,6 +86,8 @@ static pl_status forward(void *self, const struct pl_batch *b, const float **log
     const uint32_t step = atomic_fetch_add(&s->steps, 1);
     counting = step >= s->count_from && step < s->count_to;
     s->largest = b->n_tokens > s->largest ? b->n_tokens : s->largest;
+    for (const uint64_t until = pl_now_ns() + (uint64_t)s->delay_ns * b->n_tokens; pl_now_ns() < until;)
+        usleep(100);
     for (uint32_t t = 0; t < b->n_tokens; t++)
         s->cache[b->slot[t]] = b->tokens[t];
     for (uint32_t q = 0; q < b->n_seqs; q++)
@@ -105,6 +112,16 @@ static pl_status kv_copy(void *self, uint32_t from, uint32_t to)
     return atomic_load(&s->fail) ? PL_EDEVICE : PL_OK;
 }
 
+static bool prepare(void *self)
+{
+    struct script *s = self;
+    atomic_fetch_add(&s->asked, 1);
+    if (atomic_load(&s->unprepared) == 0)
+        return false;
+    atomic_fetch_sub(&s->unprepared, 1);
+    return true;
+}
+
 struct world {
     struct script script;
     struct pl_gguf *gguf;
@@ -112,6 +129,15 @@ struct world {
     struct pl_tok *tok;
     struct pl_engine *engine;
 };
+
+static void new_engine(struct world *w, uint32_t n_pages, uint32_t max_sequences, uint32_t queue, uint32_t gap_ms)
+{
+    struct pl_err err = {0};
+    const struct pl_engine_opts opts = {.max_sequences = max_sequences, .batch_tokens = MAX_STEP, .gap_ms = gap_ms, .max_context = 1024,
+                                        .n_pages = n_pages, .queue_limit = queue};
+    const struct pl_runner runner = {.self = &w->script, .forward = forward, .kv_copy = kv_copy, .prepare = prepare, .n_vocab = w->script.n_vocab};
+    ck_assert_msg(pl_engine_new_with(&w->engine, &opts, &runner, w->tok, &err) == PL_OK, "%s", err.msg);
+}
 
 static void open_world(struct world *w, uint32_t n_pages, uint32_t max_sequences, uint32_t queue)
 {
@@ -127,10 +153,7 @@ static void open_world(struct world *w, uint32_t n_pages, uint32_t max_sequences
     w->script.n_vocab = (uint32_t)pl_tok_count(w->tok);
     w->script.cache = calloc(n_pages * PL_KV_PAGE, sizeof(int32_t));
     w->script.logits = calloc((size_t)MAX_STEP * w->script.n_vocab, sizeof(float));
-    const struct pl_engine_opts opts = {.max_sequences = max_sequences,
-                                        .batch_tokens = MAX_STEP, .max_context = 1024, .n_pages = n_pages, .queue_limit = queue};
-    const struct pl_runner runner = {.self = &w->script, .forward = forward, .kv_copy = kv_copy, .n_vocab = w->script.n_vocab};
-    ck_assert_msg(pl_engine_new_with(&w->engine, &opts, &runner, w->tok, &err) == PL_OK, "%s", err.msg);
+    new_engine(w, n_pages, max_sequences, queue, 0);
 }
 
 static void close_world(struct world *w)
@@ -477,7 +500,9 @@ START_TEST(plans)
             seed = seed * 6364136223846793005u + 1442695040888963407u;
             items[i] = (struct pl_plan_item){.left = (seed >> 60) < 9 ? 1 : (uint32_t)(seed >> 33) % 3000};
         }
-        ck_assert_uint_le(used = pl_plan(items, n, budget), budget);
+        const uint32_t beside = (uint32_t)(seed >> 50) % 600;
+        uint32_t prefills = 0;
+        ck_assert_uint_le(used = pl_plan(items, n, budget, beside), budget);
         for (uint32_t i = 0; i < n; i++) {
             used -= items[i].take;
             ck_assert_uint_le(items[i].take, items[i].left);
@@ -486,11 +511,103 @@ START_TEST(plans)
             if (items[i].left > 1) { /* prefills: the oldest first, and no later one while an earlier one is cut */
                 ck_assert(!starved || items[i].take == 0);
                 starved |= items[i].take < items[i].left;
+                prefills += items[i].take;
             }
         }
         ck_assert_uint_eq(used, 0);
+        ck_assert(decodes == 0 || prefills <= beside);
+        ck_assert(!starved || decodes + prefills == budget || (decodes > 0 && prefills == beside)); /* all that is allowed */
         seed = seed * 6364136223846793005u + 1442695040888963407u;
     }
+}
+END_TEST
+
+/* A pass takes FIXED_NS and TOKEN_NS for each token; prompts without end beside n sequences that decode. */
+static uint32_t settle(struct pl_pace *p, uint64_t gap_ns, uint32_t n_decode, float fixed_ns, float token_ns)
+{
+    for (int i = 0; i < 100; i++)
+        pl_pace_learn_plain(p, (uint64_t)(fixed_ns + token_ns * (float)n_decode));
+    for (int i = 0; i < 100; i++) {
+        const uint32_t n = n_decode + pl_pace_room(p, gap_ns, n_decode);
+        pl_pace_learn(p, n, (uint64_t)(fixed_ns + token_ns * (float)n));
+    }
+    return n_decode + pl_pace_room(p, gap_ns, n_decode);
+}
+
+/* Passes with prompts come to take the time that is allowed, or twice that of those without. */
+START_TEST(paces)
+{
+    const uint64_t ms = 1000000;
+    struct pl_pace p = {0};
+    ck_assert_uint_eq(pl_pace_room(&p, 0, 5), UINT32_MAX);
+    ck_assert_uint_eq(pl_pace_room(&p, 10 * ms, 5), PL_PACE_LEAST); /* nothing is known yet */
+    const uint32_t small = settle(&p, 10 * ms, 2, 1e6f, 0.2e6f); /* 1 + 45 * 0.2 = 10 */
+    ck_assert(small == 44 || small == 45);
+    ck_assert_uint_eq(pl_pace_room(&p, 10 * ms, 40), PL_PACE_LEAST);
+    const uint32_t before = pl_pace_room(&p, 10 * ms, 2);
+    pl_pace_learn(&p, 3, 3 * ms); /* tells nothing about many */
+    ck_assert_uint_eq(pl_pace_room(&p, 10 * ms, 2), before);
+    pl_pace_learn(&p, 45, 1000 * ms); /* something else had the machine */
+    ck_assert_uint_ge(pl_pace_room(&p, 10 * ms, 2) * 3, before * 2);
+    ck_assert_uint_lt(pl_pace_room(&p, 10 * ms, 2), before);
+    pl_pace_learn_plain(&p, 1000 * ms);
+    ck_assert_uint_le(pl_pace_room(&p, 10 * ms, 2), before);
+    p = (struct pl_pace){0};
+    const uint32_t many = settle(&p, 10 * ms, 40, 1e6f, 0.5e6f); /* twice 1 + 40 * 0.5 = 1 + 82 * 0.5 */
+    ck_assert(many == 81 || many == 82);
+    p = (struct pl_pace){0};
+    const uint32_t large = settle(&p, 10 * ms, 1, 40e6f, 0.05e6f); /* reading the weights takes longest: 40.05 ms, for 801 tokens more */
+    ck_assert_uint_ge(large, 790);
+    ck_assert_uint_le(large, 812);
+}
+END_TEST
+
+/* Beside a sequence that decodes, a prompt takes the least piece when passes are slower than allowed, and all of the step when nothing is set. */
+START_TEST(steps_aside)
+{
+    struct world w;
+    struct pl_err err;
+    struct pl_reply *r[2] = {new_reply(1), new_reply(1)};
+    struct answer a;
+    open_world(&w, 128, 4, 16);
+    w.script.delay_ns = 200000;
+    pl_engine_free(w.engine);
+    new_engine(&w, 128, 4, 16, _i == 0 ? 0 : 1);
+    ck_assert_int_eq(submit(&w, 1, 1, 1, 60, r[0], &err), PL_OK);
+    ck_assert_int_eq(submit(&w, 2, 700, 1, 5, r[1], &err), PL_OK);
+    start(&w);
+    for (int i = 0; i < 2; i++) {
+        collect(r[i], 1, &a);
+        expect(&w, &a, 0, 1 + i, i == 0 ? 1 : 700, i == 0 ? 60 : 5);
+        pl_reply_unref(r[i]);
+    }
+    ck_assert_uint_eq(w.script.largest, _i == 0 ? MAX_STEP : 1 + PL_PACE_LEAST);
+    close_world(&w);
+}
+END_TEST
+
+/* While there is nothing else to do, and after each pass, the runner prepares, until it has nothing left. */
+START_TEST(prepares)
+{
+    struct world w;
+    struct pl_err err;
+    struct answer a;
+    struct pl_reply *r = new_reply(1);
+    open_world(&w, 128, 4, 16);
+    atomic_store(&w.script.unprepared, 50);
+    start(&w);
+    for (int i = 0; i < 5000 && atomic_load(&w.script.unprepared) > 0; i++)
+        usleep(1000);
+    ck_assert_int_eq(atomic_load(&w.script.unprepared), 0);
+    usleep(20000);
+    ck_assert_uint_le(atomic_load(&w.script.asked), 51); /* it sleeps again */
+    atomic_store(&w.script.unprepared, 10);
+    ck_assert_int_eq(submit(&w, 1, 30, 1, 20, r, &err), PL_OK);
+    collect(r, 1, &a);
+    expect(&w, &a, 0, 1, 30, 20);
+    ck_assert_int_eq(atomic_load(&w.script.unprepared), 0);
+    pl_reply_unref(r);
+    close_world(&w);
 }
 END_TEST
 
@@ -508,6 +625,9 @@ Suite *suite_engine(void)
     tcase_add_test(t, drain);
     tcase_add_test(t, threads);
     tcase_add_loop_test(t, plans, 0, 4);
+    tcase_add_test(t, paces);
+    tcase_add_loop_test(t, steps_aside, 0, 2);
+    tcase_add_test(t, prepares);
     suite_add_tcase(s, t);
     return s;
 }

@@ -10,11 +10,9 @@
 
 /* ---- memory -------------------------------------------------------------------------------------------------------- */
 
-#define HUGE_PAGE ((size_t)2 << 20)
-
 static size_t rounded(size_t n)
 {
-    size_t unit = n >= HUGE_PAGE ? HUGE_PAGE : 64;
+    size_t unit = n >= PL_CPU_HUGE_PAGE ? PL_CPU_HUGE_PAGE : 64;
     return (n + unit - 1) / unit * unit;
 }
 
@@ -23,19 +21,19 @@ void *pl_cpu_alloc(size_t n)
     if (n == 0 || n > SIZE_MAX / 4)
         return NULL;
     size_t size = rounded(n);
-    if (size < HUGE_PAGE) {
+    if (size < PL_CPU_HUGE_PAGE) {
         void *p = aligned_alloc(64, size);
         return p != NULL ? memset(p, 0, size) : NULL;
     }
     /* a larger mapping whose ends are cut off, so that the rest is aligned */
-    uint8_t *p = mmap(NULL, size + HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    uint8_t *p = mmap(NULL, size + PL_CPU_HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED)
         return NULL;
-    size_t head = (HUGE_PAGE - (uintptr_t)p % HUGE_PAGE) % HUGE_PAGE;
+    size_t head = (PL_CPU_HUGE_PAGE - (uintptr_t)p % PL_CPU_HUGE_PAGE) % PL_CPU_HUGE_PAGE;
     if (head > 0)
         munmap(p, head);
-    if (head < HUGE_PAGE)
-        munmap(p + head + size, HUGE_PAGE - head);
+    if (head < PL_CPU_HUGE_PAGE)
+        munmap(p + head + size, PL_CPU_HUGE_PAGE - head);
     madvise(p + head, size, MADV_HUGEPAGE);
     return p + head;
 }
@@ -44,7 +42,7 @@ void pl_cpu_release(void *p, size_t n)
 {
     if (p == NULL)
         return;
-    if (rounded(n) < HUGE_PAGE)
+    if (rounded(n) < PL_CPU_HUGE_PAGE)
         free(p);
     else
         munmap(p, rounded(n));
@@ -261,6 +259,7 @@ static void attach(struct pl_device *dev)
         .buf_new = buf_new, .buf_free = buf_free, .put = put, .get = get,                                              \
         .host = host, .weight_new = pl_cpu_weight_new, .weight_free = pl_cpu_weight_free,                              \
         .kv_bytes = pl_cpu_kv_bytes, .kv_new = pl_cpu_kv_new, .kv_free = pl_cpu_kv_free, .kv_copy = pl_cpu_kv_copy,    \
+        .kv_prepare = pl_cpu_kv_prepare,                                                                               \
         .step_begin = step_begin, .step_end = step_end, .embed = pl_cpu_embed, .norm = norm, .matmul = pl_cpu_matmul,                           \
         .matmul_glu = pl_cpu_matmul_glu, .rope = rope,                                                                 \
         .kv_write = pl_cpu_kv_write, .attn = pl_cpu_attn_op, .act = act, .gather = gather,                             \

@@ -86,6 +86,8 @@ struct pl_cpu_kv_layout {
 
 enum { PL_CPU_KEY_OFFSET = 128 };
 
+#define PL_CPU_HUGE_PAGE ((size_t)2 << 20) /* what memory of this size and above is made of, where the system has such pages */
+
 /* Limits of integers of 16 bits. A sum of products of keys and queries is at most the product of their lengths; one of weights and
  * values, over a segment, at most the sum of the weights times the largest value. Both stay below 2^31 with all that rounding adds.
  * A value's rounding counts most where one weight is nearly all, the weights' where many are equal: the two last limits share the bits
@@ -98,6 +100,8 @@ struct pl_kvdev {
     struct pl_cpu_kv_layout layout;
     uint8_t *data;
     size_t bytes, layer_bytes, page_bytes;
+    bool *present;     /* [of data in PL_CPU_HUGE_PAGE] written to before: the first time takes the system milliseconds */
+    uint32_t prepared; /* pages whose memory is present in all layers */
 };
 
 static inline uint8_t *pl_cpu_head_page(const struct pl_kvdev *kv, uint32_t layer, uint32_t page, uint32_t head)
@@ -253,6 +257,7 @@ size_t pl_cpu_kv_bytes(struct pl_device *dev, const struct pl_kv_shape *shape);
 pl_status pl_cpu_kv_new(struct pl_device *dev, const struct pl_kv_shape *shape, struct pl_kvdev **out);
 void pl_cpu_kv_free(struct pl_device *dev, struct pl_kvdev *kv);
 pl_status pl_cpu_kv_copy(struct pl_device *dev, struct pl_kvdev *kv, uint32_t from, uint32_t to);
+bool pl_cpu_kv_prepare(struct pl_device *dev, struct pl_kvdev *kv, uint32_t n_pages);
 pl_status pl_cpu_kv_write(struct pl_device *dev, struct pl_kvdev *kv, uint32_t layer, pl_view k, pl_view v,
                           const struct pl_batch *b);
 void pl_cpu_attn_free(struct pl_cpu *cpu);
