@@ -178,7 +178,7 @@ install: all
 	install -D -m 755 $(B)/parleyd $(DESTDIR)$(PREFIX)/bin/parleyd
 	install -D -m 755 $(B)/parley $(DESTDIR)$(PREFIX)/bin/parley
 	if [ -e $(B)/libparley_mpi.so ]; then install -D -m 755 $(B)/libparley_mpi.so $(DESTDIR)$(PREFIX)/lib/parley/libparley_mpi.so; fi
-	[ ! -f $(B)/libparley_cuda.so ] || install -D -m 755 $(B)/libparley_cuda.so $(DESTDIR)$(PREFIX)/lib/libparley_cuda.so
+	if [ -e $(B)/libparley_cuda.so ]; then install -D -m 755 $(B)/libparley_cuda.so $(DESTDIR)$(PREFIX)/lib/parley/libparley_cuda.so; fi
 	install -D -m 640 deploy/parley.conf $(DESTDIR)/etc/parley/parley.conf
 
 clean:

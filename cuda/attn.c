@@ -6,7 +6,7 @@
 
 enum {
     WARPS_PER_SM = 4,         /* fewer tiles than this for the whole GPU: their spans are shared out */
-    MAX_PARTIAL = 64 << 20    /* floats of results that wait to be folded; more tiles go in several rounds */
+    MAX_PARTIAL = 16 << 20    /* floats of results that wait to be folded, of thousands of warps; more tiles go in several rounds */
 };
 
 static bool make_tiles(struct pl_cuda *c, const struct pl_batch *b, uint32_t tokens, uint32_t *n_tiles)
@@ -48,12 +48,27 @@ static pl_status launch(struct pl_cuda *c, const struct attn *a)
     return pl_cuda_check(c, pl_cuda_attn(c->stream, a->out, a->q, a->kv->kv, a->layer, a->scale, a->batch, a->plan), "attention");
 }
 
+/* How many tiles go at once, where each gives `one` floats */
+static size_t tiles_at_once(size_t one, size_t n_tiles)
+{
+    const size_t fit = one < MAX_PARTIAL ? MAX_PARTIAL / one : 1;
+    return n_tiles < fit ? n_tiles : fit;
+}
+
+size_t pl_cuda_attn_bytes(const struct pl_step_shape *s)
+{
+    const struct pl_cuda_kv kv = {.n_kv_heads = s->n_kv_heads, .head_dim = s->head_dim};
+    const size_t one = pl_cuda_attn_partial(&kv, 1, (s->n_ctx + PL_CUDA_SPAN - 1) / PL_CUDA_SPAN);
+    const size_t most = one > MAX_PARTIAL ? one : MAX_PARTIAL; /* shorter contexts may fill it better than the longest */
+    return (s->n_tokens * one < most ? s->n_tokens * one : most) * sizeof(float);
+}
+
 /* As many tiles at once as there is room for what their spans give */
 static pl_status share_out(struct pl_cuda *c, struct attn *a)
 {
     const struct pl_cuda_attn_plan all = a->plan;
     const size_t one = pl_cuda_attn_partial(&a->kv->kv, 1, all.n_spans);
-    const uint32_t fit = one < MAX_PARTIAL ? (uint32_t)(MAX_PARTIAL / one) : 1, n = all.n_tiles < fit ? all.n_tiles : fit;
+    const uint32_t n = (uint32_t)tiles_at_once(one, all.n_tiles);
     a->plan.partial = pl_cuda_scratch(c, PL_CUDA_SCRATCH_ATTN, n * one * sizeof(float));
     if (a->plan.partial == NULL)
         return pl_cuda_failed(c);

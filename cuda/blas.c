@@ -1,4 +1,4 @@
-/* blas: finds cuBLAS and makes the one call of it. Its types and numbers are its ABI; where its header is at hand the compiler
+/* blas: finds cuBLAS and makes the calls of it. Its types and numbers are its ABI; where its header is at hand the compiler
  * checks them.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "cuda/blas.h"
@@ -14,13 +14,16 @@ struct calls {
     int (*create)(void **handle);
     int (*destroy)(void *handle);
     int (*set_stream)(void *handle, cudaStream_t stream);
+    int (*set_workspace)(void *handle, void *memory, size_t n);
+    const char *(*status_name)(int status);
     int (*gemm)(void *handle, int op_a, int op_b, int m, int n, int k, const void *alpha, const void *a, int a_type, int lda, const void *b,
                 int b_type, int ldb, const void *beta, void *c, int c_type, int ldc, int compute, int algo);
 };
 
 #if __has_include(<cublas_v2.h>)
 #include <cublas_v2.h>
-_Static_assert(CUBLAS_OP_N == OP_N && CUBLAS_OP_T == OP_T && CUBLAS_COMPUTE_32F == COMPUTE_32F && CUBLAS_GEMM_DEFAULT == ALGO_DEFAULT, "cuBLAS's numbers");
+_Static_assert(CUBLAS_OP_N == OP_N && CUBLAS_OP_T == OP_T && CUBLAS_COMPUTE_32F == COMPUTE_32F && CUBLAS_GEMM_DEFAULT == ALGO_DEFAULT &&
+               CUBLAS_STATUS_ALLOC_FAILED == PL_CUBLAS_NO_MEMORY, "cuBLAS's numbers");
 _Static_assert(sizeof(cublasHandle_t) == sizeof(void *) && sizeof(cublasOperation_t) == sizeof(int), "cuBLAS's types");
 #endif
 
@@ -32,6 +35,16 @@ static int product(const struct pl_cublas *b, int dtype, int n_rows, int n_out, 
     const float one = 1, zero = 0;
     return calls.gemm(b->handle, OP_T, OP_N, n_out, n_rows, n_in, &one, w, type, n_in, x, type, n_in, &zero, y, CUDA_R_32F, n_out, COMPUTE_32F,
                       ALGO_DEFAULT);
+}
+
+static int work_in(const struct pl_cublas *b, void *memory, size_t n)
+{
+    return calls.set_workspace(b->handle, memory, n);
+}
+
+static const char *status_name(int status)
+{
+    return calls.status_name(status);
 }
 
 static void close_blas(struct pl_cublas *b)
@@ -51,8 +64,11 @@ static bool find_calls(void *library)
     *(void **)&calls.create = dlsym(library, "cublasCreate_v2");
     *(void **)&calls.destroy = dlsym(library, "cublasDestroy_v2");
     *(void **)&calls.set_stream = dlsym(library, "cublasSetStream_v2");
+    *(void **)&calls.set_workspace = dlsym(library, "cublasSetWorkspace_v2");
+    *(void **)&calls.status_name = dlsym(library, "cublasGetStatusName");
     *(void **)&calls.gemm = dlsym(library, "cublasGemmEx");
-    return calls.create != NULL && calls.destroy != NULL && calls.set_stream != NULL && calls.gemm != NULL;
+    return calls.create != NULL && calls.destroy != NULL && calls.set_stream != NULL && calls.set_workspace != NULL && calls.status_name != NULL &&
+           calls.gemm != NULL;
 }
 
 pl_status pl_cublas_open(struct pl_cublas *b, cudaStream_t stream, struct pl_err *err)
@@ -69,11 +85,13 @@ pl_status pl_cublas_open(struct pl_cublas *b, cudaStream_t stream, struct pl_err
     if (e == 0)
         e = calls.set_stream(handle, stream);
     if (e != 0) {
+        const pl_status rc = e == PL_CUBLAS_NO_MEMORY ? pl_fail(err, PL_ENOMEM, "the GPU has no memory left for cuBLAS")
+                                                      : pl_fail(err, PL_EDEVICE, "cuBLAS does not start: %s (%d)", calls.status_name(e), e);
         if (handle != NULL)
             (void)calls.destroy(handle);
         dlclose(library);
-        return pl_fail(err, PL_EDEVICE, "cuBLAS does not start (its error %d): is the GPU's memory full?", e);
+        return rc;
     }
-    *b = (struct pl_cublas){.handle = handle, .library = library, .product = product, .close = close_blas};
+    *b = (struct pl_cublas){.handle = handle, .library = library, .product = product, .work_in = work_in, .status_name = status_name, .close = close_blas};
     return PL_OK;
 }

@@ -60,6 +60,7 @@ struct pl_cuda {
     char name[128];
     int index, n_sms;
     uint32_t shared; /* bytes of shared memory that a block may have */
+    bool has_halves, has_blocks; /* weights of f16 or bf16, and of block types */
     cudaStream_t stream;
     struct pl_cublas blas;
     atomic_bool lost;
@@ -70,6 +71,7 @@ struct pl_cuda {
         void *p;
         size_t cap;
     } scratch[PL_CUDA_SCRATCH_KINDS];
+    void *blas_work; /* cuBLAS's; NULL = its own */
     struct pl_cuda_attn_tile *tiles; /* of the last attention, on the host */
     size_t tiles_cap;
 };
@@ -98,6 +100,8 @@ pl_status pl_cuda_begin(struct pl_cuda *c) PL_MUST_CHECK;
 const void *pl_cuda_upload(struct pl_cuda *c, const void *from, size_t n);
 /* At least n bytes of device memory; NULL as above. */
 void *pl_cuda_scratch(struct pl_cuda *c, enum pl_cuda_scratch_kind kind, size_t n);
+/* At least n bytes for those to come. */
+pl_status pl_cuda_scratch_grow(struct pl_cuda *c, enum pl_cuda_scratch_kind kind, size_t n) PL_MUST_CHECK;
 /* What upload or scratch failed with. */
 static inline pl_status pl_cuda_failed(const struct pl_cuda *c)
 {
@@ -108,6 +112,10 @@ bool pl_cuda_batch_on_device(struct pl_cuda *c, const struct pl_batch *b, struct
 /* Memory of the device, not zeroed. */
 pl_status pl_cuda_alloc(struct pl_cuda *c, void **p, size_t n) PL_MUST_CHECK;
 void pl_cuda_release(struct pl_cuda *c, void *p);
+
+/* The most that products by cuBLAS, of T rows, and attention take as scratch. */
+size_t pl_cuda_split_bytes(size_t T, size_t K, size_t N);
+size_t pl_cuda_attn_bytes(const struct pl_step_shape *s);
 
 /* What the library exports. */
 __attribute__((visibility("default"))) pl_cuda_open_fn pl_cuda_open;
@@ -124,6 +132,8 @@ void pl_cuda_weight_free(struct pl_device *dev, struct pl_weight *w);
 pl_status pl_cuda_matmul_op(struct pl_device *dev, pl_view out, pl_view x, const struct pl_weight *w, pl_view bias, bool add);
 pl_status pl_cuda_matmul_glu_op(struct pl_device *dev, pl_act_kind kind, pl_view out, pl_view x, const struct pl_weight *w, pl_view bias,
                                 const struct pl_plus *plus);
+size_t pl_cuda_work_bytes(struct pl_device *dev, const struct pl_step_shape *s);
+pl_status pl_cuda_reserve(struct pl_device *dev, const struct pl_step_shape *s);
 size_t pl_cuda_kv_bytes(struct pl_device *dev, const struct pl_kv_shape *shape);
 pl_status pl_cuda_kv_new(struct pl_device *dev, const struct pl_kv_shape *shape, struct pl_kvdev **out);
 void pl_cuda_kv_free(struct pl_device *dev, struct pl_kvdev *kv);

@@ -98,18 +98,25 @@ static const float *host(struct pl_device *dev, const struct pl_dbuf *buf)
     return NULL;
 }
 
-void *pl_cuda_scratch(struct pl_cuda *c, enum pl_cuda_scratch_kind kind, size_t n)
+pl_status pl_cuda_scratch_grow(struct pl_cuda *c, enum pl_cuda_scratch_kind kind, size_t n)
 {
     if (n <= c->scratch[kind].cap)
-        return c->scratch[kind].p;
+        return PL_OK;
+    pl_cuda_release(c, c->scratch[kind].p); /* waits for whoever uses it */
+    c->scratch[kind].cap = 0;
+    const pl_status rc = pl_cuda_alloc(c, &c->scratch[kind].p, n);
+    if (rc == PL_OK)
+        c->scratch[kind].cap = n;
+    return rc;
+}
+
+void *pl_cuda_scratch(struct pl_cuda *c, enum pl_cuda_scratch_kind kind, size_t n)
+{
     size_t cap = 1 << 16;
     while (cap < n)
         cap *= 2;
-    pl_cuda_release(c, c->scratch[kind].p); /* waits for whoever uses it */
-    c->scratch[kind].p = NULL;
-    c->scratch[kind].cap = 0;
-    if (pl_cuda_alloc(c, &c->scratch[kind].p, cap) == PL_OK || pl_cuda_alloc(c, &c->scratch[kind].p, cap = n) == PL_OK)
-        c->scratch[kind].cap = cap;
+    if (n > c->scratch[kind].cap && pl_cuda_scratch_grow(c, kind, cap) != PL_OK && pl_cuda_scratch_grow(c, kind, n) != PL_OK)
+        return NULL;
     return c->scratch[kind].p;
 }
 
@@ -269,16 +276,24 @@ static void close_device(struct pl_device *dev)
     free(c->tiles);
     if (c->blas.close != NULL)
         c->blas.close(&c->blas);
+    pl_cuda_release(c, c->blas_work);
     if (c->stream != NULL)
         (void)cudaStreamDestroy(c->stream);
     free(c);
 }
 
+/* What nobody asks for by name: kernels are loaded when they are first used, and the driver wants room for their stacks. */
+enum { OWN_BYTES = 128 << 20, OWN_SHARE = 64 };
+
 static pl_status memory(struct pl_device *dev, size_t *free_bytes, size_t *total)
 {
     struct pl_cuda *c = pl_cuda_of(dev);
-    const pl_status rc = pl_cuda_check(c, cudaSetDevice(c->index), "choosing the GPU");
-    return rc != PL_OK ? rc : pl_cuda_check(c, cudaMemGetInfo(free_bytes, total), "asking for free memory");
+    pl_status rc = pl_cuda_check(c, cudaSetDevice(c->index), "choosing the GPU");
+    if (rc != PL_OK || (rc = pl_cuda_check(c, cudaMemGetInfo(free_bytes, total), "asking for free memory")) != PL_OK)
+        return rc;
+    const size_t own = *total / OWN_SHARE < OWN_BYTES ? *total / OWN_SHARE : OWN_BYTES;
+    *free_bytes -= own < *free_bytes ? own : *free_bytes;
+    return PL_OK;
 }
 
 enum { COPY_ROUNDS = 8 };
@@ -313,6 +328,7 @@ static const struct pl_device_ops cuda_ops = {
     .rounds_inputs = true, .close = close_device, .attach = attach, .memory = memory, .copy_speed = copy_speed,
     .buf_new = buf_new, .buf_free = buf_free, .put = put, .get = get, .host = host,
     .weight_new = pl_cuda_weight_new, .weight_free = pl_cuda_weight_free, .lora_new = pl_cuda_lora_new, .lora_free = pl_cuda_lora_free,
+    .work_bytes = pl_cuda_work_bytes, .reserve = pl_cuda_reserve,
     .kv_bytes = pl_cuda_kv_bytes, .kv_new = pl_cuda_kv_new, .kv_free = pl_cuda_kv_free, .kv_copy = pl_cuda_kv_copy,
     .step_begin = step_begin, .step_end = step_end,
     .embed = pl_cuda_embed_op, .norm = pl_cuda_norm_op, .matmul = pl_cuda_matmul_op, .matmul_glu = pl_cuda_matmul_glu_op,

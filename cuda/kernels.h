@@ -30,6 +30,12 @@ struct pl_cuda_part {
     uint8_t *data;
 };
 
+enum { PL_CUDA_MAX_PARTS = 4 };
+struct pl_cuda_parts {
+    struct pl_cuda_part part[PL_CUDA_MAX_PARTS];
+    uint32_t n;
+};
+
 /* Pages of a cache, per layer, page and key/value head (32 positions, D elements):
  *
  *   keys          [32][D]            rows of D elements, Q8_0: int8
@@ -71,12 +77,7 @@ cudaError_t pl_cuda_glu(cudaStream_t s, bool gelu, struct pl_cuda_mat out, struc
 
 /* ---- embed.cu ---------------------------------------------------------------------------------------------------------- */
 
-/* out[i] (+)= row idx[i] of a weight's parts, at most 4 */
-enum { PL_CUDA_MAX_PARTS = 4 };
-struct pl_cuda_parts {
-    struct pl_cuda_part part[PL_CUDA_MAX_PARTS];
-    uint32_t n;
-};
+/* out[i] (+)= row idx[i] of a weight's parts */
 cudaError_t pl_cuda_embed(cudaStream_t s, struct pl_cuda_mat out, struct pl_cuda_parts w, const uint32_t *idx, bool add);
 
 /* ---- kv.cu ------------------------------------------------------------------------------------------------------------- */
@@ -87,10 +88,12 @@ cudaError_t pl_cuda_kv_write(cudaStream_t s, struct pl_cuda_kv kv, uint32_t laye
 /* ---- dense.cu: products of f32, f16 and bf16 weights ---------------------------------------------------------------------- */
 
 /* out (+)= x · wᵀ (+ bias, NULL = none); a row's result does not depend on how many there are. Reads the weight once for PL_CUDA_FEW
- * rows of x. */
+ * rows of x. Parts are of one type. */
 enum { PL_CUDA_FEW = 16 };
-cudaError_t pl_cuda_dense(cudaStream_t s, struct pl_cuda_mat out, struct pl_cuda_mat x, const struct pl_cuda_part *w,
-                              const float *bias, bool add);
+cudaError_t pl_cuda_dense(cudaStream_t s, struct pl_cuda_mat out, struct pl_cuda_mat x, struct pl_cuda_parts w, const float *bias, bool add);
+/* What pl_cuda_glu makes of the products with both parts, of one type and size */
+cudaError_t pl_cuda_dense_glu(cudaStream_t s, bool gelu, struct pl_cuda_mat out, struct pl_cuda_mat x, struct pl_cuda_parts w, const float *bias,
+                              struct pl_cuda_mat plus, const bool *plus_rows);
 /* For products by cuBLAS: x as 16-bit numbers of the weight's type (f16 or bf16), two for one: halves[2 T][K] holds x / scale[row]
  * rounded, then what that lost, so that their sum has 16 bits or more. scale is a power of two that keeps f16 in its range. */
 cudaError_t pl_cuda_split(cudaStream_t s, int dtype, struct pl_cuda_mat x, void *halves, float *scale);

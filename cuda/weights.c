@@ -39,6 +39,7 @@ static pl_status add_part(struct pl_cuda *c, struct pl_weight *w, const struct p
         return pl_fail(err, PL_ENOTSUP, "tensor type %d is not supported by the CUDA device", (int)src->dtype);
     const bool packed = pl_dtype_block(src->dtype) > 1;
     *p = (struct pl_cuda_part){src->dtype, src->rows, src->cols, packed ? 0 : pl_dtype_row_bytes(src->dtype, src->cols), NULL};
+    *(packed ? &c->has_blocks : &c->has_halves) |= src->dtype != PL_F32;
     const size_t n = packed ? pl_pack_bytes(src->dtype, src->rows, src->cols) : p->row_bytes * p->rows;
     void *work;
     if (!arrange(src, p, n, &work))

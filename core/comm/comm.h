@@ -61,9 +61,8 @@ extern struct pl_comm pl_comm_single;
 /* out[size]: the ranks of one process, each for a thread of its own. Closed one by one. */
 pl_status pl_comm_threads_new(struct pl_comm **out, unsigned size, int timeout_ms, struct pl_err *err) PL_MUST_CHECK;
 
-/* This process as one of those that mpirun (or srun) has started, by way of libparley_mpi.so: NULL = where it is searched: beside
- * the program, in ../lib/parley, and where the system's loader looks. On the thread that started the process. Fails: PL_ENOTSUP
- * (no such library), PL_EIO. */
+/* This process as one of those that mpirun (or srun) has started, by way of libparley_mpi.so: NULL = where
+ * core/base/library.h searches. On the thread that started the process. Fails: PL_ENOTSUP (no such library), PL_EIO. */
 #define PL_COMM_MPI_LIBRARY "libparley_mpi.so"
 pl_status pl_comm_mpi_open(struct pl_comm **out, const char *library, int timeout_ms, struct pl_err *err) PL_MUST_CHECK;
 

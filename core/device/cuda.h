@@ -14,7 +14,7 @@ struct pl_cuda_opts {
 
 #define PL_CUDA_LIBRARY "libparley_cuda.so"
 
-/* library: NULL = beside the program, then where the system's loader looks. */
+/* library: a file; NULL = where core/base/library.h searches. */
 pl_status pl_cuda_load(struct pl_device **out, const char *library, const struct pl_cuda_opts *opts, struct pl_err *err) PL_MUST_CHECK;
 
 /* What the library exports. build: PL_CUDA_BUILD of the caller, which has to be the library's own. */
@@ -23,6 +23,6 @@ typedef pl_status pl_cuda_open_fn(struct pl_device **out, const char *build, con
 #define PL_CUDA_BUILD PL_VERSION " " PL_CUDA_TEXT(PL_CUDA_INTERFACE)
 #define PL_CUDA_TEXT(x) PL_CUDA_TEXT_(x)
 #define PL_CUDA_TEXT_(x) #x
-#define PL_CUDA_INTERFACE 3 /* counts changes of device.h's structs */
+#define PL_CUDA_INTERFACE 4 /* counts changes of device.h's structs */
 
 #endif

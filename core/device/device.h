@@ -119,6 +119,14 @@ struct pl_kv_shape {
     pl_dtype dtype; /* of PL_KV_TYPE_LIST */
 };
 
+/* The largest of what a model asks of a device in one step. */
+struct pl_step_shape {
+    uint32_t n_tokens;    /* rows of any operation */
+    uint32_t n_in, n_out; /* of any product */
+    uint32_t n_gated;     /* outputs of a gated product, both parts; 0 = none */
+    uint32_t n_heads, n_kv_heads, head_dim, n_ctx;
+};
+
 typedef enum { PL_NORM_RMS, PL_NORM_LAYER } pl_norm_kind;
 typedef enum { PL_ROPE_NONE, PL_ROPE_INTERLEAVED /* pairs (2i, 2i+1) */, PL_ROPE_HALVES /* pairs (i, i + n/2) */ } pl_rope_kind;
 typedef enum { PL_ACT_SILU, PL_ACT_GELU_TANH } pl_act_kind;
@@ -152,6 +160,11 @@ struct pl_device_ops {
     pl_status (*lora_new)(struct pl_device *dev, uint32_t cols, const struct pl_lora_src *parts, size_t n_parts, struct pl_lora **out,
                           struct pl_err *err);
     void (*lora_free)(struct pl_device *dev, struct pl_lora *l);
+
+    /* Takes at once the memory that operations work in, beside what they are handed, so that steps up to this shape take none. After
+     * the weights, on whose types it depends. work_bytes: how much that is. NULL where it is little. */
+    size_t (*work_bytes)(struct pl_device *dev, const struct pl_step_shape *s);
+    pl_status (*reserve)(struct pl_device *dev, const struct pl_step_shape *s);
 
     size_t (*kv_bytes)(struct pl_device *dev, const struct pl_kv_shape *shape); /* what kv_new would take */
     pl_status (*kv_new)(struct pl_device *dev, const struct pl_kv_shape *shape, struct pl_kvdev **out);

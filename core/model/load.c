@@ -384,28 +384,92 @@ out:
     return rc;
 }
 
-/* A buffer each: what a device keeps about a buffer then holds for one kind of rows. Sizes cannot overflow: rows < 2^32 and
- * cols < 2^27 by the hyper-parameters' ranges. */
-static pl_status make_work(struct pl_model *m, struct pl_err *err)
+/* The activations of batches of T tokens, R of which want logits: a buffer each, since what a device keeps about a buffer then holds for
+ * one kind of rows. Sizes cannot overflow: rows < 2^32 and cols < 2^27 by the hyper-parameters' ranges. */
+struct work {
+    pl_view *view;
+    uint32_t rows, cols;
+};
+
+static void list_work(struct pl_model *m, uint32_t T, uint32_t R, struct work work[PL_COUNT_OF(m->work)])
 {
     const struct pl_spec *s = &m->own;
-    const uint32_t T = m->max_tokens, R = m->max_rows, C = s->n_embd, F = s->n_ff, V = m->part.rank == 0 ? m->spec.n_vocab : s->n_vocab;
+    const uint32_t C = s->n_embd, F = s->n_ff, V = m->part.rank == 0 ? m->spec.n_vocab : s->n_vocab;
     const uint32_t Q = s->n_heads * s->head_dim, K = s->n_kv_heads * s->head_dim;
     const uint32_t all_Q = m->part.sums ? Q : m->part.q_first[m->part.size], all_F = m->part.sums ? F : m->spec.n_ff;
-    const struct {
-        pl_view *view;
-        uint32_t rows, cols;
-    } work[] = {{&m->x, T, C},      {&m->h, T, C},      {&m->qkv, T, Q + 2 * K},  {&m->att, T, all_Q},
-                {&m->ff, T, all_F}, {&m->x_rows, R, C}, {&m->att_rows, R, all_Q}, {&m->logits, R, V}};
-    _Static_assert(PL_COUNT_OF(work) == PL_COUNT_OF(m->work), "a buffer for each view");
+    const struct work all[] = {{&m->x, T, C},      {&m->h, T, C},      {&m->qkv, T, Q + 2 * K},  {&m->att, T, all_Q},
+                               {&m->ff, T, all_F}, {&m->x_rows, R, C}, {&m->att_rows, R, all_Q}, {&m->logits, R, V}};
+    _Static_assert(PL_COUNT_OF(all) == PL_COUNT_OF(m->work), "a buffer for each view");
+    memcpy(work, all, sizeof all);
+}
+
+static struct pl_step_shape step_shape(struct pl_model *m, uint32_t T)
+{
+    const struct pl_spec *s = &m->own;
+    struct work work[PL_COUNT_OF(m->work)];
+    struct pl_step_shape shape = {.n_tokens = T, .n_gated = s->gated ? 2 * s->n_ff : 0, .n_heads = s->n_heads, .n_kv_heads = s->n_kv_heads,
+                                  .head_dim = s->head_dim, .n_ctx = m->spec.n_ctx};
+    list_work(m, T, T, work);
+    for (size_t i = 0; i < PL_COUNT_OF(work); i++) {
+        const bool is_in = work[i].view == &m->h || work[i].view == &m->att || work[i].view == &m->ff;
+        if (is_in && work[i].cols > shape.n_in)
+            shape.n_in = work[i].cols;
+        if (work[i].cols > shape.n_out)
+            shape.n_out = work[i].cols;
+    }
+    return shape;
+}
+
+/* Bytes of the device for batches of T tokens */
+static double work_bytes(struct pl_model *m, uint32_t T)
+{
+    const struct pl_step_shape shape = step_shape(m, T);
+    struct work work[PL_COUNT_OF(m->work)];
+    double n = m->dev->ops->work_bytes != NULL ? (double)m->dev->ops->work_bytes(m->dev, &shape) : 0;
+    list_work(m, T, m->max_rows < T ? m->max_rows : T, work);
+    for (size_t i = 0; i < PL_COUNT_OF(work); i++)
+        n += (double)work[i].rows * work[i].cols * sizeof(float);
+    return n;
+}
+
+/* Where the device's memory is its own: whether the batches fit into what the weights have left, else how large ones would. */
+static pl_status check_work(struct pl_model *m, struct pl_err *err)
+{
+    const char *name = m->dev->ops->name;
+    size_t room, total;
+    if (m->dev->ops->memory == NULL || m->dev->ops->memory(m->dev, &room, &total) != PL_OK || work_bytes(m, m->max_tokens) <= (double)room)
+        return PL_OK;
+    uint32_t fit = 0, more = m->max_tokens;
+    while (fit + 1 < more) {
+        const uint32_t between = fit + (more - fit) / 2;
+        *(work_bytes(m, between) <= 0.8 * (double)room ? &fit : &more) = between; /* some is left for the cache */
+    }
+    char remedy[64] = "not even the smallest would fit";
+    if (fit > 0)
+        snprintf(remedy, sizeof remedy, "lower --batch-tokens to %u", fit);
+    return pl_fail_param(err, PL_ENOMEM, "batch-tokens",
+                         "%s has %zu of %zu MiB free after the weights, batches of %u tokens take %.0f to work in: %s, or take a more quantized file or a "
+                         "larger GPU", name, room >> 20, total >> 20, m->max_tokens, work_bytes(m, m->max_tokens) / 1048576, remedy);
+}
+
+static pl_status make_work(struct pl_model *m, struct pl_err *err)
+{
+    const struct pl_step_shape shape = step_shape(m, m->max_tokens);
+    struct work work[PL_COUNT_OF(m->work)];
+    pl_status rc = check_work(m, err);
+    if (rc != PL_OK)
+        return rc;
+    list_work(m, m->max_tokens, m->max_rows, work);
     for (size_t i = 0; i < PL_COUNT_OF(work); i++) {
         const size_t n = (size_t)work[i].rows * work[i].cols;
-        const pl_status rc = n > SIZE_MAX / sizeof(float) ? PL_ENOMEM : m->dev->ops->buf_new(m->dev, n, &m->work[i]);
+        rc = n > SIZE_MAX / sizeof(float) ? PL_ENOMEM : m->dev->ops->buf_new(m->dev, n, &m->work[i]);
         if (rc != PL_OK)
-            return pl_fail(err, rc, "no memory for batches of %u tokens (%zu values)", T, n);
+            return pl_fail(err, rc, "no memory for batches of %u tokens (%zu values)", m->max_tokens, n);
         *work[i].view = (pl_view){m->work[i], 0, work[i].rows, work[i].cols, work[i].cols};
     }
-    m->own_tokens = pl_xcalloc(T, sizeof *m->own_tokens);
+    if (m->dev->ops->reserve != NULL && (rc = m->dev->ops->reserve(m->dev, &shape)) != PL_OK)
+        return pl_fail(err, rc, "no memory for what batches of %u tokens are worked on with", m->max_tokens);
+    m->own_tokens = pl_xcalloc(m->max_tokens, sizeof *m->own_tokens);
     if (m->part.rank != 0 || m->dev->ops->host(m->dev, m->logits.buf) != NULL)
         return PL_OK;
     m->host_logits = malloc((size_t)m->max_rows * m->spec.n_vocab * sizeof *m->host_logits);

@@ -30,17 +30,24 @@ MUTANTS = [
     ("gather", "rows.cu", "if (i < out.cols)\n        out.p", "if (i <= out.cols)\n        out.p"),
     ("block sum", "launch.h", "lane < n ? scratch[lane]", "lane + 1 < n ? scratch[lane]"),
     ("block sum: no barrier", "launch.h", "scratch[warp] = v;\n    __syncthreads();", "scratch[warp] = v;"),
-    ("embedding of floats", "embed.cu", "if (i >= out.cols || !row_in", "if (i + 1 >= out.cols || !row_in"),
-    ("embedding of blocks", "embed.cu", "e < 32; e++", "e < 31; e++"),
+    ("embedding of floats", "embed.cu", "if (i >= out.cols || row == PL_CUDA_NO_ROW", "if (i + 1 >= out.cols || row == PL_CUDA_NO_ROW"),
+    ("embedding of blocks", "embed.cu", "e = 0; e < 32; e++", "e = 0; e < 31; e++"),
     ("embedding of blocks", "embed.cu", "type::halves == 2 ? e / 16 : 0", "type::halves == 2 ? (e + 1) / 16 % 2 : 0"),
     ("cache, writing floats", "kv.cu", "i < D; i += KV_THREADS) {\n        put(", "i + 1 < D; i += KV_THREADS) {\n        put("),
     ("cache, writing floats", "kv.cu", "v.p[t * v.stride + h * D + i]", "v.p[t * v.stride + h * D + i - 1]"),
     ("cache, rounding", "kv.cu", "scales + at * n_blocks + b", "scales + at * n_blocks + b / 2"),
     ("cache, rounding", "kv.cu", "k < n / 2; k += KV_THREADS", "k + 1 < n / 2; k += KV_THREADS"),
     ("cache, rounding: no barrier", "kv.cu", "x[i + distance] = a - b;\n        }\n        __syncthreads();", "x[i + distance] = a - b;\n        }"),
-    ("dense, few rows", "dense.cu", "k < w.cols; k += WARP * N", "k + N < w.cols; k += WARP * N"),
-    ("dense, few rows", "dense.cu", "total + bias[first + r]", "total + bias[first]"),
-    ("dense, few rows", "dense.cu", "continue;\n            float *const to = out.p + t * out.stride", "continue;\n            float *const to = out.p + (t ^ 1) * out.stride"),
+    ("dense, few rows", "dense.cu", "k < w.cols; k += STEPS * WARP * N", "k + N < w.cols; k += STEPS * WARP * N"),
+    ("dense, few rows", "dense.cu", "if (k + s * WARP * N >= cols)", "if (k + (s + 1) * WARP * N >= cols)"),
+    ("dense, few rows", "dense.cu", "next.load(rows, k + STEPS * WARP * N, w.cols)", "next.load(rows, k + STEPS * WARP * N, w.cols - N)"),
+    ("dense, few rows", "dense.cu", "? total[r] + j.bias[column + first + r]", "? total[r] + j.bias[first + r]"),
+    ("dense, few rows", "dense.cu", "j.out.p + (token + t) * j.out.stride", "j.out.p + (token + (t ^ 1)) * j.out.stride"),
+    ("dense, parts", "dense.cu", "block -= blocks, column += p.rows", "block -= blocks, column += p.rows - 1"),
+    ("dense, unaligned", "dense.cu", "to[i] = __ldg(from + i)", "to[i] = __ldg(from + (i ^ 1) % N)"),
+    ("dense, gated", "dense.cu", "total[r], total[r + OUTS])", "total[r], total[OUTS])"),
+    ("dense, gated", "dense.cu", "up += j.bias[F + row]", "up += j.bias[F + row - 1]"),
+    ("dense, gated", "dense.cu", "up += j.plus.p[t * j.plus.stride + F + row]", "up += j.plus.p[t * j.plus.stride + row]"),
     ("dense, splitting", "dense.cu", "v - value(high[i])", "v - value(high[i > 0 ? i - 1 : 0])"),
     ("dense, finishing", "dense.cu", "* scale[t]", "* scale[t > 0 ? t - 1 : 0]"),
     ("dense, finishing", "dense.cu", "v += bias[i];", "v += bias[i > 0 ? i - 1 : 0];"),
@@ -59,7 +66,7 @@ MUTANTS = [
     ("blocks, packing", "pack.c", "i % PL_PACK_STRANDS * PL_PACK_ROWS + row;", "i % PL_PACK_STRANDS * PL_PACK_ROWS + (row ^ 1);"),
     ("attention, scores", "attn.cu", "2 * it.t + e % 2 < it.end[e / 2] ?", "2 * it.t + e % 2 + 1 < it.end[e / 2] ?"),
     ("attention, weights", "attn.cu", "2 * it.t + e % 2 < it.end[h] ? expf", "2 * it.t + e % 2 + 1 < it.end[h] ? expf"),
-    ("attention, queries", "attn.cu", "if (i % 8 == it.g)", "if (i % 8 == (it.g ^ 1))"),
+    ("attention, queries", "attn.cu", "if (i == it.g)", "if (i == (it.g ^ 1))"),
     ("attention, queries", "attn.cu", "split<BF16>(there && d < D ?", "split<BF16>(there && d + 1 < D ?"),
     ("attention, whole tiles", "attn.cu", "else if (span * SPAN < it.end[h])", "else if (span * SPAN + 1 < it.end[h])"),
     ("attention, NaN in values", "attn.cu", "if (it.end[i % 4 / 2] > bad)", "if (it.end[i % 4 / 2] >= bad)"),
@@ -125,7 +132,7 @@ def check(number, mutant, args):
         compiler = args.cc if source.endswith(".c") else args.cxx
         made = folder / f"{source}.o"
         program, *flags = shlex.split(compiler)
-        done = subprocess.run([program, f"-I{folder}", *flags, "-c", str(path), "-o", str(made)], capture_output=True, text=True)
+        done = subprocess.run([program, f"-I{folder}", *flags, "-O1", "-g0", "-c", str(path), "-o", str(made)], capture_output=True, text=True)
         if done.returncode != 0:
             return family, name, "does not compile: " + done.stderr.strip().splitlines()[0], False
         objects = [str(made) if o.endswith(f"/cuda/{source}.o") else o for o in objects]

@@ -4,6 +4,8 @@ or cannot be used, is told in one line with exit status 2.
 SPDX-License-Identifier: Apache-2.0
 """
 import json
+import re
+import shutil
 import subprocess
 
 import pytest
@@ -57,8 +59,8 @@ def test_second_gpu_and_cache_size(start, tiny):
     assert len(answers(d)) == len(PROMPTS)
 
 
-def refused(*args, model, env=None):
-    done = subprocess.run([PARLEYD, "--port", "0", "--model", str(model), *map(str, args)], capture_output=True, text=True, timeout=60 * SLOW,
+def refused(*args, model, env=None, program=PARLEYD):
+    done = subprocess.run([program, "--port", "0", "--model", str(model), *map(str, args)], capture_output=True, text=True, timeout=60 * SLOW,
                           env={"PATH": "/usr/bin:/bin", **(env or {})})
     errors = [line for line in done.stderr.splitlines() if " error " in f" {line.lower()} "]
     assert done.returncode == 2, done.stderr
@@ -80,6 +82,41 @@ def test_model_that_does_not_fit(models):
     model = models("device-large", "--type", "f32", "--layers", 4, "--embd", 256, "--ff", 1024)
     line = refused(*device_args("cuda-emulated"), model=model, env={"PARLEY_EMU_MEMORY_MB": "4"})
     assert "of 4 MiB free, the model's weights take" in line and "a file of the same model would fit as Q" in line and "\n" not in line, line
+
+
+def test_batches_that_do_not_fit(start, models):
+    """The memory that batches are worked on with is counted before the cache takes the rest; what the error names does fit."""
+    model, small = models("device-f16", "--layers", 2, "--type", "f16"), {"PARLEY_EMU_MEMORY_MB": "48"}
+    line = refused("--batch-tokens", 4096, *device_args("cuda-emulated"), model=model, env=small)
+    assert "batches of 4096 tokens take" in line and "\n" not in line, line
+    fits = int(re.search(r"lower --batch-tokens to (\d+)", line)[1])
+    assert fits >= 64
+    assert f"{fits} tokens per iteration" in start("--batch-tokens", fits, *device_args("cuda-emulated"), model=model, env=small).log
+
+
+def test_steps_take_no_memory(start, models):
+    """A prompt that fills a batch, and answers, with nothing left beside the cache."""
+    d = start("--alias", "m", "--batch-tokens", 64, "--max-sequences", 4, *device_args("cuda-emulated"), "--cuda-memory-percent", 100,
+              model=models("device-f16", "--layers", 2, "--type", "f16"), env={"PARLEY_EMU_MEMORY_MB": "64"})
+    assert len(answers(d)) == len(PROMPTS)
+
+
+@pytest.mark.parametrize("status, says", [(3, "out of memory"), (13, "a product by cuBLAS: CUBLAS_STATUS_EXECUTION_FAILED (13)")])
+def test_cublas_fails(start, models, status, says):
+    model = models("device-f16", "--layers", 2, "--type", "f16")
+    d = start("--alias", "m", "--batch-tokens", 64, *device_args("cuda-emulated"), model=model, env={"PARLEY_EMU_FAULT": f"blas:{status}"})
+    assert d.post("/v1/completions", {"model": "m", "prompt": PROMPTS[3], "max_tokens": 2})[0] in (500, 503)
+    assert says in d.log and d.process.wait(10) == 3
+
+
+@pytest.mark.parametrize("folder", ["bin", "lib", "lib/parley"])
+def test_installed_library_is_found(tmp_path, tiny, folder):
+    """Beside the program, in ../lib and in ../lib/parley, whatever the loader's path is."""
+    for name in ("bin", folder):
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+    shutil.copy(PARLEYD, tmp_path / "bin/parleyd")
+    shutil.copy(EMULATED, tmp_path / folder / "libparley_cuda.so")
+    assert "there is no GPU 7: this machine has 2" in refused("--device", "cuda:7", model=tiny, program=tmp_path / "bin/parleyd")
 
 
 def test_lost_while_it_runs(start, tiny):

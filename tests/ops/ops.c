@@ -309,7 +309,7 @@ static size_t run(struct machine *m, const struct row *r, float *out)
 /* ---- the table --------------------------------------------------------------------------------------------------------- */
 
 #define GD(g, d) ((g) << 16 | (d))
-static const uint32_t ctx_short[] = {1, 31, 32, 33, 5, 0}, ctx_long[] = {300, 700, 257, 40, 0}, ctx_one[] = {700, 0};
+static const uint32_t ctx_short[] = {1, 31, 32, 33, 5, 0}, ctx_long[] = {300, 700, 257, 40, 0}, ctx_one[] = {700, 0}, ctx_edge[] = {257, 0};
 
 /* F16: the same; weights to 15 bits, and to 9 where 256 of them are equal */
 #define ROUNDED16 2e-7
@@ -338,6 +338,11 @@ static const struct row fixed[] = {
     {ATTN, PL_BF16, 1, 16, GD(1, 256), false, 1e-10, ctx_one}, {ATTN, PL_Q8_0, 5, 16, GD(1, 256), false, ROUNDED, ctx_long},
     {ATTN, PL_F16, 17, 8, GD(2, 112), false, ROUNDED16, ctx_long}, {ATTN, PL_F32, 1, 8, GD(2, 112), false, 1e-10, ctx_one},
     {ATTN, PL_BF16, 5, 8, GD(2, 112), false, 1e-10, ctx_short}, {ATTN, PL_Q8_0, 17, 8, GD(2, 112), false, ROUNDED, ctx_long},
+    {ATTN, PL_BF16, 1, 4, GD(2, 32), false, 1e-10, ctx_edge},
+    /* few rows of gates and their like, fused; rows whose lanes have several pieces and some that are left over */
+    {MATMUL_GLU, PL_Q4_K, 3, 40, 512, false, 1e-9, NULL}, {MATMUL_GLU, PL_BF16, 1, 37, 2216, false, 1e-9, NULL},
+    {MATMUL_GLU, PL_F16, 3, 41, 1064, false, 1e-9, NULL}, {MATMUL_GLU, PL_F32, 21, 9, 1100, false, 1e-9, NULL},
+    {MATMUL, PL_F16, 2, 90, 1320, true, 1e-9, NULL},      {MATMUL, PL_BF16, 1, 70, 3080, false, 1e-9, NULL},
 };
 static const pl_dtype dtypes[] = {PL_F32, PL_F16, PL_BF16, PL_Q4_0, PL_Q4_1, PL_Q5_0, PL_Q5_1, PL_Q8_0, PL_Q2_K, PL_Q3_K, PL_Q4_K, PL_Q5_K, PL_Q6_K};
 static const uint32_t counts[] = {1, 2, 3, 5, 8, 13, 16, 31, 64};

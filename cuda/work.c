@@ -1,0 +1,40 @@
+/* work: the memory that operations work in, taken at once.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "cuda/cuda.h"
+
+enum { BLAS_BYTES = 32 << 20 /* what cuBLAS's fastest kernels of chips since the H100 want */ };
+
+static void measure(const struct pl_cuda *c, const struct pl_step_shape *s, size_t n[PL_CUDA_SCRATCH_KINDS])
+{
+    const size_t T = s->n_tokens, Q = (size_t)s->n_heads * s->head_dim, padded = pl_cuda_act_padded(s->n_in);
+    n[PL_CUDA_SCRATCH_PRODUCT] = T * (s->n_gated > Q ? s->n_gated : Q) * sizeof(float);
+    n[PL_CUDA_SCRATCH_SPLIT] = c->has_halves && T > PL_CUDA_FEW ? pl_cuda_split_bytes(T, s->n_in, s->n_out) : 0;
+    n[PL_CUDA_SCRATCH_QUANT] = c->has_blocks ? T * (padded + padded / 32 * sizeof(struct pl_cuda_act_scale)) : 0;
+    n[PL_CUDA_SCRATCH_ATTN] = pl_cuda_attn_bytes(s);
+    n[PL_CUDA_SCRATCH_LORA] = 0; /* adapters come and go */
+}
+
+size_t pl_cuda_work_bytes(struct pl_device *dev, const struct pl_step_shape *s)
+{
+    const struct pl_cuda *c = pl_cuda_of(dev);
+    size_t n[PL_CUDA_SCRATCH_KINDS], all = c->has_halves ? BLAS_BYTES : 0;
+    measure(c, s, n);
+    for (int i = 0; i < PL_CUDA_SCRATCH_KINDS; i++)
+        all += n[i];
+    return all;
+}
+
+pl_status pl_cuda_reserve(struct pl_device *dev, const struct pl_step_shape *s)
+{
+    struct pl_cuda *c = pl_cuda_of(dev);
+    size_t n[PL_CUDA_SCRATCH_KINDS];
+    pl_status rc = PL_OK;
+    measure(c, s, n);
+    for (int i = 0; rc == PL_OK && i < PL_CUDA_SCRATCH_KINDS; i++)
+        rc = pl_cuda_scratch_grow(c, (enum pl_cuda_scratch_kind)i, n[i]);
+    if (rc != PL_OK || !c->has_halves || c->blas_work != NULL)
+        return rc;
+    if ((rc = pl_cuda_alloc(c, &c->blas_work, BLAS_BYTES)) != PL_OK)
+        return rc;
+    return c->blas.work_in(&c->blas, c->blas_work, BLAS_BYTES) == 0 ? PL_OK : pl_cuda_check(c, cudaErrorUnknown, "giving cuBLAS its memory");
+}
