@@ -53,7 +53,7 @@ bool drive_step(struct drive *d, uint32_t n_seqs, uint32_t at, uint32_t n, bool 
     }
     d->q_start[n_seqs] = t;
     d->page_start[n_seqs] = n_seqs * d->pages_per_seq;
-    const struct pl_batch batch = {t, n_seqs, n_rows, d->tokens, d->pos, d->slot, d->q_start, d->ctx, d->page_start, d->pages, d->rows, NULL};
+    const struct pl_batch batch = {t, n_seqs, n_rows, d->tokens, d->pos, d->slot, d->q_start, d->ctx, d->page_start, d->pages, d->rows, NULL, NULL, NULL};
     return pl_model_forward(d->m->model, d->kv, &batch, &out) == PL_OK;
 }
 

@@ -52,7 +52,7 @@ struct pl_cuda_stage {
 
 /* Memory that an operation needs while it runs; the next one that takes the same kind may overwrite it. */
 enum pl_cuda_scratch_kind { PL_CUDA_SCRATCH_PRODUCT, PL_CUDA_SCRATCH_SPLIT, PL_CUDA_SCRATCH_QUANT, PL_CUDA_SCRATCH_ATTN, PL_CUDA_SCRATCH_LORA,
-                            PL_CUDA_SCRATCH_KINDS };
+                            PL_CUDA_SCRATCH_SAMPLE, PL_CUDA_SCRATCH_KINDS };
 
 struct pl_cuda {
     struct pl_device base;
@@ -126,6 +126,7 @@ pl_status pl_cuda_norm_op(struct pl_device *dev, pl_norm_kind kind, pl_view out,
 pl_status pl_cuda_rope_op(struct pl_device *dev, pl_rope_kind kind, pl_view x, uint32_t head_dim, uint32_t n_dims, pl_view freq, const uint32_t *pos);
 pl_status pl_cuda_act_op(struct pl_device *dev, pl_act_kind kind, pl_view x);
 pl_status pl_cuda_gather_op(struct pl_device *dev, pl_view out, pl_view x, const uint32_t *rows);
+pl_status pl_cuda_sample_op(struct pl_device *dev, pl_view logits, const struct pl_draws *draws, struct pl_drawn *out);
 pl_status pl_cuda_weight_new(struct pl_device *dev, const struct pl_weight_src *parts, size_t n_parts, struct pl_weight **out,
                              struct pl_err *err);
 void pl_cuda_weight_free(struct pl_device *dev, struct pl_weight *w);

@@ -333,7 +333,7 @@ static const struct pl_device_ops cuda_ops = {
     .step_begin = step_begin, .step_end = step_end,
     .embed = pl_cuda_embed_op, .norm = pl_cuda_norm_op, .matmul = pl_cuda_matmul_op, .matmul_glu = pl_cuda_matmul_glu_op,
     .lora = pl_cuda_lora_op, .rope = pl_cuda_rope_op, .kv_write = pl_cuda_kv_write_op, .attn = pl_cuda_attn_op, .act = pl_cuda_act_op,
-    .gather = pl_cuda_gather_op,
+    .gather = pl_cuda_gather_op, .sample = pl_cuda_sample_op,
 };
 
 /* One line for each way in which a machine may not be able to. */

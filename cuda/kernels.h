@@ -9,6 +9,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "core/device/draw.h"
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -160,6 +162,18 @@ cudaError_t pl_cuda_lora_clear(cudaStream_t s, struct pl_cuda_mat out, const uin
 /* y: [n_rows][rank] to work in */
 cudaError_t pl_cuda_lora(cudaStream_t s, struct pl_cuda_mat out, struct pl_cuda_mat x, const uint32_t *rows, uint32_t n_rows,
                          const struct pl_cuda_lora_part *p, float *y);
+
+/* ---- sample.cu ---------------------------------------------------------------------------------------------------------- */
+
+struct pl_cuda_draws {
+    struct pl_cuda_mat logits;
+    const struct pl_draw *draws; /* of each row */
+    const struct pl_edit *edits;
+    float *work;          /* [n][V] */
+    struct pl_drawn *out; /* of each row */
+};
+/* n rows from the first on. */
+cudaError_t pl_cuda_sample(cudaStream_t s, struct pl_cuda_draws d, uint32_t first, uint32_t n);
 
 #ifdef __cplusplus
 }

@@ -27,6 +27,8 @@ struct pl_weight; /* a matrix [N, K] as the device keeps it (repacked, still qua
 struct pl_kvdev;  /* the pages of a KV cache */
 struct pl_train_ops;
 struct pl_lora;   /* low-rank changes of one product, as the device keeps them */
+struct pl_draws;  /* core/device/draw.h */
+struct pl_drawn;
 
 /* A float32 matrix inside a buffer; row r starts at element offset + r * stride. By value. */
 typedef struct {
@@ -55,6 +57,8 @@ struct pl_batch {
     const uint32_t *pages;
     const uint32_t *rows; /* [R] ascending token indices whose logits are wanted */
     const uint32_t *adapter; /* [n_seqs] slot of each sequence's adapter (pl_model_adapter), 0 = none; NULL = no one has any */
+    const struct pl_draws *draws; /* what the rows are sampled by, where the device does that; NULL = the host does */
+    struct pl_drawn *drawn;       /* [R] what came of it */
 };
 
 /* Part of a weight as the file holds it: N rows of K elements. Consecutive parts are stacked, first part's rows first;
@@ -206,6 +210,9 @@ struct pl_device_ops {
     pl_status (*act)(struct pl_device *dev, pl_act_kind kind, pl_view x);
     /* out[R, C] = x[rows[i]] */
     pl_status (*gather)(struct pl_device *dev, pl_view out, pl_view x, const uint32_t *rows);
+    /* out[R] = what draws make of logits[R, V], as core/device/draw.h defines it; logits stay as they are. out is there after
+     * step_end. NULL = the host samples. */
+    pl_status (*sample)(struct pl_device *dev, pl_view logits, const struct pl_draws *draws, struct pl_drawn *out);
 
     const struct pl_train_ops *train; /* core/device/train.h; NULL when the device cannot train */
 };

@@ -173,11 +173,14 @@ pl_status pl_model_forward(struct pl_model *m, struct pl_kvdev *kv, const struct
     if (b->n_tokens == 0 || b->n_tokens > m->max_tokens || b->n_rows > m->max_rows || b->n_rows > b->n_tokens)
         return PL_EINVAL;
     STEP(step_begin, b);
-    const pl_status rc = enqueue(m, kv, b);
+    const bool wanted = b->n_rows > 0 && m->part.rank == 0;
+    pl_status rc = enqueue(m, kv, b);
+    if (rc == PL_OK && wanted && b->draws != NULL)
+        rc = m->dev->ops->sample(m->dev, first_rows(m->logits, b->n_rows), b->draws, b->drawn);
     const pl_status end = m->dev->ops->step_end(m->dev);
     if (rc != PL_OK)
         return rc;
-    if (end != PL_OK || b->n_rows == 0 || m->part.rank != 0)
+    if (end != PL_OK || !wanted || b->draws != NULL)
         return end;
     if (m->host_logits == NULL) {
         *logits = m->dev->ops->host(m->dev, m->logits.buf) + m->logits.offset;

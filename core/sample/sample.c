@@ -188,6 +188,12 @@ pl_status pl_logprobs(const float *logits, uint32_t n_vocab, int32_t token, uint
 
 /* ---- choosing ------------------------------------------------------------------------------------------------------ */
 
+/* What n uses in the output cost a token. */
+static float taken_off(const struct pl_sampling *p, uint32_t n)
+{
+    return (float)n * p->frequency_penalty + (n > 0 ? p->presence_penalty : 0);
+}
+
 static void adjust(const struct pl_sampler *s, float *x, uint32_t n_vocab, const int32_t *banned, size_t n_banned)
 {
     for (size_t i = 0; i < s->p.n_bias; i++)
@@ -199,15 +205,15 @@ static void adjust(const struct pl_sampler *s, float *x, uint32_t n_vocab, const
             continue;
         float *v = &x[c->token];
         *v = *v > 0 ? *v / s->p.repetition_penalty : *v * s->p.repetition_penalty;
-        *v -= (float)c->n_output * s->p.frequency_penalty + (c->n_output > 0 ? s->p.presence_penalty : 0);
+        *v -= taken_off(&s->p, c->n_output);
     }
     for (size_t i = 0; i < n_banned; i++)
         if ((uint32_t)banned[i] < n_vocab)
             x[banned[i]] = -INFINITY;
 }
 
-/* Uniform in [0, 1) from (seed, index): two rounds of splitmix64 (Steele et al. 2014). */
-static double uniform(uint64_t seed, uint32_t index)
+/* Uniform in [0, 1), in 2^-53, from (seed, index): two rounds of splitmix64 (Steele et al. 2014). */
+static uint64_t uniform(uint64_t seed, uint32_t index)
 {
     uint64_t z = seed;
     for (int round = 0; round < 2; round++) {
@@ -216,7 +222,7 @@ static double uniform(uint64_t seed, uint32_t index)
         z = (z ^ z >> 27) * 0x94d049bb133111ebu;
         z ^= z >> 31;
     }
-    return (double)(z >> 11) * 0x1p-53;
+    return z >> 11;
 }
 
 static candidate make(float weight, uint32_t id)
@@ -234,11 +240,16 @@ static float weight_of(candidate c)
     return weight;
 }
 
-static double weight_of_all(const candidate *list, uint32_t n)
+static uint64_t amount_of(candidate c)
 {
-    double sum = 0;
+    return (uint64_t)(weight_of(c) * PL_DRAW_AMOUNT);
+}
+
+static uint64_t amount_of_all(const candidate *list, uint32_t n)
+{
+    uint64_t sum = 0;
     for (uint32_t i = 0; i < n; i++)
-        sum += weight_of(list[i]);
+        sum += amount_of(list[i]);
     return sum;
 }
 
@@ -249,22 +260,22 @@ static void swap(candidate *a, candidate *b)
     *b = t;
 }
 
-/* Moves the best to the front, in any order, until there are k or their weights reach the goal; at least one. Returns how
+/* Moves the best to the front, in any order, until there are k or their amounts reach the goal; at least one. Returns how
  * many. Selection as by Hoare: [0, lo) is in, [hi, n) is out. */
-static uint32_t keep_best(candidate *list, uint32_t n, uint32_t k, double goal)
+static uint32_t keep_best(candidate *list, uint32_t n, uint32_t k, uint64_t goal)
 {
     uint32_t lo = 0, hi = n;
-    double sum = 0;
+    uint64_t sum = 0;
     while (lo < hi && lo < k && (lo == 0 || sum < goal)) {
         swap(&list[lo], &list[lo + (hi - lo) / 2]);
         const candidate pivot = list[lo];
         uint32_t at = lo + 1;
-        double better = 0;
+        uint64_t better = 0;
         for (uint32_t i = lo + 1; i < hi; i++) {
             const candidate c = list[i];
             list[i] = list[at];
             list[at] = c;
-            better += c > pivot ? weight_of(c) : 0;
+            better += c > pivot ? amount_of(c) : 0;
             at += c > pivot;
         }
         swap(&list[lo], &list[at - 1]); /* the better ones, pivot, the others */
@@ -272,7 +283,7 @@ static uint32_t keep_best(candidate *list, uint32_t n, uint32_t k, double goal)
             hi = at - 1;
         } else {
             lo = at;
-            sum += better + weight_of(pivot);
+            sum += better + amount_of(pivot);
         }
     }
     return lo;
@@ -301,20 +312,38 @@ static uint32_t collect_top_k(struct pl_sample_scratch *s, uint32_t n_vocab, uin
     pl_scan_best()->group_max(s->x, n_vocab, s->most);
     for (uint32_t i = 0; i < n_groups; i++)
         s->list[i] = make(s->most[i] > 0 ? s->most[i] : 0, i);
-    keep_best(s->list, n_groups, k, INFINITY);
+    keep_best(s->list, n_groups, k, UINT64_MAX);
     float least = 1; /* the best token's weight */
     for (uint32_t i = 0; i < k; i++)
         least = weight_of(s->list[i]) < least ? weight_of(s->list[i]) : least;
     return collect(s, n_vocab, least);
 }
 
-/* Lists at least the best whose weights together reach top_p of the total: what is left out weighs less than the rest of it,
- * if each of it weighs less than that rest by the vocabulary's size. Mostly far fewer do. */
-static uint32_t collect_top_p(struct pl_sample_scratch *s, uint32_t n_vocab, float top_p, double total)
+/* Lists at least the best whose amounts together reach the goal, which is top_p of the total: what is left out weighs less than
+ * the rest of it, if each of it weighs less than that rest by the vocabulary's size. Mostly far fewer do. */
+static uint32_t collect_top_p(struct pl_sample_scratch *s, uint32_t n_vocab, float top_p, double total, uint64_t goal)
 {
     const double safe = (1 - (double)top_p) * total / n_vocab / 2;
-    const uint32_t n = collect(s, n_vocab, 256 * safe < 1 ? (float)(256 * safe) : 1); /* the best token's weight is 1 */
-    return weight_of_all(s->list, n) >= total * top_p ? n : collect(s, n_vocab, (float)safe);
+    const float least[] = {256 * safe < 1 ? (float)(256 * safe) : 1, (float)safe, 0}; /* the best token's weight is 1 */
+    uint32_t n = 0;
+    for (int i = 0; i < 3 && (n == 0 || amount_of_all(s->list, n) < goal); i++)
+        n = collect(s, n_vocab, least[i]);
+    return n;
+}
+
+/* The n best, which lead the list, by id. */
+static uint32_t by_id(struct pl_sample_scratch *s, uint32_t n_vocab, uint32_t n)
+{
+    candidate worst = UINT64_MAX;
+    for (uint32_t i = 0; i < n; i++)
+        worst = s->list[i] < worst ? s->list[i] : worst;
+    const uint32_t found = collect(s, n_vocab, weight_of(worst));
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < found; i++) {
+        s->list[kept] = s->list[i]; /* overwritten unless it counts */
+        kept += s->list[i] >= worst;
+    }
+    return kept;
 }
 
 /* Draws from all tokens. */
@@ -335,12 +364,12 @@ static int32_t draw_any(const struct pl_sample_scratch *s, uint32_t n_vocab, dou
     return best; /* rounding alone leads here */
 }
 
-static int32_t draw_listed(const candidate *list, uint32_t n, double u)
+static int32_t draw_listed(const candidate *list, uint32_t n, uint64_t u)
 {
-    const double goal = u * weight_of_all(list, n);
-    double sum = 0;
+    const uint64_t goal = (uint64_t)((unsigned __int128)(u << 11) * amount_of_all(list, n) >> 64);
+    uint64_t sum = 0;
     uint32_t i = 0;
-    while (i + 1 < n && !((sum += weight_of(list[i])) > goal))
+    while (i + 1 < n && (sum += amount_of(list[i])) <= goal)
         i++;
     return (int32_t)~(uint32_t)list[i];
 }
@@ -349,20 +378,23 @@ static int32_t draw(const struct pl_sampler *s, struct pl_sample_scratch *scratc
                     uint32_t index)
 {
     const struct pl_sampling *p = &s->p;
-    const double u = uniform(p->seed, index);
-    double mass = pl_scan_best()->weigh(x, n_vocab, max, 1 / p->temperature, scratch->x, scratch->sums);
+    const uint64_t u = uniform(p->seed, index);
+    const double mass = pl_scan_best()->weigh(x, n_vocab, max, 1 / p->temperature, scratch->x, scratch->sums);
     candidate *list = scratch->list;
     if (p->top_k == 0 && p->top_p >= 1 && p->min_p <= 0)
-        return draw_any(scratch, n_vocab, u * mass, best);
+        return draw_any(scratch, n_vocab, (double)u * 0x1p-53 * mass, best);
+    uint64_t goal = (uint64_t)(mass * (double)PL_DRAW_AMOUNT * p->top_p);
     uint32_t n;
     if (p->top_k > 0) {
-        n = keep_best(list, collect_top_k(scratch, n_vocab, p->top_k), p->top_k, INFINITY);
-        mass = weight_of_all(list, n);
+        n = keep_best(list, collect_top_k(scratch, n_vocab, p->top_k), p->top_k, UINT64_MAX);
+        goal = (uint64_t)((double)amount_of_all(list, n) * p->top_p);
     } else {
-        n = p->top_p < 1 ? collect_top_p(scratch, n_vocab, p->top_p, mass) : collect(scratch, n_vocab, p->min_p);
+        n = p->top_p < 1 ? collect_top_p(scratch, n_vocab, p->top_p, mass, goal) : collect(scratch, n_vocab, p->min_p);
     }
     if (p->top_p < 1)
-        n = keep_best(list, n, n, mass * p->top_p);
+        n = keep_best(list, n, n, goal);
+    if (p->top_k > 0 || p->top_p < 1)
+        n = by_id(scratch, n_vocab, n);
     uint32_t kept = 0;
     for (uint32_t i = 0; i < n; i++) {
         list[kept] = list[i]; /* overwritten unless it counts */
@@ -401,4 +433,99 @@ pl_status pl_sample(const struct pl_sampler *s, struct pl_sample_scratch *scratc
     out->logprob = 0;
     out->n_top = 0;
     return p->n_top_logprobs < 0 ? PL_OK : pl_logprobs(logits, n_vocab, out->token, (uint32_t)p->n_top_logprobs, out);
+}
+
+/* ---- on a device --------------------------------------------------------------------------------------------------- */
+
+pl_status pl_draws_init(struct pl_draws *d, uint32_t max_rows)
+{
+    *d = (struct pl_draws){.rows = malloc(max_rows * sizeof *d->rows)};
+    return d->rows != NULL ? PL_OK : PL_ENOMEM;
+}
+
+void pl_draws_fini(struct pl_draws *d)
+{
+    free(d->rows);
+    free(d->edits);
+    *d = (struct pl_draws){0};
+}
+
+static bool reserve_edits(struct pl_draws *d, size_t n)
+{
+    if (n <= d->edits_cap - d->n_edits)
+        return true;
+    const size_t cap = 2 * (d->n_edits + n);
+    struct pl_edit *more = cap <= UINT32_MAX ? realloc(d->edits, cap * sizeof *more) : NULL;
+    if (more == NULL)
+        return false;
+    d->edits = more;
+    d->edits_cap = (uint32_t)cap;
+    return true;
+}
+
+static void add_edit(struct pl_draws *d, int32_t id, float value)
+{
+    d->edits[d->n_edits++] = (struct pl_edit){id, value};
+}
+
+static uint32_t times(const int32_t *ids, uint32_t n, int32_t id)
+{
+    uint32_t found = 0;
+    for (uint32_t i = 0; i < n; i++)
+        found += ids[i] == id;
+    return found;
+}
+
+static void add_seen(struct pl_draws *d, const struct pl_sampler *s, const int32_t *more, uint32_t n_more)
+{
+    for (uint32_t i = 0; i <= s->mask; i++)
+        if (s->seen[i].token >= 0)
+            add_edit(d, s->seen[i].token, taken_off(&s->p, s->seen[i].n_output + times(more, n_more, s->seen[i].token)));
+    for (uint32_t i = 0; i < n_more; i++)
+        if (slot(s, more[i])->token != more[i] && times(more, i, more[i]) == 0)
+            add_edit(d, more[i], taken_off(&s->p, times(more, n_more, more[i])));
+}
+
+pl_status pl_draws_sample(struct pl_draws *d, const struct pl_sampler *s, const int32_t *more, uint32_t n_more, uint32_t index, const int32_t *banned,
+                          size_t n_banned)
+{
+    const struct pl_sampling *p = &s->p;
+    const bool greedy = p->temperature < 1e-5f;
+    if (!reserve_edits(d, p->n_bias + s->n_seen + n_more + n_banned))
+        return PL_ENOMEM;
+    struct pl_draw row = {.given = -1, .n_top = p->n_top_logprobs, .inverse = greedy ? 0 : 1 / p->temperature, .top_p = p->top_p, .min_p = p->min_p,
+                          .top_k = p->top_k, .repetition = p->repetition_penalty, .add = d->n_edits, .u = uniform(p->seed, index)};
+    for (size_t i = 0; i < p->n_bias; i++)
+        add_edit(d, p->bias[i].id, p->bias[i].bias);
+    row.seen = d->n_edits;
+    if (has_penalties(p))
+        add_seen(d, s, more, n_more);
+    row.set = d->n_edits;
+    for (size_t i = 0; i < n_banned; i++)
+        add_edit(d, banned[i], -INFINITY);
+    row.end = d->n_edits;
+    d->rows[d->n_rows++] = row;
+    return PL_OK;
+}
+
+void pl_draws_given(struct pl_draws *d, int32_t token, int32_t n_top)
+{
+    d->rows[d->n_rows++] = (struct pl_draw){.given = token, .n_top = n_top};
+}
+
+pl_status pl_drawn_choice(const struct pl_draw *draw, const struct pl_drawn *drawn, struct pl_choice *out)
+{
+    out->token = drawn->token;
+    out->logprob = 0;
+    out->n_top = 0;
+    if (drawn->token < 0)
+        return PL_EFORMAT;
+    if (draw->n_top < 0)
+        return PL_OK;
+    const double lse = drawn->max + log(drawn->sum);
+    out->logprob = (float)((double)drawn->own - lse);
+    out->n_top = drawn->n_top;
+    for (uint32_t i = 0; i < out->n_top; i++)
+        out->top[i] = (struct pl_top){drawn->top[i].id, (float)((double)drawn->top[i].logprob - lse)};
+    return PL_OK;
 }

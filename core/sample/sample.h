@@ -1,4 +1,5 @@
-/* sample: from a row of logits to a token: penalties, bias, temperature, top-k, top-p, min-p, seeded draw, log-probabilities.
+/* sample: from a row of logits to a token: penalties, bias, temperature, top-k, top-p, min-p, seeded draw, log-probabilities;
+ * here, or on a device that samples in its own memory. draw.h defines which token comes out.
  * Order of operations: logit_bias, repetition/presence/frequency penalties, then (reported log-probabilities are of the raw
  * logits before any of this, as OpenAI and vLLM report them), temperature, top_k, top_p, min_p, draw.
  * Thread: the engine's; one state belongs to one sequence.  Owns: the state's token counts.
@@ -13,8 +14,7 @@
 #include <stdint.h>
 
 #include "core/base/status.h"
-
-enum { PL_MAX_TOP_LOGPROBS = 20 };
+#include "core/device/draw.h"
 
 struct pl_logit_bias {
     int32_t id;
@@ -28,15 +28,10 @@ struct pl_sampling {
     uint32_t top_k;           /* 0 = off */
     float repetition_penalty; /* 1 = off; over prompt and output tokens (Keskar et al. 2019, CTRL) */
     float presence_penalty, frequency_penalty; /* 0 = off; over output tokens (OpenAI) */
-    const struct pl_logit_bias *bias; /* borrowed; ids checked against the logits' width */
+    const struct pl_logit_bias *bias; /* borrowed; ids are distinct, and checked against the logits' width */
     size_t n_bias;
     uint64_t seed;
     int32_t n_top_logprobs; /* -1 = no log-probabilities, 0.. = the token's own and this many alternatives */
-};
-
-struct pl_top {
-    int32_t id;
-    float logprob;
 };
 
 struct pl_choice {
@@ -62,5 +57,16 @@ pl_status pl_sample(const struct pl_sampler *s, struct pl_sample_scratch *scratc
                     uint32_t index, const int32_t *banned, size_t n_banned, struct pl_choice *out) PL_MUST_CHECK;
 /* Log-probability of `token` in this row and the best n_top (for prompt log-probabilities). */
 pl_status pl_logprobs(const float *logits, uint32_t n_vocab, int32_t token, uint32_t n_top, struct pl_choice *out) PL_MUST_CHECK;
+
+/* The same on a device. draws: zero at first; a step's rows are added one by one, by one of these. PL_ENOMEM. */
+pl_status pl_draws_init(struct pl_draws *d, uint32_t max_rows) PL_MUST_CHECK;
+void pl_draws_fini(struct pl_draws *d);
+/* A row that is sampled as pl_sample would after more[n_more] were accepted as well; index counts them. */
+pl_status pl_draws_sample(struct pl_draws *d, const struct pl_sampler *s, const int32_t *more, uint32_t n_more, uint32_t index, const int32_t *banned,
+                          size_t n_banned) PL_MUST_CHECK;
+/* A row whose log-probabilities are wanted, as pl_logprobs; n_top -1 = a row of which nothing is wanted. */
+void pl_draws_given(struct pl_draws *d, int32_t token, int32_t n_top);
+/* What pl_sample, or pl_logprobs, gives of that row. */
+pl_status pl_drawn_choice(const struct pl_draw *draw, const struct pl_drawn *drawn, struct pl_choice *out) PL_MUST_CHECK;
 
 #endif

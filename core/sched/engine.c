@@ -250,15 +250,18 @@ static bool collect_eog(struct pl_engine *e)
     return e->eog != NULL;
 }
 
-static bool prepare_sampling(struct pl_engine *e, uint32_t n_vocab)
+static bool prepare_sampling(struct pl_engine *e, const struct pl_runner *r)
 {
+    const uint32_t n_vocab = r->n_vocab;
     e->n_workers = e->opts.pool != NULL ? pl_pool_size(e->opts.pool) : 1;
     e->sampled = malloc(e->opts.max_sequences * sizeof *e->sampled);
     e->scratch = calloc(e->n_workers, sizeof(void *));
     for (unsigned i = 0; e->scratch != NULL && i < e->n_workers; i++)
         if (pl_sample_scratch_new(&e->scratch[i], n_vocab) != PL_OK)
             return false;
-    return e->sampled != NULL && e->scratch != NULL;
+    if (r->samples && pl_draws_init(&e->draws, e->opts.batch_tokens) == PL_OK)
+        e->drawn = malloc(e->opts.batch_tokens * sizeof *e->drawn);
+    return e->sampled != NULL && e->scratch != NULL && (e->drawn != NULL || !r->samples);
 }
 
 pl_status pl_engine_new_with(struct pl_engine **out, const struct pl_engine_opts *opts, const struct pl_runner *runner,
@@ -293,7 +296,7 @@ pl_status pl_engine_new_with(struct pl_engine **out, const struct pl_engine_opts
     e->preempted = malloc(e->preempted_cap * sizeof(void *));
     pl_status st = pl_kv_new(&e->kv, opts->n_pages, salt, err);
     if (st == PL_OK && (e->running == NULL || e->preempted == NULL || pl_step_init(&e->step, opts->batch_tokens, opts->max_sequences) != PL_OK ||
-                        !collect_eog(e) || !prepare_sampling(e, runner->n_vocab)))
+                        !collect_eog(e) || !prepare_sampling(e, runner)))
         st = pl_fail(err, PL_ENOMEM, "no memory for the engine");
     e->stats.pages_total = opts->n_pages;
     e->published = e->stats;
@@ -351,6 +354,8 @@ void pl_engine_free(struct pl_engine *e)
         pl_sample_scratch_free(e->scratch[i]);
     free(e->scratch);
     free(e->sampled);
+    pl_draws_fini(&e->draws);
+    free(e->drawn);
     pl_buf_fini(&e->text);
     pl_step_fini(&e->step);
     free(e->eog);

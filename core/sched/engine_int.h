@@ -33,6 +33,8 @@ struct pl_engine {
     struct pl_kv *kv;
     struct pl_sample_scratch **scratch; /* [n_workers] of the pool */
     struct pl_sampled *sampled;         /* [max_sequences] of this step */
+    struct pl_draws draws;              /* of this step's rows, where the runner samples */
+    struct pl_drawn *drawn;             /* [batch_tokens] */
     unsigned n_workers;
     struct pl_buf text;
     int32_t *eog; /* ids that end a generation */

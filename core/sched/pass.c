@@ -88,14 +88,60 @@ static void count_token(struct pl_engine *e, struct pl_seq *s)
     s->last_token_ns = now;
 }
 
-/* Samples the row that follows the sequence's last token; changes nothing of the sequence. */
-static void sample(const struct pl_engine *e, const struct pl_seq *s, const float *logits, struct pl_sample_scratch *scratch,
-                   struct pl_sampled *out)
+struct pass {
+    struct pl_engine *e;
+    const float *logits; /* NULL = the runner has sampled */
+};
+
+static const float *logits_of(const struct pass *p, size_t row)
 {
-    const struct pl_request *req = s->job->req;
-    const bool ban = req->ignore_eos || pl_seq_output(s) < req->min_tokens;
-    out->status = pl_sample(s->sampler, scratch, logits, e->runner.n_vocab, pl_seq_output(s), ban ? e->eog : NULL, ban ? e->n_eog : 0,
-                            &out->choice);
+    return p->logits + row * p->e->runner.n_vocab;
+}
+
+/* Whether tokens that end a text may not be the one with this index. */
+static bool bans_end(const struct pl_seq *s, uint32_t index)
+{
+    return s->job->req->ignore_eos || index < s->job->req->min_tokens;
+}
+
+/* Samples the row that follows the sequence's last token; changes nothing of the sequence. */
+static void sample(const struct pass *p, const struct pl_seq *s, size_t row, struct pl_sample_scratch *scratch, struct pl_sampled *out)
+{
+    const struct pl_engine *e = p->e;
+    const uint32_t index = pl_seq_output(s);
+    const bool ban = bans_end(s, index);
+    if (p->logits == NULL)
+        out->status = pl_drawn_choice(&e->draws.rows[row], &e->drawn[row], &out->choice);
+    else
+        out->status = pl_sample(s->sampler, scratch, logits_of(p, row), e->runner.n_vocab, index, ban ? e->eog : NULL, ban ? e->n_eog : 0, &out->choice);
+}
+
+/* What the runner is to make of the logits behind the token at pos, a known one or a guess. */
+static pl_status draw_row(struct pl_engine *e, const struct pl_seq *s, uint32_t pos)
+{
+    const int32_t top = s->job->req->sampling.n_top_logprobs;
+    if (pos + 1 < s->n_tokens)
+        pl_draws_given(&e->draws, s->tokens[pos + 1], top > 0 ? top : 0);
+    else if (s->max_new == 0)
+        pl_draws_given(&e->draws, 0, -1);
+    else {
+        const uint32_t n_guesses = pos + 1 - s->n_tokens, index = pl_seq_output(s) + n_guesses;
+        const bool ban = bans_end(s, index);
+        return pl_draws_sample(&e->draws, s->sampler, s->draft.ids, n_guesses, index, ban ? e->eog : NULL, ban ? e->n_eog : 0);
+    }
+    return PL_OK;
+}
+
+static pl_status draw_rows(struct pl_engine *e, struct pl_batch *b)
+{
+    pl_status st = PL_OK;
+    e->draws.n_rows = e->draws.n_edits = 0;
+    for (uint32_t i = 0, row = 0; i < b->n_seqs; i++)
+        for (; row < b->n_rows && b->rows[row] < b->q_start[i + 1] && st == PL_OK; row++)
+            st = draw_row(e, e->step.seqs[i], b->pos[b->rows[row]]);
+    b->draws = &e->draws;
+    b->drawn = e->drawn;
+    return st;
 }
 
 /* Appends what was sampled. Returns whether the sequence goes on; if not, it and maybe its job are gone. *token is what came
@@ -117,8 +163,9 @@ static bool append(struct pl_engine *e, struct pl_seq *s, const struct pl_sample
 
 /* The token after the sequence's last one, and as long as what comes out is what was guessed, the row after that guess: its
  * keys and values are those of the token. The first other token stays, the places of the guesses after it are written again. */
-static void take_tokens(struct pl_engine *e, struct pl_seq *s, struct pl_sampled *sampled, const float *logits)
+static void take_tokens(const struct pass *p, struct pl_seq *s, struct pl_sampled *sampled, size_t row)
 {
+    struct pl_engine *e = p->e;
     const uint32_t n = s->draft.n;
     uint32_t held = 0;
     int32_t guesses[PL_DRAFT_MAX], token;
@@ -129,7 +176,7 @@ static void take_tokens(struct pl_engine *e, struct pl_seq *s, struct pl_sampled
         held++;
         s->n_done++;
         pl_kv_commit(e->kv, &s->table, s->tokens, s->n_done);
-        sample(e, s, logits + (size_t)held * e->runner.n_vocab, e->scratch[0], sampled);
+        sample(p, s, row + held, e->scratch[0], sampled);
     }
     if (n == 0)
         return;
@@ -141,15 +188,18 @@ static void take_tokens(struct pl_engine *e, struct pl_seq *s, struct pl_sampled
 }
 
 /* Log-probabilities of prompt tokens: row k of this step tells those of token n_done + k + 1. */
-static pl_status take_prompt_rows(struct pl_engine *e, struct pl_seq *s, const float *logits)
+static pl_status take_prompt_rows(const struct pass *p, struct pl_seq *s, size_t row)
 {
+    const struct pl_engine *e = p->e;
     int32_t top = s->job->req->sampling.n_top_logprobs;
     for (uint32_t k = 0; k < s->take; k++) {
         uint32_t next = s->n_done + k + 1;
         if (next >= s->n_prompt)
             break;
-        pl_status st = pl_logprobs(logits + (size_t)k * e->runner.n_vocab, e->runner.n_vocab, s->tokens[next],
-                                   top > 0 ? (uint32_t)top : 0, &s->prompt_logprobs[next]);
+        struct pl_choice *const to = &s->prompt_logprobs[next];
+        const pl_status st = p->logits == NULL
+                                 ? pl_drawn_choice(&e->draws.rows[row + k], &e->drawn[row + k], to)
+                                 : pl_logprobs(logits_of(p, row + k), e->runner.n_vocab, s->tokens[next], top > 0 ? (uint32_t)top : 0, to);
         if (st != PL_OK)
             return st;
     }
@@ -161,17 +211,11 @@ static bool is_complete(const struct pl_seq *s)
     return s->n_done + s->take == s->n_tokens;
 }
 
-struct pass {
-    struct pl_engine *e;
-    const float *logits;
-};
-
 /* The row that follows the last token of the step's sequence i. */
-static const float *last_row(const struct pass *p, size_t i)
+static size_t last_row(const struct pass *p, size_t i)
 {
     const struct pl_seq *s = p->e->step.seqs[i];
-    const size_t row = p->e->step.first_row[i] + (pl_seq_wants_all_rows(s) ? s->take - 1 : 0);
-    return p->logits + row * p->e->runner.n_vocab;
+    return p->e->step.first_row[i] + (pl_seq_wants_all_rows(s) ? s->take - 1 : 0);
 }
 
 static void sample_item(void *pass, size_t i, unsigned worker)
@@ -179,7 +223,7 @@ static void sample_item(void *pass, size_t i, unsigned worker)
     const struct pass *p = pass;
     const struct pl_seq *s = p->e->step.seqs[i];
     if (is_complete(s) && s->max_new > 0)
-        sample(p->e, s, last_row(p, i), p->e->scratch[worker], &p->e->sampled[i]);
+        sample(p, s, last_row(p, i), p->e->scratch[worker], &p->e->sampled[i]);
 }
 
 /* What came out of the forward pass for the step's sequence i. */
@@ -188,8 +232,8 @@ static void take_result(const struct pass *p, size_t i)
     struct pl_engine *e = p->e;
     struct pl_seq *s = e->step.seqs[i];
     const bool all = pl_seq_wants_all_rows(s), complete = is_complete(s);
-    const float *last = last_row(p, i), *logits = p->logits + (size_t)e->step.first_row[i] * e->runner.n_vocab;
-    pl_status st = all ? take_prompt_rows(e, s, logits) : PL_OK;
+    const size_t last = last_row(p, i);
+    pl_status st = all ? take_prompt_rows(p, s, e->step.first_row[i]) : PL_OK;
     s->n_done += s->take;
     s->take = 0;
     pl_kv_commit(e->kv, &s->table, s->tokens, s->n_done);
@@ -198,7 +242,7 @@ static void take_result(const struct pass *p, size_t i)
     else if (complete && s->max_new == 0)
         pl_engine_end_seq(e, s, PL_FINISH_LENGTH);
     else if (complete)
-        take_tokens(e, s, &e->sampled[i], last);
+        take_tokens(p, s, &e->sampled[i], last);
 }
 
 static void finish_step(struct pl_engine *e, uint32_t n_tokens)
@@ -226,6 +270,8 @@ void pl_engine_run(struct pl_engine *e, uint32_t n_seqs)
     struct pl_batch b;
     const float *logits = NULL;
     pl_status st = pl_step_build(&e->step, n_seqs, &b);
+    if (st == PL_OK && e->runner.samples && b.n_rows > 0)
+        st = draw_rows(e, &b);
     pl_pool_turn(e->opts.pool);
     uint64_t began = pl_now_ns();
     if (st == PL_OK)
@@ -237,7 +283,7 @@ void pl_engine_run(struct pl_engine *e, uint32_t n_seqs)
     }
     learn_cost(e, n_seqs, b.n_tokens, pl_now_ns() - began);
     struct pass p = {e, logits};
-    if (e->n_workers > 1 && b.n_rows > 1)
+    if (e->n_workers > 1 && b.n_rows > 1 && logits != NULL)
         pl_pool_run(e->opts.pool, sample_item, &p, n_seqs);
     else
         for (uint32_t i = 0; i < n_seqs; i++)

@@ -203,7 +203,8 @@ pl_status pl_engine_new_ranks(struct pl_engine **out, const struct pl_engine_opt
                                .adapter_remove = adapter_remove,
                                .attach = attach,
                                .free = free_runner,
-                               .n_vocab = pl_model_spec(model)->n_vocab};
+                               .n_vocab = pl_model_spec(model)->n_vocab,
+                               .samples = dev->ops->sample != NULL};
     if (comm->size > 1) {
         runner.forward = forward_all;
         runner.kv_copy = dev->ops->kv_copy != NULL ? kv_copy_all : NULL;

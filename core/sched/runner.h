@@ -27,6 +27,7 @@ struct pl_runner {
     int beat_ms;
     void (*free)(void *self);
     uint32_t n_vocab;
+    bool samples; /* forward takes the batch's draws, and gives no logits */
 };
 
 /* As pl_engine_new, for a model of which this is rank 0 of comm's: the others are in pl_rank_follow until the caller's

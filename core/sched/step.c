@@ -77,8 +77,9 @@ pl_status pl_step_build(struct pl_step *st, uint32_t n_seqs, struct pl_batch *b)
         adapted |= st->adapter[i] != 0;
         st->page_start[i + 1] = n_pages;
     }
-    *b = (struct pl_batch){t, n_seqs, rows, st->tokens, st->pos, st->slot, st->q_start, st->ctx, st->page_start, st->pages, st->rows,
-                           adapted ? st->adapter : NULL};
+    *b = (struct pl_batch){.n_tokens = t, .n_seqs = n_seqs, .n_rows = rows, .tokens = st->tokens, .pos = st->pos, .slot = st->slot,
+                           .q_start = st->q_start, .ctx = st->ctx, .page_start = st->page_start, .pages = st->pages, .rows = st->rows,
+                           .adapter = adapted ? st->adapter : NULL};
     return PL_OK;
 }
 

@@ -81,6 +81,18 @@ MUTANTS = [
     ("adapters, up", "lora.cu", "if (c >= p.rows)", "if (c > p.rows)"),
     ("adapters, up", "lora.cu", "r < p.rank; r++)", "r + 1 < p.rank; r++)"),
     ("adapters, clearing", "lora.cu", "if (i < out.cols)", "if (i + 1 < out.cols)"),
+    ("sampling, largest value", "sample.cu", "b.at < a.at) ? b : a", "b.at > a.at) ? b : a"),
+    ("sampling, weights", "sample.cu", "k < LANES; k++)\n        total", "k + 1 < LANES; k++)\n        total"),
+    ("sampling, weights", "sample.cu", "i < end; i += LANES)", "i + LANES < end; i += LANES)"),
+    ("sampling, drawing", "sample.cu", "sum + piece > goal", "sum > goal"),
+    ("sampling, ranks", "sample.cu", "if (a >= s.left)", "if (a > s.left)"),
+    ("sampling, ranks", "sample.cu", "bits >> known != chosen >> known", "bits >> shift < chosen >> shift"),
+    ("sampling, ties", "sample.cu", "if (here < n)", "if (here <= n)"),
+    ("sampling, filters", "sample.cu", "add_kept(work, V, k, d.min_p, sums);", "add_kept(work, V, k, 0, sums);"),
+    ("sampling, filters: no barrier", "sample.cu", "s.amounts[i] = 0;\n        __syncthreads();", "s.amounts[i] = 0;"),
+    ("sampling, edits", "sample.cu", "i < d.seen; i += THREADS", "i + 1 < d.seen; i += THREADS"),
+    ("sampling, edits", "sample.cu", "*at > 0 ? __fdiv_rn", "*at < 0 ? __fdiv_rn"),
+    ("sampling, alternatives", "sample.cu", "x[i] == after.value && i > after.at", "x[i] == after.value && i > after.at + 1"),
 ]
 
 

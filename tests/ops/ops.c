@@ -21,6 +21,7 @@
 #include "core/kv/kv.h"
 #include "tests/ops/lora.h"
 #include "tests/ops/perf.h"
+#include "tests/ops/sample.h"
 #include "tests/tools/emulated.h"
 
 enum { MAX_FLOATS = 1 << 22, GUARD = 64 };
@@ -622,6 +623,7 @@ int main(int argc, char **argv)
         copies(&ref, "ref");
         cache_types(&ref);
     }
+    ops_sample(only, &passed, &failed, &skipped);
     for (size_t i = 0; i < PL_COUNT_OF(isas); i++) {
         if (only != NULL && strcmp(only, isas[i]) != 0)
             continue;

@@ -227,6 +227,8 @@ static inline int __float2int_rn(float a) { return (int)nearbyintf(a); }
 static inline int __float2int_rz(float a) { return (int)a; }
 static inline float __int2float_rn(int a) { return (float)a; }
 static inline float __uint2float_rn(unsigned a) { return (float)a; }
+static inline unsigned long long __float2ull_rz(float a) { return (unsigned long long)a; }
+static inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) { return (unsigned long long)((unsigned __int128)a * b >> 64); }
 static inline int __popc(unsigned a) { return __builtin_popcount(a); }
 static inline int __clz(int a) { return a == 0 ? 32 : __builtin_clz((unsigned)a); }
 static inline int __ffs(int a) { return __builtin_ffs(a); }
