@@ -22,7 +22,7 @@
 #define PL_LOG_MODULE "http"
 
 enum {
-    CONN_MEMORY = 32 * 1024, /* microhttpd's per connection; also bounds the head (431) */
+    CONN_MEMORY = 16 * 1024, /* microhttpd's per connection, which it clears for each request; also bounds the head (431) */
     SPARE_CONNECTIONS = 64,  /* above max_connections, to be told 503 */
     SPARE_FILES = 64,
 };
@@ -33,8 +33,10 @@ static void on_connection(void *cls, struct MHD_Connection *mhd, void **socket_c
     if (code == MHD_CONNECTION_NOTIFY_CLOSED) {
         struct pl_http_link *l = *socket_context;
         *socket_context = NULL;
-        if (l != NULL)
+        if (l != NULL) {
             pl_watch_remove(h->watch, &l->item);
+            pl_request_drop_spare(l);
+        }
         free(l);
         return;
     }

@@ -2,13 +2,12 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "server/limits.h"
 
-#include <ctype.h>
 #include <string.h>
 #include <strings.h>
 
 static bool token_char(unsigned char c)
 {
-    return isalnum(c) || (c != '\0' && strchr("!#$%&'*+-.^_`|~", c) != NULL);
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || (c != '\0' && strchr("-_!#$%&'*+.^`|~", c) != NULL);
 }
 
 static bool same(const char *a, size_t n, const char *b)

@@ -151,7 +151,9 @@ pl_status pl_models_info(const struct pl_server *s, const char *name, void (*fn)
 
 static void add_text(struct pl_buf *out, const char *name, const char *value)
 {
-    pl_buf_addf(out, "\"%s\":\"", name);
+    pl_buf_addc(out, '"');
+    pl_buf_adds(out, name);
+    pl_buf_adds(out, "\":\"");
     pl_buf_add_json(out, value, strlen(value));
     pl_buf_addc(out, '"');
 }
@@ -161,12 +163,16 @@ void pl_models_add(struct pl_buf *out, const struct pl_model_info *m)
 {
     pl_buf_addc(out, '{');
     add_text(out, "id", m->name);
-    pl_buf_addf(out, ",\"object\":\"model\",\"created\":%lld,\"owned_by\":\"parley\",", (long long)m->created);
+    pl_buf_adds(out, ",\"object\":\"model\",\"created\":");
+    pl_buf_addu(out, m->created > 0 ? (uint64_t)m->created : 0);
+    pl_buf_adds(out, ",\"owned_by\":\"parley\",");
     add_text(out, "root", m->root);
     pl_buf_addc(out, ',');
     if (m->parent != NULL)
         add_text(out, "parent", m->parent);
     else
         pl_buf_adds(out, "\"parent\":null");
-    pl_buf_addf(out, ",\"max_model_len\":%u}", m->context);
+    pl_buf_adds(out, ",\"max_model_len\":");
+    pl_buf_addu(out, m->context);
+    pl_buf_addc(out, '}');
 }

@@ -35,10 +35,14 @@ enum {
     ARENA_LIMIT = 256 << 20, /* per request, besides the body */
 };
 
-static struct pl_http_conn *conn_get(struct pl_http *h)
+static struct pl_http_conn *conn_get(struct pl_http *h, struct pl_http_link *l)
 {
+    struct pl_http_conn *c = l->spare;
+    l->spare = NULL;
+    if (c != NULL)
+        return c;
     pthread_mutex_lock(&h->lock);
-    struct pl_http_conn *c = h->free_conns;
+    c = h->free_conns;
     if (c != NULL) {
         h->free_conns = c->next_free;
     } else {
@@ -52,9 +56,25 @@ static struct pl_http_conn *conn_get(struct pl_http *h)
     return c;
 }
 
-static void conn_put(struct pl_http_conn *c)
+static void conn_free(struct pl_http_conn *c)
 {
     struct pl_http *h = c->http;
+    pthread_mutex_lock(&h->lock);
+    c->next_free = h->free_conns;
+    h->free_conns = c;
+    pthread_mutex_unlock(&h->lock);
+}
+
+void pl_request_drop_spare(struct pl_http_link *l)
+{
+    if (l->spare != NULL)
+        conn_free(l->spare);
+    l->spare = NULL;
+}
+
+/* l: the connection, which keeps it for its next request; NULL = it is gone. */
+static void conn_put(struct pl_http_conn *c, struct pl_http_link *l)
+{
     if (c->producer != NULL)
         c->producer->free(c->producer);
     c->producer = NULL;
@@ -79,10 +99,10 @@ static void conn_put(struct pl_http_conn *c)
     c->sent = 0;
     c->status = 0;
     c->handled = c->counted = c->ended = c->early = c->looked = c->linger = false;
-    pthread_mutex_lock(&h->lock);
-    c->next_free = h->free_conns;
-    h->free_conns = c;
-    pthread_mutex_unlock(&h->lock);
+    if (l != NULL && l->spare == NULL)
+        l->spare = c;
+    else
+        conn_free(c);
 }
 
 /* Parks the connection until the next wake. False when a wake came since the last produce(): go round again. */
@@ -176,7 +196,7 @@ static enum MHD_Result queue(struct pl_http_conn *c, int status, struct MHD_Resp
         return MHD_NO;
     c->status = status;
     enum MHD_Result rc = MHD_NO;
-    if (pl_watch_enter(c->http->watch, &c->link->item, state, c))
+    if (pl_watch_enter(&c->link->item, state, c))
         rc = MHD_queue_response(c->mhd, (unsigned)status, r);
     MHD_destroy_response(r);
     return rc;
@@ -256,7 +276,7 @@ static ssize_t read_more(void *cls, uint64_t pos, char *buf, size_t max)
                 pl_buf_clear(&c->out);
                 c->sent = 0;
             }
-            return pl_watch_progress(c->http->watch, &c->link->item, n) ? (ssize_t)n : MHD_CONTENT_READER_END_WITH_ERROR;
+            return pl_watch_progress(&c->link->item, n) ? (ssize_t)n : MHD_CONTENT_READER_END_WITH_ERROR;
         }
         if (c->ended)
             return MHD_CONTENT_READER_END_OF_STREAM;
@@ -327,7 +347,7 @@ static enum MHD_Result pump(struct pl_http_conn *c)
 static enum MHD_Result handle(struct pl_http_conn *c)
 {
     struct pl_server *s = c->http->server;
-    if (!pl_watch_enter(c->http->watch, &c->link->item, PL_WATCH_WORK, c))
+    if (!pl_watch_enter(&c->link->item, PL_WATCH_WORK, c))
         return MHD_NO;
     c->handled = c->counted = true;
     atomic_fetch_add(&c->http->n_active, 1);
@@ -475,8 +495,9 @@ static enum MHD_Result take_head(struct pl_http_conn *c, const char *url, const 
     if (!pl_head_check_body(&head, method, sink ? h->opts.max_upload : h->opts.max_body, sink, &fault))
         return refuse(c, &fault, 0, NULL);
     c->req.arena = pl_arena_new(ARENA_LIMIT);
-    c->req.path_arg = c->req.arena != NULL ? pl_arena_strndup(c->req.arena, c->path + m.arg, m.n_arg) : NULL;
-    if (c->req.path_arg == NULL) {
+    if (c->req.arena != NULL && m.n_arg > 0)
+        c->req.path_arg = pl_arena_strndup(c->req.arena, c->path + m.arg, m.n_arg);
+    if (c->req.arena == NULL || c->req.path_arg == NULL) {
         fault = (struct pl_http_fault){503, "out_of_memory", "The server has no memory for this request.", true};
         return refuse(c, &fault, 1, NULL);
     }
@@ -489,13 +510,13 @@ static enum MHD_Result take_body(struct pl_http_conn *c, const char *bytes, size
 {
     static const char large[] = "{\"error\":{\"message\":\"The request body is larger than this server accepts (max-body-mb, max-file-mb).\",\"type\":"
                                 "\"invalid_request_error\",\"param\":null,\"code\":\"request_too_large\"}}";
-    if (!pl_watch_progress(c->http->watch, &c->link->item, *n))
+    if (!pl_watch_progress(&c->link->item, *n))
         return MHD_NO;
     const uint64_t max = c->sink != NULL ? c->http->opts.max_upload : c->http->opts.max_body;
     if (*n > max - c->n_body) { /* chunked: microhttpd cannot answer before the end of the body */
         c->status = 413;
         c->usage.error = "request_too_large";
-        pl_watch_answer_raw(c->http->watch, &c->link->item, 413, "Content Too Large", large);
+        pl_watch_answer_raw(&c->link->item, 413, "Content Too Large", large);
         c->linger = true;
         return MHD_NO;
     }
@@ -562,7 +583,7 @@ void *pl_request_line(void *cls, const char *uri, struct MHD_Connection *mhd)
 {
     (void)cls, (void)uri;
     struct pl_http_link *l = link_of(mhd);
-    if (l != NULL && !pl_watch_enter(l->http->watch, &l->item, PL_WATCH_HEAD, NULL))
+    if (l != NULL && !pl_watch_enter(&l->item, PL_WATCH_HEAD, NULL))
         pl_log_debug("a request line came too late");
     return NULL;
 }
@@ -574,9 +595,9 @@ enum MHD_Result pl_request_step(void *cls, struct MHD_Connection *mhd, const cha
     struct pl_http_conn *c = *request;
     if (c == NULL) {
         struct pl_http_link *l = link_of(mhd);
-        if (l == NULL || atomic_load(&h->stopping) || !pl_watch_enter(h->watch, &l->item, PL_WATCH_BODY, NULL))
+        if (l == NULL || atomic_load(&h->stopping) || !pl_watch_enter(&l->item, PL_WATCH_BODY, NULL))
             return MHD_NO;
-        *request = c = conn_get(h);
+        *request = c = conn_get(h, l);
         c->mhd = mhd;
         c->link = l;
         atomic_store(&c->gone, false);
@@ -626,7 +647,7 @@ void pl_request_done(void *cls, struct MHD_Connection *mhd, void **request, enum
     *request = NULL;
     if (l != NULL && c != NULL && c->linger)
         pl_watch_linger(h->watch, &l->item);
-    if (l != NULL && !pl_watch_enter(h->watch, &l->item, PL_WATCH_IDLE, NULL))
+    if (l != NULL && !pl_watch_enter(&l->item, PL_WATCH_IDLE, NULL))
         pl_log_debug("connection ended by its deadline");
     if (c == NULL)
         return;
@@ -642,7 +663,7 @@ void pl_request_done(void *cls, struct MHD_Connection *mhd, void **request, enum
     const double seconds = (double)(pl_now_ns() - c->req.start_ns) / 1e9;
     pl_metrics_request(h->server->metrics, c->pattern, c->req.method, status, seconds);
     log_request(c, status, seconds * 1e3);
-    conn_put(c);
+    conn_put(c, l);
     if (counted)
         atomic_fetch_sub(&h->n_active, 1);
 }

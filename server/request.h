@@ -16,6 +16,7 @@ struct pl_http_link { /* a TCP connection */
     struct pl_watch_item item; /* first: the watcher gives it back as conn's link */
     struct pl_http *http;
     bool over; /* above max_connections */
+    struct pl_http_conn *spare; /* of its last request, for the next one; NULL = none */
 };
 
 struct pl_http_conn { /* a request on it; recycled, so that a late wake finds memory that is still one of these */
@@ -67,5 +68,7 @@ enum MHD_Result pl_request_step(void *cls, struct MHD_Connection *mhd, const cha
                                 const char *upload, size_t *n_upload, void **request);
 void pl_request_done(void *cls, struct MHD_Connection *mhd, void **request, enum MHD_RequestTerminationCode code);
 void pl_request_watched(void *conn, pl_watch_event ev);
+/* The connection is closed. */
+void pl_request_drop_spare(struct pl_http_link *l);
 
 #endif

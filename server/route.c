@@ -136,6 +136,12 @@ void pl_route_find(const char *method, const char *path, struct pl_route_match *
 {
     const char *wanted = strcmp(method, "HEAD") == 0 ? "GET" : method;
     *m = (struct pl_route_match){0};
+    for (const struct pl_route *r = pl_routes; r->method != NULL; r++)
+        if (strcmp(r->pattern, path) == 0 && strcmp(r->method, wanted) == 0) { /* before the {…} that would match it */
+            m->route = r;
+            m->pattern = r->pattern;
+            return;
+        }
     for (const struct pl_route *r = pl_routes; r->method != NULL; r++) {
         size_t arg, n_arg;
         if (!match(r->pattern, path, &arg, &n_arg))

@@ -41,7 +41,7 @@ struct pl_watch {
     pthread_t thread;
     atomic_bool stop;
 
-    pthread_mutex_t lock; /* all below; no other lock is taken while it is held */
+    pthread_mutex_t lock; /* all below; of other locks only an item's is taken while it is held */
     struct pl_watch_item *first;
     struct pl_watch_item **by_fd;
     size_t cap_fd;
@@ -99,7 +99,7 @@ static void cut(struct pl_watch_item *item, int how)
     shutdown(item->fd, how);
 }
 
-/* Called with the lock held. */
+/* Called with both locks held. */
 static void look_at_peer(struct pl_watch *w, struct pl_watch_item *item)
 {
     if (item->conn == NULL || item->cut)
@@ -115,6 +115,7 @@ static void look_at_peer(struct pl_watch *w, struct pl_watch_item *item)
     }
 }
 
+/* Called with both locks held. */
 static void check_deadlines(struct pl_watch *w, struct pl_watch_item *item, uint64_t now)
 {
     static const char late[] = "{\"error\":{\"message\":\"The request did not arrive in time.\",\"type\":"
@@ -199,8 +200,11 @@ static void *watch_main(void *arg)
          * counts is who has the descriptor now, and what its socket says now. */
         for (int i = 0; i < n; i++) {
             struct pl_watch_item *it = (size_t)events[i].data.fd < w->cap_fd ? w->by_fd[events[i].data.fd] : NULL;
-            if (it != NULL)
-                look_at_peer(w, it);
+            if (it == NULL)
+                continue;
+            pthread_mutex_lock(&it->lock);
+            look_at_peer(w, it);
+            pthread_mutex_unlock(&it->lock);
         }
         uint64_t pokes;
         if (read(w->poke, &pokes, sizeof pokes) < 0)
@@ -209,8 +213,11 @@ static void *watch_main(void *arg)
         linger_on(w, now);
         if (now >= next_tick) {
             next_tick = now + TICK_MS * UINT64_C(1000000);
-            for (struct pl_watch_item *it = w->first; it != NULL; it = it->next)
+            for (struct pl_watch_item *it = w->first; it != NULL; it = it->next) {
+                pthread_mutex_lock(&it->lock);
                 check_deadlines(w, it, now);
+                pthread_mutex_unlock(&it->lock);
+            }
         }
         pthread_mutex_unlock(&w->lock);
         for (size_t i = 0; i < w->n_notices; i++)
@@ -266,6 +273,7 @@ unsigned pl_watch_add(struct pl_watch *w, struct pl_watch_item *item)
 {
     struct epoll_event ev = {.events = EPOLLRDHUP | EPOLLET, .data.fd = item->fd};
     item->since_ns = pl_now_ns();
+    pthread_mutex_init(&item->lock, NULL);
     pthread_mutex_lock(&w->lock);
     item->next = w->first;
     if (w->first != NULL)
@@ -299,6 +307,7 @@ void pl_watch_remove(struct pl_watch *w, struct pl_watch_item *item)
         w->n_items--;
     }
     pthread_mutex_unlock(&w->lock);
+    pthread_mutex_destroy(&item->lock);
 }
 
 unsigned pl_watch_count(struct pl_watch *w)
@@ -309,38 +318,38 @@ unsigned pl_watch_count(struct pl_watch *w)
     return n;
 }
 
-bool pl_watch_enter(struct pl_watch *w, struct pl_watch_item *item, pl_watch_state state, void *conn)
+bool pl_watch_enter(struct pl_watch_item *item, pl_watch_state state, void *conn)
 {
-    pthread_mutex_lock(&w->lock);
+    pthread_mutex_lock(&item->lock);
     item->state = state;
     item->since_ns = pl_now_ns();
     item->received = item->before = 0;
     item->conn = conn;
     item->probed = item->probed && conn != NULL;
     const bool alive = !item->cut;
-    pthread_mutex_unlock(&w->lock);
+    pthread_mutex_unlock(&item->lock);
     return alive;
 }
 
-bool pl_watch_progress(struct pl_watch *w, struct pl_watch_item *item, size_t n)
+bool pl_watch_progress(struct pl_watch_item *item, size_t n)
 {
-    pthread_mutex_lock(&w->lock);
+    pthread_mutex_lock(&item->lock);
     item->received += n;
     if (item->state == PL_WATCH_STREAM)
         item->since_ns = pl_now_ns();
     const bool alive = !item->cut;
-    pthread_mutex_unlock(&w->lock);
+    pthread_mutex_unlock(&item->lock);
     return alive;
 }
 
-void pl_watch_answer_raw(struct pl_watch *w, struct pl_watch_item *item, int status, const char *reason, const char *json)
+void pl_watch_answer_raw(struct pl_watch_item *item, int status, const char *reason, const char *json)
 {
-    pthread_mutex_lock(&w->lock);
+    pthread_mutex_lock(&item->lock);
     if (!item->cut) {
         send_raw(item, status, reason, json);
         cut(item, SHUT_WR);
     }
-    pthread_mutex_unlock(&w->lock);
+    pthread_mutex_unlock(&item->lock);
 }
 
 void pl_watch_linger(struct pl_watch *w, const struct pl_watch_item *item)

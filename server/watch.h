@@ -10,6 +10,7 @@
 #ifndef PL_SERVER_WATCH_H
 #define PL_SERVER_WATCH_H
 
+#include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -38,6 +39,7 @@ struct pl_watch_item {
     int fd;
     bool plain;  /* no TLS: an answer can be written from outside */
     bool listed;
+    pthread_mutex_t lock; /* all below; the watcher's own comes before it */
     bool cut;    /* ended by the watcher; nothing more may be answered */
     bool probed; /* one probe per shut-down peer */
     pl_watch_state state;
@@ -60,16 +62,16 @@ void pl_watch_remove(struct pl_watch *w, struct pl_watch_item *item);
 unsigned pl_watch_count(struct pl_watch *w);
 
 /* False when the watcher has ended the connection: answer nothing. */
-bool pl_watch_enter(struct pl_watch *w, struct pl_watch_item *item, pl_watch_state state, void *conn) PL_MUST_CHECK;
+bool pl_watch_enter(struct pl_watch_item *item, pl_watch_state state, void *conn) PL_MUST_CHECK;
 /* n more bytes of the body came, or (STREAM) were sent. False as above. */
-bool pl_watch_progress(struct pl_watch *w, struct pl_watch_item *item, size_t n) PL_MUST_CHECK;
+bool pl_watch_progress(struct pl_watch_item *item, size_t n) PL_MUST_CHECK;
 /* What the socket says now. Before anything is answered a peer that shut its side down counts as gone; a stream goes on
  * for it until the connection itself is broken. Asked once before a request's first wait, because an event may have
  * come before anybody cared, and after each PL_WATCH_GONE. */
 bool pl_watch_peer_gone(const struct pl_watch_item *item, bool streaming);
 
 /* Writes a whole answer past microhttpd and shuts the connection down (for the moments when microhttpd cannot answer). */
-void pl_watch_answer_raw(struct pl_watch *w, struct pl_watch_item *item, int status, const char *reason, const char *json);
+void pl_watch_answer_raw(struct pl_watch_item *item, int status, const char *reason, const char *json);
 /* The caller is about to close item's socket with unread input in it: closing at once would make the kernel reset the
  * connection and the peer lose the answer. Reads on for up to two seconds. */
 void pl_watch_linger(struct pl_watch *w, const struct pl_watch_item *item);

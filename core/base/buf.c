@@ -39,8 +39,8 @@ static bool grow(struct pl_buf *b, size_t n)
     if (need <= b->cap)
         return true;
     size_t cap = b->cap * 2 > need ? b->cap * 2 : need;
-    if (cap < 64)
-        cap = 64;
+    if (cap < 256)
+        cap = 256;
     char *p = realloc(b->data, cap);
     if (p == NULL) {
         b->failed = true;
@@ -71,15 +71,29 @@ void pl_buf_addc(struct pl_buf *b, char c)
     pl_buf_add(b, &c, 1);
 }
 
+void pl_buf_addu(struct pl_buf *b, uint64_t v)
+{
+    char digits[20];
+    size_t at = sizeof digits;
+    do
+        digits[--at] = (char)('0' + v % 10);
+    while ((v /= 10) > 0);
+    pl_buf_add(b, digits + at, sizeof digits - at);
+}
+
 void pl_buf_addf(struct pl_buf *b, const char *fmt, ...)
 {
     va_list ap, again;
     va_start(ap, fmt);
     va_copy(again, ap);
-    int n = vsnprintf(NULL, 0, fmt, ap);
+    const size_t room = b->cap - b->len; /* 0 while empty */
+    const int n = vsnprintf(room > 0 ? b->data + b->len : NULL, room, fmt, ap);
     if (n >= 0 && grow(b, (size_t)n)) {
-        vsnprintf(b->data + b->len, (size_t)n + 1, fmt, again);
+        if ((size_t)n >= room)
+            vsnprintf(b->data + b->len, (size_t)n + 1, fmt, again);
         b->len += (size_t)n;
+    } else if (room > 0) {
+        b->data[b->len] = '\0'; /* again */
     }
     va_end(again);
     va_end(ap);

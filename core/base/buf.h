@@ -7,6 +7,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 struct pl_buf {
     char *data; /* NULL while empty; see pl_buf_str */
@@ -21,6 +22,7 @@ void pl_buf_clear(struct pl_buf *b); /* keeps the memory */
 void pl_buf_add(struct pl_buf *b, const void *bytes, size_t n);
 void pl_buf_adds(struct pl_buf *b, const char *s);
 void pl_buf_addc(struct pl_buf *b, char c);
+void pl_buf_addu(struct pl_buf *b, uint64_t v); /* decimal */
 void pl_buf_addf(struct pl_buf *b, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 /* Removes the first n bytes. */
 void pl_buf_drop(struct pl_buf *b, size_t n);

@@ -9,7 +9,7 @@
 
 #include <stdint.h>
 
-enum { PL_PACE_LEAST = 32 }; /* tokens: below, passes do not get much shorter, and prompts take for ever */
+enum { PL_PACE_LEAST = 16 }; /* tokens: below, passes do not get much shorter, and prompts take for ever */
 
 /* 0 = not yet known */
 struct pl_pace {

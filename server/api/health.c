@@ -21,5 +21,7 @@ void pl_api_health(struct pl_http_req *req, struct pl_http_resp *resp)
         resp->status = 503;
         resp->retry_after = 1;
     }
-    pl_buf_addf(&resp->body, "{\"status\":\"%s\"}", status);
+    pl_buf_adds(&resp->body, "{\"status\":\"");
+    pl_buf_adds(&resp->body, status);
+    pl_buf_adds(&resp->body, "\"}");
 }

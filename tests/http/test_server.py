@@ -155,6 +155,8 @@ def test_many_headers(server):
     assert closed and statuses(answer) == [431] and error_of(answer)
     answer, closed = server.raw(head("GET", "/health", b"X: " + b"a" * 40000))
     assert closed and statuses(answer) == [431]
+    answer, _ = server.raw(head("GET", "/health", b"X: " + b"a" * 15000, b"Connection: close"))
+    assert statuses(answer) == [200]
 
 
 def test_chunked_body(server):

@@ -94,19 +94,18 @@ enum { PL_CPU_KEY_OFFSET = 128 };
  * so that neither is the greater error. */
 enum { PL_CPU_INT_TOP = 32767, PL_CPU_LENGTH_TOP = 46300, PL_CPU_VALUE_TOP = 16383, PL_CPU_WEIGHT_SUM = 130900 };
 
-/* Pages of one layer lie one after another. */
+/* What a page has of all layers lies together, so that memory comes in as pages are used. */
 struct pl_kvdev {
     struct pl_kv_shape shape;
     struct pl_cpu_kv_layout layout;
     uint8_t *data;
-    size_t bytes, layer_bytes, page_bytes;
-    bool *present;     /* [of data in PL_CPU_HUGE_PAGE] written to before: the first time takes the system milliseconds */
-    uint32_t prepared; /* pages whose memory is present in all layers */
+    size_t bytes, layer_bytes, page_bytes; /* of all, of a page in one layer, of a page */
+    size_t prepared;                       /* bytes that were written to: the first time takes the system milliseconds */
 };
 
 static inline uint8_t *pl_cpu_head_page(const struct pl_kvdev *kv, uint32_t layer, uint32_t page, uint32_t head)
 {
-    return kv->data + layer * kv->layer_bytes + page * kv->page_bytes + (size_t)head * kv->layout.bytes;
+    return kv->data + page * kv->page_bytes + layer * kv->layer_bytes + (size_t)head * kv->layout.bytes;
 }
 
 /* Activations quantized for block types: int8 per 32 inputs with scale d = max|x| / 127; sum16 and sum32 are d times the

@@ -30,9 +30,9 @@ static void measure(struct pl_kvdev *kv, const struct pl_kv_shape *s)
 {
     kv->shape = *s;
     kv->layout = layout_of(s->dtype, s->head_dim);
-    kv->page_bytes = (size_t)kv->layout.bytes * s->n_kv_heads;
-    kv->layer_bytes = kv->page_bytes * s->n_pages;
-    kv->bytes = kv->layer_bytes * s->n_layers;
+    kv->layer_bytes = (size_t)kv->layout.bytes * s->n_kv_heads;
+    kv->page_bytes = kv->layer_bytes * s->n_layers;
+    kv->bytes = kv->page_bytes * s->n_pages;
 }
 
 size_t pl_cpu_kv_bytes(struct pl_device *dev, const struct pl_kv_shape *shape)
@@ -45,6 +45,7 @@ size_t pl_cpu_kv_bytes(struct pl_device *dev, const struct pl_kv_shape *shape)
 
 pl_status pl_cpu_kv_new(struct pl_device *dev, const struct pl_kv_shape *shape, struct pl_kvdev **out)
 {
+    (void)dev;
     const pl_dtype t = shape->dtype;
     const bool known = t == PL_F32 || t == PL_F16 || t == PL_BF16 || t == PL_Q8_0;
     if (!known || shape->page_size != PL_CPU_PAGE || shape->head_dim > PL_CPU_MAX_DIM)
@@ -54,9 +55,8 @@ pl_status pl_cpu_kv_new(struct pl_device *dev, const struct pl_kv_shape *shape, 
         return PL_ENOMEM;
     measure(kv, shape);
     kv->data = pl_cpu_alloc(kv->bytes);
-    kv->present = calloc(kv->bytes / PL_CPU_HUGE_PAGE + 1, sizeof *kv->present);
-    if (kv->data == NULL || kv->present == NULL) {
-        pl_cpu_kv_free(dev, kv);
+    if (kv->data == NULL) {
+        free(kv);
         return PL_ENOMEM;
     }
     *out = kv;
@@ -69,35 +69,26 @@ void pl_cpu_kv_free(struct pl_device *dev, struct pl_kvdev *kv)
     if (kv == NULL)
         return;
     pl_cpu_release(kv->data, kv->bytes);
-    free(kv->present);
     free(kv);
 }
 
 pl_status pl_cpu_kv_copy(struct pl_device *dev, struct pl_kvdev *kv, uint32_t from, uint32_t to)
 {
     (void)dev;
-    for (uint32_t layer = 0; layer < kv->shape.n_layers && from != to; layer++)
-        memcpy(pl_cpu_head_page(kv, layer, to, 0), pl_cpu_head_page(kv, layer, from, 0), kv->page_bytes);
+    if (from != to)
+        memcpy(kv->data + to * kv->page_bytes, kv->data + from * kv->page_bytes, kv->page_bytes);
     return PL_OK;
 }
 
 bool pl_cpu_kv_prepare(struct pl_device *dev, struct pl_kvdev *kv, uint32_t n_pages)
 {
     (void)dev;
-    n_pages = n_pages < kv->shape.n_pages ? n_pages : kv->shape.n_pages;
-    for (uint32_t layer = 0; layer < kv->shape.n_layers && n_pages > kv->prepared; layer++) {
-        const size_t from = layer * kv->layer_bytes, to = from + n_pages * kv->page_bytes;
-        for (size_t i = from / PL_CPU_HUGE_PAGE; i * PL_CPU_HUGE_PAGE < to; i++) {
-            if (kv->present[i])
-                continue;
-            volatile uint8_t *byte = kv->data + i * PL_CPU_HUGE_PAGE;
-            *byte = *byte;
-            kv->present[i] = true;
-            return true;
-        }
-    }
-    kv->prepared = n_pages > kv->prepared ? n_pages : kv->prepared;
-    return false;
+    if (kv->prepared >= (n_pages < kv->shape.n_pages ? n_pages : kv->shape.n_pages) * kv->page_bytes)
+        return false;
+    volatile uint8_t *byte = kv->data + kv->prepared;
+    *byte = *byte;
+    kv->prepared += PL_CPU_HUGE_PAGE;
+    return true;
 }
 
 /* ---- writing ------------------------------------------------------------------------------------------------------- */
