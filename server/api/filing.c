@@ -44,7 +44,7 @@ pl_status pl_filing_expiry(const char *name, int64_t seconds, struct pl_err *err
 
 void pl_filing_refuse(struct pl_http_resp *resp, pl_status st, int http, const char *code, const struct pl_err *err, const char *more)
 {
-    const struct pl_apierr usual = pl_apierr_of(st);
+    const struct pl_apierr usual = st == PL_EIO ? (struct pl_apierr){.http = 507, .code = "storage_failed"} : pl_apierr_of(st);
     resp->status = http != 0 ? http : usual.http;
     resp->retry_after = http != 0 ? 0 : usual.retry_after;
     resp->final = st != PL_ESTOPPED; /* a full disk is still full a second later */
@@ -111,8 +111,7 @@ pl_status pl_filing_store(const struct pl_filing *f, struct pl_file_row *row, st
     } else if (st != PL_OK) {
         pl_filing_refuse(resp, st, 0, NULL, &err, NULL);
     } else if ((st = store(f, row, &err)) != PL_OK) {
-        const bool theirs = st == PL_EINVAL || st == PL_ENOENT; /* of also */
-        pl_filing_refuse(resp, st, st == PL_ENOENT ? 404 : theirs ? 400 : 507, theirs ? NULL : st == PL_ENOSPC ? "disk_full" : "storage_failed", &err, NULL);
+        pl_filing_refuse(resp, st, st == PL_ENOENT ? 404 /* of also */ : 0, NULL, &err, NULL);
     }
     pl_data_report_fini(&r);
     return st;

@@ -230,7 +230,6 @@ pl_status pl_tuned_delete(struct pl_jobs *j, const char *name, struct pl_err *er
     if (st == PL_OK)
         pl_log_info("model %s deleted", name);
     free_doomed(&d);
-    pl_jobs_poke(j);
     return st;
 }
 
