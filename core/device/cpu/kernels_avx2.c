@@ -104,18 +104,8 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
 #include "core/device/cpu/layouts.h"
 #undef LAYOUT
 
-static void rows_block(const struct pl_cpu_part *p, uint32_t unit, uint32_t n_groups, const struct pl_cpu_act *x, uint32_t t0,
-                       uint32_t n_t, float *out, size_t stride, bool add)
-{
-    const uint8_t *w = p->packed + unit * p->unit_bytes;
-    for (uint32_t g = 0; g < n_groups; g++, w += p->unit_bytes / (2 * (p->cols / p->sub)), out += PL_CPU_GROUP) {
-#define LAYOUT(bits_, sub_, has_min_, half_)                                                                           \
-        if (p->bits == bits_ && p->sub == sub_ && p->has_min == has_min_ && p->half_scales == half_)                   \
-            rows_##bits_##_##sub_##_##has_min_##_##half_(p, w, x, t0, n_t, out, stride, add);
+#define ROWS_BY_GROUP
 #include "core/device/cpu/layouts.h"
-#undef LAYOUT
-    }
-}
 
 const struct pl_cpu_kernels pl_cpu_kernels_avx2 = {
     .name = "avx2", .packed = true, .quant = vec_quant, .rows_block = rows_block, .rows_float = vec_rows_float,
