@@ -35,7 +35,7 @@ static inline vf vf_exp(vf x)
 
 /* ---- rows ---------------------------------------------------------------------------------------------------------- */
 
-/* Up to four blocks at once: one alone is a long chain of instructions that wait for each other. */
+/* n = 4 or 1 blocks at once: one alone is a long chain of instructions that wait for each other. */
 static inline __attribute__((always_inline)) void quant_four(const float *x, size_t x_stride, uint32_t n, struct pl_cpu_blocks to)
 {
     enum { FOUR = 4 };
@@ -75,8 +75,8 @@ static void vec_quant(const float *x, size_t x_stride, uint32_t n, const struct 
     uint32_t i = 0;
     for (; i + 4 <= n; i += 4)
         quant_four(x + i * x_stride, x_stride, 4, pl_cpu_blocks_from(to, i));
-    if (i < n)
-        quant_four(x + i * x_stride, x_stride, n - i, pl_cpu_blocks_from(to, i));
+    for (; i < n; i++)
+        quant_four(x + i * x_stride, x_stride, 1, pl_cpu_blocks_from(to, i));
 }
 
 static void vec_norm(pl_norm_kind kind, float *out, const float *x, const float *gain, const float *bias, uint32_t n, float eps)
