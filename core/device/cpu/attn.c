@@ -87,16 +87,19 @@ static bool make_tiles(struct attn_job *j, uint32_t rows)
 
 struct item {
     const struct tile *tile;
+    size_t pair; /* tile and head */
     uint32_t head, n_q;
     const float *q[MAX_QUERIES]; /* token-major, then head */
     uint32_t end[MAX_QUERIES];   /* positions that it sees: ascending */
     _Alignas(64) float rotated[MAX_QUERIES][PL_CPU_MAX_DIM];
 };
 
-static void open_item(const struct attn_job *j, struct item *it, size_t tile, uint32_t head)
+static void open_item(const struct attn_job *j, struct item *it, size_t pair)
 {
     const uint32_t D = j->kv->shape.head_dim, bits = j->kv->layout.rotate_bits;
-    it->tile = &j->plan->tiles[tile];
+    const uint32_t head = (uint32_t)(pair % j->kv->shape.n_kv_heads);
+    it->tile = &j->plan->tiles[pair / j->kv->shape.n_kv_heads];
+    it->pair = pair;
     it->head = head;
     it->n_q = it->tile->n_tokens * j->per_kv;
     for (uint32_t i = 0; i < it->n_q; i++) {
@@ -111,10 +114,27 @@ static void open_item(const struct attn_job *j, struct item *it, size_t tile, ui
     }
 }
 
-static const uint8_t *page_at(const struct attn_job *j, const struct item *it, uint32_t at)
+/* A segment of a (tile, head); those of all pairs in order are what a worker reads one after the other, over the ends of its items. */
+struct place {
+    size_t pair;
+    uint32_t segment;
+};
+
+static struct place place_after(const struct attn_job *j, struct place at)
 {
-    const uint32_t from = j->b->page_start[it->tile->seq], n = j->b->page_start[it->tile->seq + 1] - from;
-    return at < n ? pl_cpu_head_page(j->kv, j->layer, j->b->pages[from + at], it->head) : NULL;
+    const bool last = at.segment + 1 == j->plan->tiles[at.pair / j->kv->shape.n_kv_heads].n_segments;
+    return last ? (struct place){at.pair + 1, 0} : (struct place){at.pair, at.segment + 1};
+}
+
+/* NULL beyond the end */
+static const uint8_t *page_at(const struct attn_job *j, struct place at, uint32_t page)
+{
+    const size_t tile = at.pair / j->kv->shape.n_kv_heads;
+    if (tile >= j->n_tiles)
+        return NULL;
+    const uint32_t seq = j->plan->tiles[tile].seq, from = j->b->page_start[seq], n = j->b->page_start[seq + 1] - from;
+    page += at.segment * PL_CPU_SEGMENT;
+    return page < n ? pl_cpu_head_page(j->kv, j->layer, j->b->pages[from + page], (uint32_t)(at.pair % j->kv->shape.n_kv_heads)) : NULL;
 }
 
 /* The first query that sees segment g */
@@ -126,10 +146,11 @@ static uint32_t first_query(const struct item *it, uint32_t g)
     return first;
 }
 
-/* Segment g for the queries from `first` on: results go to a->max, sum, acc. more: the next segment follows. */
-static void run_segment(const struct attn_job *j, const struct item *it, struct pl_cpu_attn *a, uint32_t first, uint32_t g, bool more)
+/* Segment g for the queries from `first` on: results go to a->max, sum, acc. */
+static void run_segment(const struct attn_job *j, const struct item *it, struct pl_cpu_attn *a, uint32_t first, uint32_t g)
 {
     const uint32_t start = g * SEGMENT_TOKENS;
+    const struct place here = {it->pair, g}, next = place_after(j, here);
     a->layout = &j->kv->layout;
     a->scale = j->scale;
     a->n_q = it->n_q - first;
@@ -140,8 +161,8 @@ static void run_segment(const struct attn_job *j, const struct item *it, struct 
     }
     a->n_pages = (a->n_pos[a->n_q - 1] + PL_CPU_PAGE - 1) / PL_CPU_PAGE;
     for (uint32_t p = 0; p < a->n_pages; p++) {
-        a->pages[p] = page_at(j, it, g * PL_CPU_SEGMENT + p);
-        a->ahead[p] = more ? page_at(j, it, (g + 1) * PL_CPU_SEGMENT + p) : NULL;
+        a->pages[p] = page_at(j, here, p);
+        a->ahead[p] = page_at(j, next, p);
     }
     j->cpu->k->attn(a);
 }
@@ -185,17 +206,17 @@ static void tile_item(void *arg, size_t item, unsigned worker)
 {
     (void)worker;
     const struct attn_job *j = arg;
-    const uint32_t G = j->kv->shape.n_kv_heads, D = j->kv->shape.head_dim;
+    const uint32_t D = j->kv->shape.head_dim;
     _Alignas(64) float acc[MAX_QUERIES][PL_CPU_MAX_DIM];
     struct item it;
     struct pl_cpu_attn a;
     struct merged m[MAX_QUERIES];
-    open_item(j, &it, item / G, (uint32_t)(item % G));
+    open_item(j, &it, item);
     for (uint32_t g = 0; g < it.tile->n_segments; g++) {
         const uint32_t first = first_query(&it, g);
         for (uint32_t i = 0; i < it.n_q; i++)
             a.acc[i] = g == 0 ? result_of(j, &it, i) : acc[i];
-        run_segment(j, &it, &a, first, g, g + 1 < it.tile->n_segments);
+        run_segment(j, &it, &a, first, g);
         for (uint32_t i = 0; i < a.n_q; i++) {
             if (g == 0)
                 m[i] = (struct merged){a.max[i], a.sum[i]};
@@ -227,13 +248,13 @@ static void join(const struct attn_job *j, const struct item *it, const float *p
     finish(j, it, m);
 }
 
-static void segment(const struct attn_job *j, const struct item *it, uint32_t g, bool more, float *result)
+static void segment(const struct attn_job *j, const struct item *it, uint32_t g, float *result)
 {
     const uint32_t D = j->kv->shape.head_dim, first = first_query(it, g);
     struct pl_cpu_attn a;
     for (uint32_t i = first; i < it->n_q; i++)
         a.acc[i - first] = result + (size_t)i * (D + 2) + 2;
-    run_segment(j, it, &a, first, g, more);
+    run_segment(j, it, &a, first, g);
     for (uint32_t i = first; i < it->n_q; i++) {
         result[(size_t)i * (D + 2)] = a.max[i - first];
         result[(size_t)i * (D + 2) + 1] = a.sum[i - first];
@@ -252,9 +273,9 @@ static void run_item(void *arg, size_t item, unsigned worker)
         return;
     struct item it;
     float *results = j->cpu->attn_work + pair * j->n_segments * j->stride;
-    open_item(j, &it, pair / G, (uint32_t)(pair % G));
+    open_item(j, &it, pair);
     for (uint32_t g = from; g < to; g++)
-        segment(j, &it, g, g + 1 < to, results + g * j->stride);
+        segment(j, &it, g, results + g * j->stride);
     if (atomic_fetch_sub_explicit(&j->plan->left[pair], to - from, memory_order_acq_rel) == to - from)
         join(j, &it, results);
 }

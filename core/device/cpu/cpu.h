@@ -41,6 +41,7 @@ struct pl_cpu_part {
     uint32_t sub;
     bool has_min, half_scales;
     float offset;
+    uint32_t offset_bits; /* offset = 2^offset_bits where there is one */
 };
 
 static inline uint32_t pl_cpu_units(const struct pl_cpu_part *p)
@@ -108,15 +109,29 @@ static inline uint8_t *pl_cpu_head_page(const struct pl_kvdev *kv, uint32_t laye
     return kv->data + page * kv->page_bytes + layer * kv->layer_bytes + (size_t)head * kv->layout.bytes;
 }
 
-/* Activations quantized for block types: int8 per 32 inputs with scale d = max|x| / 127; sum16 and sum32 are d times the
- * sum of 16 or 32 quants, for the minimum term. */
+/* Activations quantized for block types: int8 per 32 inputs with scale d = max|x| / 127; sum16 and sum32 are the sums of 16 or
+ * 32 quants, for the minimum term. */
 struct pl_cpu_act {
-    int8_t *q;            /* [T][K] */
-    float *d;             /* [T][K / 32] */
-    float *sum16, *sum32; /* [T][K / 16], [T][K / 32] */
+    int8_t *q;              /* [T][K] */
+    float *d;               /* [T][K / 32] */
+    int32_t *sum16, *sum32; /* [T][K / 16], [T][K / 32] */
     uint32_t cols;
     size_t cap; /* elements of q */
 };
+
+/* Where quantized blocks of 32 go: those of a row or, one under the other, of some rows. */
+struct pl_cpu_blocks {
+    int8_t *q;
+    float *d;
+    int32_t *sum16, *sum32;
+    size_t q_stride, stride; /* from one block to the next: of q, and of d and sum32 */
+};
+
+static inline struct pl_cpu_blocks pl_cpu_blocks_from(const struct pl_cpu_blocks *b, size_t i)
+{
+    return (struct pl_cpu_blocks){b->q + i * b->q_stride, b->d + i * b->stride, b->sum16 + 2 * i * b->stride, b->sum32 + i * b->stride,
+                                  b->q_stride, b->stride};
+}
 
 /* A buffer whose rows a product has once read as quantized activations (`wanted`) gets them from whatever writes rows to
  * it next, while they are still in the cache: `act` holds the first n_quantized rows then. Every other write makes that 0. */
@@ -159,7 +174,8 @@ struct pl_cpu_attn {
 struct pl_cpu_kernels {
     const char *name;
     bool packed; /* reads pl_cpu_part.packed, else .src */
-    void (*quant_row)(const float *x, uint32_t n, int8_t *q, float *d, float *sum16, float *sum32);
+    /* n blocks of 32, the first at x and each x_stride after the one before */
+    void (*quant)(const float *x, size_t x_stride, uint32_t n, const struct pl_cpu_blocks *to);
     /* out[i * stride + r] (+)= sum over the inputs of row unit * 32 + r, r < 16 * n_groups (1 or 2), for n_t tokens t0 + i */
     void (*rows_block)(const struct pl_cpu_part *w, uint32_t unit, uint32_t n_groups, const struct pl_cpu_act *x, uint32_t t0,
                        uint32_t n_t, float *out, size_t stride, bool add);
@@ -224,12 +240,25 @@ static inline bool pl_cpu_is_whole(pl_view v)
 
 /* Says that rows of `out` are about to be written. True when they are to be quantized too (pl_cpu_quant). */
 bool pl_cpu_writes(pl_view out);
+/* The blocks of a row from column `from` (a multiple of 32) on */
+static inline struct pl_cpu_blocks pl_cpu_act_row(const struct pl_cpu_act *a, uint32_t row, uint32_t from)
+{
+    const size_t at = (size_t)row * a->cols + from;
+    return (struct pl_cpu_blocks){a->q + at, a->d + at / 32, a->sum16 + at / 16, a->sum32 + at / 32, 32, 1};
+}
 /* Quantizes n columns of a row from column `from` (a multiple of 32) into the buffer's act. */
 static inline void pl_cpu_quant(const struct pl_cpu *cpu, pl_view v, uint32_t row, uint32_t from, uint32_t n)
 {
-    const struct pl_cpu_act *a = &v.buf->act;
-    size_t at = (size_t)row * a->cols + from;
-    cpu->k->quant_row(pl_cpu_row(v, row) + from, n, a->q + at, a->d + at / 32, a->sum16 + at / 16, a->sum32 + at / 32);
+    const struct pl_cpu_blocks to = pl_cpu_act_row(&v.buf->act, row, from);
+    cpu->k->quant(pl_cpu_row(v, row) + from, 32, n / 32, &to);
+}
+/* The same of 32 columns of n rows. */
+static inline void pl_cpu_quant_rows(const struct pl_cpu *cpu, pl_view v, uint32_t row, uint32_t n, uint32_t from)
+{
+    struct pl_cpu_blocks to = pl_cpu_act_row(&v.buf->act, row, from);
+    to.q_stride = v.buf->act.cols;
+    to.stride = v.buf->act.cols / 32;
+    cpu->k->quant(pl_cpu_row(v, row) + from, v.stride, n, &to);
 }
 pl_status pl_cpu_act_reserve(struct pl_cpu_act *a, uint32_t rows, uint32_t cols);
 void pl_cpu_act_free(struct pl_cpu_act *a);

@@ -34,10 +34,11 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
 {
     const uint32_t loads = sub * bits / 32, K = p->cols, n_subs = K / sub;
     const bool is_signed = bits == 8 && !has_min && half;
-    const float *sums = (sub == 16 ? x->sum16 : x->sum32) + (size_t)t0 * n_subs, *d = x->d + (size_t)t0 * (K / 32);
+    const int32_t *sums = (sub == 16 ? x->sum16 : x->sum32) + (size_t)t0 * n_subs;
+    const float *d = x->d + (size_t)t0 * (K / 32);
     const int8_t *q = x->q + (size_t)t0 * K;
     const __m256i low = _mm256_set1_epi8(15), flip = _mm256_set1_epi8((char)0x80);
-    const __m256 minus_offset = _mm256_set1_ps(is_signed ? 128 - p->offset : -p->offset);
+    const int32_t offset = is_signed ? (int32_t)p->offset - 128 : (int32_t)p->offset;
     const size_t scale_bytes = half ? 32 : 64, quant_bytes = (size_t)PL_CPU_GROUP * sub * bits / 8;
     const size_t one = quant_bytes + scale_bytes * (has_min ? 2 : 1);
     for (uint32_t side = 0; side < 2; side++) {
@@ -66,18 +67,19 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
                     _mm_prefetch((const char *)at + p->unit_bytes + ahead, _MM_HINT_T0);
             }
             const uint8_t *scales = at - 32 * side + quant_bytes + side * scale_bytes / 2;
-            __m256 scale = half ? f16_8((const uint16_t *)scales) : _mm256_loadu_ps((const float *)scales), min;
+            const __m256 scale = half ? f16_8((const uint16_t *)scales) : _mm256_loadu_ps((const float *)scales);
             scales += scale_bytes;
-            if (has_min)
-                min = half ? f16_8((const uint16_t *)scales) : _mm256_loadu_ps((const float *)scales);
-            else
-                min = _mm256_mul_ps(scale, minus_offset);
+            const __m256 min = !has_min ? scale : half ? f16_8((const uint16_t *)scales) : _mm256_loadu_ps((const float *)scales);
 #pragma GCC unroll 4
             for (uint32_t i = 0; i < n_t; i++) {
                 __m256i sum = bits == 4 ? _mm256_madd_epi16(dot[i], _mm256_set1_epi16(1)) : dot[i];
-                __m256 both = _mm256_mul_ps(scale, _mm256_set1_ps(d[i * (K / 32) + b * sub / 32]));
-                acc[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), both, acc[i]);
-                acc[i] = _mm256_fmadd_ps(min, _mm256_set1_ps(sums[i * n_subs + b]), acc[i]);
+                const int32_t n = sums[i * n_subs + b];
+                if (!has_min)
+                    sum = _mm256_sub_epi32(sum, _mm256_set1_epi32(n * offset));
+                __m256 y = _mm256_mul_ps(_mm256_cvtepi32_ps(sum), scale);
+                if (has_min)
+                    y = _mm256_fmadd_ps(min, _mm256_set1_ps((float)n), y);
+                acc[i] = _mm256_fmadd_ps(y, _mm256_set1_ps(d[i * (K / 32) + b * sub / 32]), acc[i]);
             }
         }
         float *to = out + 8 * side;
@@ -102,21 +104,11 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
 #include "core/device/cpu/layouts.h"
 #undef LAYOUT
 
-static void rows_block(const struct pl_cpu_part *p, uint32_t unit, uint32_t n_groups, const struct pl_cpu_act *x, uint32_t t0,
-                       uint32_t n_t, float *out, size_t stride, bool add)
-{
-    const uint8_t *w = p->packed + unit * p->unit_bytes;
-    for (uint32_t g = 0; g < n_groups; g++, w += p->unit_bytes / (2 * (p->cols / p->sub)), out += PL_CPU_GROUP) {
-#define LAYOUT(bits_, sub_, has_min_, half_)                                                                           \
-        if (p->bits == bits_ && p->sub == sub_ && p->has_min == has_min_ && p->half_scales == half_)                   \
-            rows_##bits_##_##sub_##_##has_min_##_##half_(p, w, x, t0, n_t, out, stride, add);
+#define ROWS_BY_GROUP
 #include "core/device/cpu/layouts.h"
-#undef LAYOUT
-    }
-}
 
 const struct pl_cpu_kernels pl_cpu_kernels_avx2 = {
-    .name = "avx2", .packed = true, .quant_row = vec_quant_row, .rows_block = rows_block, .rows_float = vec_rows_float,
+    .name = "avx2", .packed = true, .quant = vec_quant, .rows_block = rows_block, .rows_float = vec_rows_float,
     .norm = vec_norm, .rope = vec_rope, .glu = vec_glu, .act = vec_act, .round16 = vec_round16, .attn = vec_attn,
     .lora_down = vec_lora_down, .lora_up = vec_lora_up,
     .rotate = vec_rotate,

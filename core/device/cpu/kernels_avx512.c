@@ -53,19 +53,23 @@ static inline float vf_magnitude(vf a, vf b)
     memcpy(&max, &bits, sizeof max);
     return bits < 0x7f800000 ? max : NAN;
 }
-/* Rounds 32 values within ±127 to int8, stores them, and gives the sums of the first and of the last 16. */
-static inline void vf_round_i8(vf a, vf b, int8_t *q, int *sum_a, int *sum_b)
+/* The largest pattern of bits in each of four vectors */
+static inline __m128i vf_largest_bits(vf a, vf b, vf c, vf d)
 {
-    const __m512i least = _mm512_set1_epi32(-127); /* NaN converts to -2^31 */
-    __m128i x = _mm512_cvtsepi32_epi8(_mm512_max_epi32(_mm512_cvtps_epi32(a), least));
-    __m128i y = _mm512_cvtsepi32_epi8(_mm512_max_epi32(_mm512_cvtps_epi32(b), least));
-    __m256i both = _mm256_set_m128i(y, x);
-    _mm256_storeu_si256((void *)q, both);
-    __m256i s = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), both);
-    s = _mm256_hadd_epi32(s, s);
-    s = _mm256_hadd_epi32(s, s);
-    *sum_a = _mm256_extract_epi32(s, 0);
-    *sum_b = _mm256_extract_epi32(s, 4);
+    const __m512i x = _mm512_castps_si512(a), y = _mm512_castps_si512(b), z = _mm512_castps_si512(c), w = _mm512_castps_si512(d);
+    const __m512i xy = _mm512_max_epu32(_mm512_unpacklo_epi32(x, y), _mm512_unpackhi_epi32(x, y));
+    const __m512i zw = _mm512_max_epu32(_mm512_unpacklo_epi32(z, w), _mm512_unpackhi_epi32(z, w));
+    const __m512i all = _mm512_max_epu32(_mm512_unpacklo_epi64(xy, zw), _mm512_unpackhi_epi64(xy, zw));
+    const __m256i half = _mm256_max_epu32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
+    return _mm_max_epu32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+}
+/* Rounds 32 values within ±127 to int8. */
+static inline __m256i vf_round_i8(vf a, vf b)
+{
+    const __m512i words = _mm512_packs_epi32(_mm512_cvtps_epi32(a), _mm512_cvtps_epi32(b)); /* four of a, four of b, … */
+    const __m256i bytes = _mm256_packs_epi16(_mm512_castsi512_si256(words), _mm512_extracti64x4_epi64(words, 1));
+    return _mm256_max_epi8(_mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 2, 6, 1, 5, 3, 7)), /* NaN converts to -2^31 */
+                           _mm256_set1_epi8(-127));
 }
 
 enum { LORA_X = 4, LORA_R = 4 }; /* rows of x and of A that are in registers together */
@@ -96,8 +100,8 @@ static inline __attribute__((always_inline)) vf load_scale(const uint8_t *p, boo
 
 /* Two groups of 16 rows × n_t tokens; the second one's results are kept if n_groups is 2. A step feeds 4 inputs of 32 rows to
  * VPDPBUSD for every token before the next step: chains of one token after the other would fill the scheduler with instructions
- * that wait, and four inputs are loaded once for both groups. In each token, the sums of a sub-block are exact integers, then one
- * multiply-add per sub-block for the scale and one for the minimum, in order. */
+ * that wait, and four inputs are loaded once for both groups. In each token, the sum of a sub-block is an exact integer, from which
+ * the offset's part is taken at the start; scale, minimum and the token's scale are applied once per sub-block, in order. */
 static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part *p, const uint8_t *w, uint32_t n_groups,
                                                        const struct pl_cpu_act *x, uint32_t t0, uint32_t bits, uint32_t sub,
                                                        bool has_min, bool half, uint32_t n_t, float *out, size_t stride, bool add)
@@ -105,11 +109,11 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
     const uint32_t loads = sub * bits / 32, K = p->cols, n_subs = K / sub;
     const uint32_t scale_bytes = half ? 32 : 64, quant_bytes = sub * PL_CPU_GROUP * bits / 8;
     const uint32_t next = quant_bytes + scale_bytes * (has_min ? 2 : 1); /* a group's sub-block, behind which the other's lies */
-    const float *sums = sub == 16 ? x->sum16 : x->sum32;
+    const int32_t *s = (sub == 16 ? x->sum16 : x->sum32) + (size_t)t0 * n_subs;
     const __m512i low = _mm512_set1_epi8(15);
-    const vf minus_offset = vf_set(-p->offset);
+    const __m128i offset_bits = _mm_cvtsi32_si128((int)p->offset_bits);
     const int8_t *q = x->q + (size_t)t0 * K;
-    const float *d = x->d + (size_t)t0 * (K / 32), *s = sums + (size_t)t0 * n_subs;
+    const float *d = x->d + (size_t)t0 * (K / 32);
     vf acc[2][TOKENS];
 #pragma GCC unroll 6
     for (uint32_t i = 0; i < n_t; i++) {
@@ -120,8 +124,10 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
     for (uint32_t b = 0; b < n_subs; b++) {
         __m512i dot[2][TOKENS];
 #pragma GCC unroll 6
-        for (uint32_t i = 0; i < n_t; i++)
-            dot[0][i] = dot[1][i] = _mm512_setzero_si512();
+        for (uint32_t i = 0; i < n_t; i++) {
+            const __m512i offset = _mm512_sll_epi32(_mm512_set1_epi32(s[i * n_subs + b]), offset_bits);
+            dot[0][i] = dot[1][i] = has_min ? _mm512_setzero_si512() : _mm512_sub_epi32(_mm512_setzero_si512(), offset);
+        }
 #pragma GCC unroll 8
         for (uint32_t k = 0; k < loads; k++) {
             __m512i v0 = _mm512_loadu_si512(w + 64 * k), v1 = _mm512_loadu_si512(w + next + 64 * k);
@@ -139,22 +145,20 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
         for (uint32_t at = 0; at < 2 * next; at += 64)
             _mm_prefetch((const char *)w + p->unit_bytes + at, _MM_HINT_T0); /* of the next unit */
         w += quant_bytes;
-        vf scale0 = load_scale(w, half), scale1 = load_scale(w + next, half), min0, min1;
-        w += scale_bytes;
-        if (has_min) {
-            min0 = load_scale(w, half), min1 = load_scale(w + next, half);
-            w += scale_bytes;
-        } else {
-            min0 = vf_mul(scale0, minus_offset), min1 = vf_mul(scale1, minus_offset);
-        }
-        w += next;
+        const vf scale0 = load_scale(w, half), scale1 = load_scale(w + next, half);
+        const vf min0 = has_min ? load_scale(w + scale_bytes, half) : scale0, min1 = has_min ? load_scale(w + next + scale_bytes, half) : scale1;
+        w += next + next - quant_bytes;
 #pragma GCC unroll 6
         for (uint32_t i = 0; i < n_t; i++) {
-            vf dx = vf_set(d[i * (K / 32) + b * sub / 32]), sx = vf_set(s[i * n_subs + b]);
-            acc[0][i] = vf_fma(_mm512_cvtepi32_ps(dot[0][i]), vf_mul(scale0, dx), acc[0][i]);
-            acc[1][i] = vf_fma(_mm512_cvtepi32_ps(dot[1][i]), vf_mul(scale1, dx), acc[1][i]);
-            acc[0][i] = vf_fma(min0, sx, acc[0][i]);
-            acc[1][i] = vf_fma(min1, sx, acc[1][i]);
+            const vf dx = vf_set(d[i * (K / 32) + b * sub / 32]), y0 = _mm512_cvtepi32_ps(dot[0][i]), y1 = _mm512_cvtepi32_ps(dot[1][i]);
+            if (has_min) {
+                const vf sum = _mm512_cvtepi32_ps(_mm512_set1_epi32(s[i * n_subs + b]));
+                acc[0][i] = vf_fma(vf_fma(y0, scale0, vf_mul(min0, sum)), dx, acc[0][i]);
+                acc[1][i] = vf_fma(vf_fma(y1, scale1, vf_mul(min1, sum)), dx, acc[1][i]);
+            } else {
+                acc[0][i] = vf_fma(y0, vf_mul(scale0, dx), acc[0][i]);
+                acc[1][i] = vf_fma(y1, vf_mul(scale1, dx), acc[1][i]);
+            }
         }
     }
 #pragma GCC unroll 6
@@ -197,7 +201,7 @@ static void rows_block(const struct pl_cpu_part *p, uint32_t unit, uint32_t n_gr
 }
 
 const struct pl_cpu_kernels pl_cpu_kernels_avx512 = {
-    .name = "avx512", .packed = true, .quant_row = vec_quant_row, .rows_block = rows_block, .rows_float = vec_rows_float,
+    .name = "avx512", .packed = true, .quant = vec_quant, .rows_block = rows_block, .rows_float = vec_rows_float,
     .norm = vec_norm, .rope = vec_rope, .glu = vec_glu, .act = vec_act, .round16 = vec_round16, .attn = vec_attn,
     .lora_down = vec_lora_down, .lora_up = vec_lora_up,
     .rotate = vec_rotate,

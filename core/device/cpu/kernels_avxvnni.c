@@ -30,10 +30,11 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
     const uint32_t loads = sub * bits / 32, K = p->cols, n_subs = K / sub;
     const uint32_t scale_bytes = half ? 32 : 64, quant_bytes = sub * PL_CPU_GROUP * bits / 8;
     const uint32_t one = quant_bytes + scale_bytes * (has_min ? 2 : 1); /* a group's sub-block, behind which the other's lies */
-    const float *sums = (sub == 16 ? x->sum16 : x->sum32) + (size_t)t0 * n_subs, *d = x->d + (size_t)t0 * (K / 32);
+    const int32_t *sums = (sub == 16 ? x->sum16 : x->sum32) + (size_t)t0 * n_subs;
+    const float *d = x->d + (size_t)t0 * (K / 32);
     const int8_t *q = x->q + (size_t)t0 * K;
     const __m256i low = _mm256_set1_epi8(15);
-    const vf minus_offset = vf_set(-p->offset);
+    const __m128i offset_bits = _mm_cvtsi32_si128((int)p->offset_bits);
     vf acc[TOKENS];
 #pragma GCC unroll 4
     for (uint32_t i = 0; i < n_t; i++)
@@ -41,8 +42,10 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
     for (uint32_t b = 0; b < n_subs; b++, w += 2 * one) {
         __m256i dot[2][TOKENS];
 #pragma GCC unroll 4
-        for (uint32_t i = 0; i < n_t; i++)
-            dot[0][i] = dot[1][i] = _mm256_setzero_si256();
+        for (uint32_t i = 0; i < n_t; i++) {
+            const __m256i offset = _mm256_sll_epi32(_mm256_set1_epi32(sums[i * n_subs + b]), offset_bits);
+            dot[0][i] = dot[1][i] = has_min ? _mm256_setzero_si256() : _mm256_sub_epi32(_mm256_setzero_si256(), offset);
+        }
 #pragma GCC unroll 8
         for (uint32_t k = 0; k < loads; k++) {
             const __m256i v0 = _mm256_loadu_si256((const void *)(w + 64 * k)), v1 = _mm256_loadu_si256((const void *)(w + 64 * k + 32));
@@ -58,13 +61,14 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
 #pragma GCC unroll 10
         for (uint32_t ahead = 0; ahead < one; ahead += 64)
             _mm_prefetch((const char *)w + p->unit_bytes + ahead, _MM_HINT_T0); /* the same group of the next unit */
-        const vf scale = load_scale(w + quant_bytes, half);
-        const vf min = has_min ? load_scale(w + quant_bytes + scale_bytes, half) : vf_mul(scale, minus_offset);
+        const vf scale = load_scale(w + quant_bytes, half), min = has_min ? load_scale(w + quant_bytes + scale_bytes, half) : scale;
 #pragma GCC unroll 4
         for (uint32_t i = 0; i < n_t; i++) {
-            const vf sum = vf_of(_mm256_cvtepi32_ps(dot[0][i]), _mm256_cvtepi32_ps(dot[1][i]));
-            acc[i] = vf_fma(sum, vf_mul(scale, vf_set(d[i * (K / 32) + b * sub / 32])), acc[i]);
-            acc[i] = vf_fma(min, vf_set(sums[i * n_subs + b]), acc[i]);
+            const vf y = vf_of(_mm256_cvtepi32_ps(dot[0][i]), _mm256_cvtepi32_ps(dot[1][i])), dx = vf_set(d[i * (K / 32) + b * sub / 32]);
+            if (has_min)
+                acc[i] = vf_fma(vf_fma(y, scale, vf_mul(min, vf_set((float)sums[i * n_subs + b]))), dx, acc[i]);
+            else
+                acc[i] = vf_fma(y, vf_mul(scale, dx), acc[i]);
         }
     }
 #pragma GCC unroll 4
@@ -90,21 +94,11 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
 #include "core/device/cpu/layouts.h"
 #undef LAYOUT
 
-static void rows_block(const struct pl_cpu_part *p, uint32_t unit, uint32_t n_groups, const struct pl_cpu_act *x, uint32_t t0,
-                       uint32_t n_t, float *out, size_t stride, bool add)
-{
-    const uint8_t *w = p->packed + unit * p->unit_bytes;
-    for (uint32_t g = 0; g < n_groups; g++, w += p->unit_bytes / (2 * (p->cols / p->sub)), out += PL_CPU_GROUP) {
-#define LAYOUT(bits_, sub_, has_min_, half_)                                                                           \
-        if (p->bits == bits_ && p->sub == sub_ && p->has_min == has_min_ && p->half_scales == half_)                   \
-            rows_##bits_##_##sub_##_##has_min_##_##half_(p, w, x, t0, n_t, out, stride, add);
+#define ROWS_BY_GROUP
 #include "core/device/cpu/layouts.h"
-#undef LAYOUT
-    }
-}
 
 const struct pl_cpu_kernels pl_cpu_kernels_avxvnni = {
-    .name = "avxvnni", .packed = true, .quant_row = vec_quant_row, .rows_block = rows_block, .rows_float = vec_rows_float,
+    .name = "avxvnni", .packed = true, .quant = vec_quant, .rows_block = rows_block, .rows_float = vec_rows_float,
     .norm = vec_norm, .rope = vec_rope, .glu = vec_glu, .act = vec_act, .round16 = vec_round16, .attn = vec_attn,
     .lora_down = vec_lora_down, .lora_up = vec_lora_up,
     .rotate = vec_rotate,

@@ -6,28 +6,29 @@
 
 #include "core/device/cpu/cpu.h"
 
-static void quant_row(const float *x, uint32_t n, int8_t *q, float *d, float *sum16, float *sum32)
+static void quant(const float *x, size_t x_stride, uint32_t n, const struct pl_cpu_blocks *all)
 {
-    for (uint32_t b = 0; b < n / 32; b++, x += 32, q += 32) {
+    for (uint32_t b = 0; b < n; b++, x += x_stride) {
+        const struct pl_cpu_blocks to = pl_cpu_blocks_from(all, b);
         float max = 0;
         for (int i = 0; i < 32; i++)
             max = fmaxf(max, fabsf(x[i]));
-        d[b] = max / 127;
+        *to.d = max / 127;
         bool finite = max < INFINITY;
         for (int i = 0; i < 32; i++)
             finite &= x[i] == x[i];
         if (!finite)
-            d[b] = NAN; /* what is not a number stays so, in its own row */
+            *to.d = NAN; /* what is not a number stays so, in its own row */
         float inverse = max > PL_CPU_TINY ? 127 / max : 0;
         int sum[2] = {0, 0};
         for (int i = 0; i < 32; i++) {
             float r = finite ? nearbyintf(x[i] * inverse) : 0;
-            q[i] = (int8_t)(r > 127 ? 127 : r < -127 ? -127 : r);
-            sum[i / 16] += q[i];
+            to.q[i] = (int8_t)(r > 127 ? 127 : r < -127 ? -127 : r);
+            sum[i / 16] += to.q[i];
         }
-        sum16[2 * b] = d[b] * (float)sum[0];
-        sum16[2 * b + 1] = d[b] * (float)sum[1];
-        sum32[b] = d[b] * (float)(sum[0] + sum[1]);
+        to.sum16[0] = sum[0];
+        to.sum16[1] = sum[1];
+        to.sum32[0] = sum[0] + sum[1];
     }
 }
 
@@ -224,7 +225,7 @@ static void rotate(float *x, uint32_t n, uint32_t bits)
 }
 
 const struct pl_cpu_kernels pl_cpu_kernels_ref = {
-    .name = "ref", .packed = false, .quant_row = quant_row, .rows_block = rows_block, .rows_float = rows_float, .norm = norm,
+    .name = "ref", .packed = false, .quant = quant, .rows_block = rows_block, .rows_float = rows_float, .norm = norm,
     .rope = rope, .glu = glu, .act = act, .round16 = round16, .attn = attn,
     .lora_down = lora_down, .lora_up = lora_up,
     .rotate = rotate,

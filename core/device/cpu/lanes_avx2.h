@@ -81,19 +81,23 @@ static inline float vf_magnitude(vf x, vf y)
     q = _mm_max_epi32(q, _mm_shuffle_epi32(q, 0xb1));
     return _mm_cvtsi128_si32(q) < 0x7f800000 ? _mm_cvtss_f32(_mm_castsi128_ps(q)) : NAN;
 }
-/* Rounds 32 values within ±127 to int8, stores them, and gives the sums of the first and of the last 16. */
-static inline void vf_round_i8(vf x, vf y, int8_t *q, int *sum_x, int *sum_y)
+/* The largest pattern of bits in each of four vectors */
+static inline __m256i larger_half(vf x) { return _mm256_max_epu32(_mm256_castps_si256(x.a), _mm256_castps_si256(x.b)); }
+static inline __m128i vf_largest_bits(vf a, vf b, vf c, vf d)
+{
+    const __m256i x = larger_half(a), y = larger_half(b), z = larger_half(c), w = larger_half(d);
+    const __m256i xy = _mm256_max_epu32(_mm256_unpacklo_epi32(x, y), _mm256_unpackhi_epi32(x, y));
+    const __m256i zw = _mm256_max_epu32(_mm256_unpacklo_epi32(z, w), _mm256_unpackhi_epi32(z, w));
+    const __m256i all = _mm256_max_epu32(_mm256_unpacklo_epi64(xy, zw), _mm256_unpackhi_epi64(xy, zw));
+    return _mm_max_epu32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+}
+/* Rounds 32 values within ±127 to int8. */
+static inline __m256i vf_round_i8(vf x, vf y)
 {
     __m256i i0 = _mm256_packs_epi32(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b));
     __m256i i1 = _mm256_packs_epi32(_mm256_cvtps_epi32(y.a), _mm256_cvtps_epi32(y.b));
     __m256i i = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(i0, i1), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-    i = _mm256_max_epi8(i, _mm256_set1_epi8(-127)); /* NaN converts to -2^31 */
-    _mm256_storeu_si256((void *)q, i);
-    __m256i s = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), i), _mm256_set1_epi16(1));
-    s = _mm256_hadd_epi32(s, s);
-    s = _mm256_hadd_epi32(s, s);
-    *sum_x = _mm256_extract_epi32(s, 0);
-    *sum_y = _mm256_extract_epi32(s, 4);
+    return _mm256_max_epi8(i, _mm256_set1_epi8(-127)); /* NaN converts to -2^31 */
 }
 
 enum { LORA_X = 2, LORA_R = 2 }; /* rows of x and of A that are in registers together */

@@ -35,8 +35,8 @@ pl_status pl_cpu_act_reserve(struct pl_cpu_act *a, uint32_t rows, uint32_t cols)
     pl_cpu_act_free(a);
     a->q = aligned_alloc(64, (n + 63) / 64 * 64);
     a->d = malloc(n / 32 * sizeof(float));
-    a->sum16 = malloc(n / 16 * sizeof(float));
-    a->sum32 = malloc(n / 32 * sizeof(float));
+    a->sum16 = malloc(n / 16 * sizeof *a->sum16);
+    a->sum32 = malloc(n / 32 * sizeof *a->sum32);
     a->cap = a->q != NULL && a->d != NULL && a->sum16 != NULL && a->sum32 != NULL ? n : 0;
     a->cols = cols;
     return a->cap != 0 ? PL_OK : PL_ENOMEM;
@@ -66,10 +66,10 @@ static void quant_item(void *arg, size_t item, unsigned worker)
     (void)worker;
     const struct product *j = arg;
     const struct pl_cpu_act *a = j->act;
-    size_t n = a->cols;
-    for (uint32_t t = (uint32_t)item * QUANT_TOKENS; t < (item + 1) * QUANT_TOKENS && t < j->x.rows; t++)
-        j->cpu->k->quant_row(pl_cpu_row(j->x, t), a->cols, a->q + t * n, a->d + t * (n / 32), a->sum16 + t * (n / 16),
-                             a->sum32 + t * (n / 32));
+    for (uint32_t t = (uint32_t)item * QUANT_TOKENS; t < (item + 1) * QUANT_TOKENS && t < j->x.rows; t++) {
+        const struct pl_cpu_blocks to = pl_cpu_act_row(a, t, 0);
+        j->cpu->k->quant(pl_cpu_row(j->x, t), 32, a->cols / 32, &to);
+    }
 }
 
 /* The quantized rows that were written with x, else made here. */
@@ -160,11 +160,10 @@ static void gated_unit(const struct product *j, uint32_t unit, uint32_t t0, uint
         add_bias(j, gate->rows + row, n, n_t, u);
         add_plus(j, row, n, t0, n_t, g);
         add_plus(j, gate->rows + row, n, t0, n_t, u);
-        for (uint32_t i = 0; i < n_t; i++) {
+        for (uint32_t i = 0; i < n_t; i++)
             j->cpu->k->glu(j->kind, pl_cpu_row(j->out, t0 + i) + row, g[i], u[i], n);
-            if (j->quant)
-                pl_cpu_quant(j->cpu, j->out, t0 + i, row, n);
-        }
+        if (j->quant)
+            pl_cpu_quant_rows(j->cpu, j->out, t0, n_t, row);
     }
 }
 

@@ -1,6 +1,6 @@
 /* vec: the kernels that are the same for every vector instruction set, over 16 float32 lanes. A file that includes this has
  * defined the lane type `vf` and vf_load, vf_store, vf_set, vf_fma (a*b+c), vf_max, vf_sum, vf_largest, vf_magnitude,
- * vf_round_i8, vf_load_f16, vf_load_bf16 and vf_pow2 (2^n for integral n) for its instruction set; everything here is static.
+ * vf_largest_bits, vf_round_i8, vf_load_f16, vf_load_bf16 and vf_pow2 (2^n for integral n) for its instruction set; everything here is static.
  *
  * Every sum runs in a fixed order over its own row, so that results do not depend on what else is computed.
  * SPDX-License-Identifier: Apache-2.0 */
@@ -35,18 +35,48 @@ static inline vf vf_exp(vf x)
 
 /* ---- rows ---------------------------------------------------------------------------------------------------------- */
 
-static void vec_quant_row(const float *x, uint32_t n, int8_t *q, float *d, float *sum16, float *sum32)
+/* n = 4 or 1 blocks at once: one alone is a long chain of instructions that wait for each other. */
+static inline __attribute__((always_inline)) void quant_four(const float *x, size_t x_stride, uint32_t n, struct pl_cpu_blocks to)
 {
-    for (uint32_t b = 0; b < n / 32; b++, x += 32, q += 32) {
-        vf x0 = vf_load(x), x1 = vf_load(x + 16);
-        float max = vf_magnitude(x0, x1), inverse = max > PL_CPU_TINY ? 127 / max : 0;
-        d[b] = max / 127;
-        int s0, s1;
-        vf_round_i8(vf_mul(x0, vf_set(inverse)), vf_mul(x1, vf_set(inverse)), q, &s0, &s1);
-        sum16[2 * b] = d[b] * (float)s0;
-        sum16[2 * b + 1] = d[b] * (float)s1;
-        sum32[b] = d[b] * (float)(s0 + s1);
+    enum { FOUR = 4 };
+    vf v[FOUR][2], most[FOUR];
+    __m256i sums[FOUR];
+    float inverse[FOUR], d[FOUR];
+    int32_t first[FOUR], last[FOUR];
+    for (uint32_t i = 0; i < FOUR; i++) {
+        const float *block = x + (i < n ? i : 0) * x_stride;
+        v[i][0] = vf_load(block), v[i][1] = vf_load(block + VF);
+        most[i] = vf_larger_bits(vf_abs(v[i][0]), vf_abs(v[i][1]));
     }
+    const __m128i bits = vf_largest_bits(most[0], most[1], most[2], most[3]);
+    const __m128i finite = _mm_cmplt_epi32(bits, _mm_set1_epi32(0x7f800000));
+    const __m128 max = _mm_blendv_ps(_mm_set1_ps(NAN), _mm_castsi128_ps(bits), _mm_castsi128_ps(finite)), top = _mm_set1_ps(127);
+    _mm_storeu_ps(d, _mm_div_ps(max, top));
+    _mm_storeu_ps(inverse, _mm_and_ps(_mm_div_ps(top, max), _mm_cmpgt_ps(max, _mm_set1_ps(PL_CPU_TINY))));
+    for (uint32_t i = 0; i < FOUR; i++) {
+        const __m256i q = vf_round_i8(vf_mul(v[i][0], vf_set(inverse[i])), vf_mul(v[i][1], vf_set(inverse[i])));
+        if (i < n)
+            _mm256_storeu_si256((void *)(to.q + i * to.q_stride), q);
+        sums[i] = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), q), _mm256_set1_epi16(1));
+    }
+    const __m256i all = _mm256_hadd_epi32(_mm256_hadd_epi32(sums[0], sums[1]), _mm256_hadd_epi32(sums[2], sums[3]));
+    _mm_storeu_si128((void *)first, _mm256_castsi256_si128(all));
+    _mm_storeu_si128((void *)last, _mm256_extracti128_si256(all, 1));
+    for (uint32_t i = 0; i < FOUR && i < n; i++) {
+        to.d[i * to.stride] = d[i];
+        to.sum16[2 * i * to.stride] = first[i];
+        to.sum16[2 * i * to.stride + 1] = last[i];
+        to.sum32[i * to.stride] = first[i] + last[i];
+    }
+}
+
+static void vec_quant(const float *x, size_t x_stride, uint32_t n, const struct pl_cpu_blocks *to)
+{
+    uint32_t i = 0;
+    for (; i + 4 <= n; i += 4)
+        quant_four(x + i * x_stride, x_stride, 4, pl_cpu_blocks_from(to, i));
+    for (; i < n; i++)
+        quant_four(x + i * x_stride, x_stride, 1, pl_cpu_blocks_from(to, i));
 }
 
 static void vec_norm(pl_norm_kind kind, float *out, const float *x, const float *gain, const float *bias, uint32_t n, float eps)

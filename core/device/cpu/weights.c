@@ -69,6 +69,8 @@ static bool describe(struct pl_cpu_part *p, const struct pl_weight_src *src)
     }
     p->offset = (float)pl_dtype_offset(src->dtype);
     p->has_min = p->offset == 0;
+    while ((float)(1u << p->offset_bits) < p->offset)
+        p->offset_bits++;
     p->half_scales = pl_dtype_block(src->dtype) == 32;
     p->unit_bytes = p->cols / p->sub * sub_bytes(p) * (PL_CPU_UNIT / PL_CPU_GROUP);
     return true;
