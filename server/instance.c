@@ -7,14 +7,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "core/base/log.h"
 #include "core/base/machine.h"
 #include "core/base/mem.h"
 #include "core/base/pool.h"
-#include "core/base/readfile.h"
 #include "core/base/version.h"
 #include "config/config.h"
 #include "core/device/device.h"
@@ -24,8 +22,6 @@
 #include "core/sched/adapters.h"
 #include "core/sched/engine.h"
 #include "core/sched/runner.h"
-#include "core/text/chat.h"
-#include "core/text/tok.h"
 #include "server/ranks.h"
 #include "server/server.h"
 
@@ -66,60 +62,6 @@ static pl_status identify(struct pl_instance *m, const char *path, struct pl_err
         close(fd);
     free(head);
     return rc;
-}
-
-/* the file */
-
-static pl_status open_chat(struct pl_model_file *f, const char *template, struct pl_err *err)
-{
-    struct pl_gguf_str own;
-    struct pl_err why = {0};
-    if (template != NULL && template[0] != '\0') {
-        void *text = NULL;
-        size_t n = 0;
-        pl_status rc = pl_readfile(&text, &n, template, PL_CHAT_MAX_TEMPLATE, &why);
-        rc = rc == PL_OK ? pl_chat_new(&f->chat, text, n, f->tok, err) : pl_fail_param(err, PL_EINVAL, "chat-template", "%s", why.msg);
-        free(text);
-        return rc;
-    }
-    if (pl_gguf_string(f->gguf, "tokenizer.chat_template", &own) != PL_OK)
-        return PL_OK;
-    const pl_status rc = pl_chat_new(&f->chat, own.s, own.n, f->tok, &why);
-    return rc == PL_OK ? rc : pl_fail(err, rc, "the model's chat template cannot be used: %s (give another one with --chat-template FILE)", why.msg);
-}
-
-pl_status pl_model_file_open(struct pl_model_file *f, const char *path, const char *template, struct pl_err *err)
-{
-    struct stat st;
-    unsigned arch;
-    *f = (struct pl_model_file){0};
-    pl_status rc = pl_gguf_open(&f->gguf, path, err);
-    if (rc == PL_OK && stat(path, &st) != 0)
-        rc = pl_fail(err, PL_EIO, "cannot read %s: %s", path, strerror(errno));
-    if (rc == PL_OK)
-        rc = pl_model_check(&f->spec, &arch, &f->n_params, f->gguf, err);
-    if (rc == PL_OK)
-        rc = pl_tok_load(&f->tok, f->gguf, err);
-    if (rc == PL_OK)
-        rc = open_chat(f, template, err);
-    if (rc == PL_OK && pl_tok_count(f->tok) > (int64_t)f->spec.n_vocab)
-        rc = pl_fail(err, PL_EFORMAT, "the tokenizer has %d tokens but the model only %u rows for them: the file is inconsistent",
-                     pl_tok_count(f->tok), f->spec.n_vocab);
-    if (rc != PL_OK) {
-        pl_model_file_close(f);
-        return rc;
-    }
-    f->n_bytes = (uint64_t)st.st_size;
-    f->created = st.st_mtim.tv_sec;
-    return PL_OK;
-}
-
-void pl_model_file_close(struct pl_model_file *f)
-{
-    pl_chat_free(f->chat);
-    pl_tok_free(f->tok);
-    pl_gguf_close(f->gguf);
-    *f = (struct pl_model_file){0};
 }
 
 /* the device */
@@ -264,7 +206,7 @@ pl_status pl_instance_open(struct pl_instance **out, const struct pl_instance_op
     const struct pl_config *c = o->server->config;
     struct pl_comm *world = o->server->world;
     struct pl_instance *m = pl_xcalloc(1, sizeof *m);
-    pl_status rc = pl_model_file_open(&m->file, o->path, o->template, err);
+    pl_status rc = pl_model_file_open(&m->file, o->path, o->template, "chat-template", err);
     m->tok = m->file.tok;
     m->chat = m->file.chat;
     if (rc == PL_OK)

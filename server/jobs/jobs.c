@@ -257,6 +257,8 @@ pl_status pl_jobs_change(struct pl_jobs *j, const char *id, pl_job_wish wish, st
     if (st == PL_OK)
         st = pl_jobs_event(j, id, changes[wish].level, "message", NULL, -1, err, "%s", changes[wish].event);
     st = pl_store_end(j->store, st, err);
+    if (st == PL_OK && wish != PL_JOB_RESUME)
+        pl_tasks_interrupt(j->tasks, id);
     if (st == PL_OK && again)
         pl_checks_later(j, row);
     if (st == PL_OK)

@@ -19,6 +19,7 @@ struct entry {
     struct pl_producer producer; /* first: http gives it back */
     struct entry *next;
     struct pl_task task;
+    const char *name; /* NULL = none */
     struct pl_http_conn *conn; /* NULL = nobody waits */
     struct pl_http_resp resp;
     atomic_int refs;
@@ -31,7 +32,9 @@ struct pl_tasks {
     pthread_cond_t wake;
     struct entry *first, **last;
     unsigned n;
-    atomic_bool stopping;
+    const struct entry *running; /* under lock */
+    atomic_bool stopping;        /* all of them */
+    atomic_bool interrupted;     /* the running one, by that or by name; set under lock */
 };
 
 static void unref(struct entry *e)
@@ -91,14 +94,20 @@ static void *work(void *arg)
         if (e != NULL && (t->first = e->next) == NULL)
             t->last = &t->first;
         t->n -= e != NULL;
+        const bool stopping = atomic_load(&t->stopping);
+        t->running = stopping ? NULL : e;
+        atomic_store(&t->interrupted, stopping);
         pthread_mutex_unlock(&t->lock);
         if (e == NULL)
             return NULL;
-        if (atomic_load(&t->stopping)) {
+        if (stopping) {
             refuse(e, PL_ESTOPPED, "The server is shutting down.");
             continue;
         }
         e->task.run(e->task.arg, e->conn != NULL ? &e->resp : NULL);
+        pthread_mutex_lock(&t->lock);
+        t->running = NULL;
+        pthread_mutex_unlock(&t->lock);
         finish(e);
     }
 }
@@ -120,7 +129,15 @@ pl_status pl_tasks_start(struct pl_tasks **out, struct pl_err *err)
 
 const atomic_bool *pl_tasks_stopping(const struct pl_tasks *t)
 {
-    return &t->stopping;
+    return &t->interrupted;
+}
+
+void pl_tasks_interrupt(struct pl_tasks *t, const char *name)
+{
+    pthread_mutex_lock(&t->lock);
+    if (t->running != NULL && t->running->name != NULL && strcmp(t->running->name, name) == 0)
+        atomic_store(&t->interrupted, true);
+    pthread_mutex_unlock(&t->lock);
 }
 
 void pl_tasks_stop(struct pl_tasks *t)
@@ -129,6 +146,7 @@ void pl_tasks_stop(struct pl_tasks *t)
         return;
     pthread_mutex_lock(&t->lock);
     atomic_store(&t->stopping, true);
+    atomic_store(&t->interrupted, true);
     pthread_cond_signal(&t->wake);
     pthread_mutex_unlock(&t->lock);
     pthread_join(t->thread, NULL);
@@ -172,9 +190,10 @@ void pl_tasks_answer(struct pl_tasks *t, const struct pl_task *task, struct pl_h
         refuse(e, st, st == PL_EFULL ? "Too many files are being checked; try again." : "The server is shutting down.");
 }
 
-pl_status pl_tasks_add(struct pl_tasks *t, const struct pl_task *task, struct pl_err *err)
+pl_status pl_tasks_add(struct pl_tasks *t, const struct pl_task *task, const char *name, struct pl_err *err)
 {
     struct entry *e = new_entry(task, NULL);
+    e->name = name;
     const pl_status st = push(t, e);
     if (st == PL_OK)
         return PL_OK;
