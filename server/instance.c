@@ -138,12 +138,20 @@ static pl_status choose_pages(const struct pl_instance_opts *o, size_t page_byte
 {
     const struct pl_config *c = o->server->config;
     const int mb = o->further ? c->model_kv_cache_mb : c->kv_cache_mb;
+    const char *key = o->further ? "model-kv-cache-mb" : "kv-cache-mb";
     const uint64_t n = (uint64_t)mb * 1024 * 1024 / page_bytes;
-    if (mb > 0 && n == 0)
-        return pl_fail_param(err, PL_EINVAL, o->further ? "model-kv-cache-mb" : "kv-cache-mb", "one cache page takes %zu bytes: raise --%s", page_bytes,
-                             o->further ? "model-kv-cache-mb" : "kv-cache-mb");
+    if (mb > 0 && n < PL_ENGINE_MIN_PAGES)
+        return pl_fail_param(err, o->further ? PL_ENOPAGE : PL_EINVAL, key, "%s is %d, but the model's cache takes at least %d pages of %zu bytes: raise it "
+                             "to %llu", key, mb, PL_ENGINE_MIN_PAGES, page_bytes,
+                             (unsigned long long)(((uint64_t)page_bytes * PL_ENGINE_MIN_PAGES + (1 << 20) - 1) >> 20));
     *(o->further ? &e->max_pages : &e->n_pages) = n > UINT32_MAX ? UINT32_MAX : (uint32_t)n;
     return PL_OK;
+}
+
+/* The engine found less than a cache's least pages to be had, which is told as a fault of these settings. */
+static bool is_short_of_memory(const struct pl_err *err)
+{
+    return strcmp(err->param, "kv-cache-mb") == 0 || strcmp(err->param, "cuda-memory-percent") == 0;
 }
 
 static pl_status open_engine(struct pl_instance *m, const struct pl_instance_opts *o, struct pl_err *err)
@@ -172,6 +180,8 @@ static pl_status open_engine(struct pl_instance *m, const struct pl_instance_opt
         e.draft_sequences = (uint32_t)c->speculation_max_seqs;
     }
     rc = pl_engine_new_ranks(&m->engine, &e, m->device, m->model, pl_ranks_comm(m->ranks), m->tok, err);
+    if (rc == PL_EINVAL && o->further && is_short_of_memory(err)) /* others may leave for it */
+        rc = err->code = PL_ENOMEM;
     if (rc == PL_OK)
         rc = pl_engine_start(m->engine, err);
     if (rc != PL_OK)

@@ -18,7 +18,7 @@
 
 #define SHAPE "method.pretrain.shape"
 #define ORIGIN "parley.origin"
-#define KEPT "%s/tokenizer.gguf"
+#define KEPT "%s/" PL_SCRATCH_TOKENIZER
 
 static const double DEVIATION = 0.02, TWO_PI = 6.283185307179586;
 enum { MIN_COUNT = 2 /* a pair that stands once teaches nothing */ };

@@ -28,6 +28,8 @@ struct pl_scratch {
     struct pl_buf template; /* chat template, empty = none */
 };
 
+#define PL_SCRATCH_TOKENIZER "tokenizer.gguf" /* what pl_scratch_keep leaves in its folder */
+
 /* All borrowed, during the call. */
 struct pl_scratch_source {
     const char *training;    /* the file */

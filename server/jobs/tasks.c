@@ -3,6 +3,7 @@
 #include "server/jobs/tasks.h"
 
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -64,7 +65,8 @@ static void free_producer(struct pl_producer *self)
 
 static void finish(struct entry *e)
 {
-    e->task.drop(e->task.arg);
+    if (e->task.drop != NULL)
+        e->task.drop(e->task.arg);
     atomic_store_explicit(&e->done, true, memory_order_release);
     if (e->conn != NULL)
         pl_http_wake(e->conn);
@@ -118,7 +120,11 @@ pl_status pl_tasks_start(struct pl_tasks **out, struct pl_err *err)
     pthread_mutex_init(&t->lock, NULL);
     pthread_cond_init(&t->wake, NULL);
     t->last = &t->first;
+    sigset_t all, before; /* whatever the caller does with signals, this thread takes none */
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
     const int why = pthread_create(&t->thread, NULL, work, t);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (why != 0) {
         free(t);
         return pl_fail(err, PL_EIO, "cannot start a thread: %s", strerror(why));
@@ -197,7 +203,8 @@ pl_status pl_tasks_add(struct pl_tasks *t, const struct pl_task *task, const cha
     const pl_status st = push(t, e);
     if (st == PL_OK)
         return PL_OK;
-    task->drop(task->arg);
+    if (task->drop != NULL)
+        task->drop(task->arg);
     unref(e);
     return pl_fail(err, st, "%s", st == PL_EFULL ? "too many files are being checked" : "shutting down");
 }

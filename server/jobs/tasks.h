@@ -18,7 +18,7 @@ enum { PL_TASKS_WAITING = 256 };
 struct pl_task {
     /* resp: status 200 and no body; what is filled in is the answer. NULL when no request waits for it. */
     void (*run)(void *arg, struct pl_http_resp *resp);
-    void (*drop)(void *arg);
+    void (*drop)(void *arg); /* NULL = nothing to do */
     void *arg;
 };
 
