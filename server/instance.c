@@ -164,7 +164,7 @@ static pl_status open_engine(struct pl_instance *m, const struct pl_instance_opt
         .queue_limit = (uint32_t)c->queue_limit,
         .pool = o->pool,
         .lost = o->server->lost,
-        .device_percent = (uint32_t)c->cuda_memory_percent,
+        .device_percent = (uint32_t)(o->further ? (c->cuda_memory_percent + 1) / 2 : c->cuda_memory_percent), /* what models take as they work has a place */
     };
     if (!pl_kv_type(c->kv_type, &e.kv_dtype))
         return pl_fail_param(err, PL_EINVAL, "kv-type", "no cache type \"%s\": " PL_KV_TYPES, c->kv_type);
