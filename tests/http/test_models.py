@@ -279,6 +279,42 @@ def test_reading_adapters_keeps_nobody_waiting(start, three, slowly):
     assert first != before and all(tokens(complete(d, f"a{i}")) == first for i in range(8))
 
 
+def test_storm(start, models):
+    """Models that want one place, adapters that come, are replaced and go, clients that leave, and who looks on: each answer is one that its name
+    could mean."""
+    shape = ["--embd", 32, "--ff", 64]
+    files = {"one": models("three-one", *shape), "two": models("storm-two", *shape, "--seed", 2), "three": models("storm-three", *shape, "--seed", 3)}
+    folders = ["llama-all", "llama-patterns"]
+    d = start("--alias", "one", "--max-models", 1, "--max-adapters", 3, "--model-idle-timeout", 1, "--max-sequences", 8, "--batch-tokens", 32,
+              "--adapter-dir", FIXTURES, *further(files, "two", "three"), "--adapter", f"a@two={FIXTURES / 'llama-all'}", "--adapter", f"b@two={FIXTURES / 'llama-patterns'}",
+              model=files["one"])
+    expected = {n: [tokens(complete(d, n, "x", 8))] for n in ("one", "two", "three", "a", "b")}
+    expected["moving"] = []
+    for folder in folders:
+        assert d.post("/v1/load_lora_adapter", {"lora_name": "moving", "lora_path": folder, "base_model_name": "three", "load_inplace": True})[0] == 200
+        expected["moving"] += [tokens(complete(d, "moving", "x", 8))]
+
+    def act(i):
+        if i % 7 == 3:
+            body = {"lora_name": "moving", "lora_path": folders[i % 2], "base_model_name": "three", "load_inplace": True}
+            status, _, text = d.post("/v1/load_lora_adapter", body)
+            return status == 200 or b"was deleted as it was replaced" in text
+        if i % 14 == 5:
+            return d.post("/v1/unload_lora_adapter", {"lora_name": "moving"})[0] in (200, 404)
+        if i % 7 == 6:
+            return all(d.get(path)[0] == 200 for path in ("/metrics", "/v1/models", "/v1/lora_adapters", "/health"))
+        name = [*expected][i % 6]
+        body = {"model": name, "prompt": "x", "temperature": 0, "max_tokens": 8, "ignore_eos": True, "logprobs": 0}
+        if i % 11 == 9:
+            asked(d, "/v1/completions", {**body, "max_tokens": 90, "stream": i % 2 == 0}).close()
+            return True
+        status, _, text = d.request("POST", "/v1/completions", body, timeout=300)
+        return tokens(json.loads(text)) in expected[name] if status == 200 else status == 404 and name == "moving"
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(act, range(200)))
+    until(d.idle, 20)
+
+
 @pytest.mark.parametrize("what", ["first", "further", "adapter"])
 def test_stopping_while_one_is_read(tmp_path, three, slowly, what):
     env, slow = slowly
