@@ -9,7 +9,7 @@
 #include "cli/cli.h"
 #include "core/base/mem.h"
 #include "core/model/adapter.h"
-#include "core/train/base.h"
+#include "core/text/model_file.h"
 #include "core/train/evaluate.h"
 #include "core/train/objective.h"
 
@@ -21,7 +21,7 @@ struct eval {
     int on; /* pl_train_on */
     int low; /* pl_train_precision */
     /* what is open */
-    struct pl_train_model base;
+    struct pl_model_file base;
     struct pl_pool *pool;
     struct pl_device *dev;
     struct pl_net *net;
@@ -189,7 +189,7 @@ static pl_status run(struct eval *e, struct pl_err *err)
 {
     pl_status rc = e->data != NULL ? find_method(e, err) : PL_OK;
     if (rc == PL_OK)
-        rc = pl_train_model_open(&e->base, e->model, e->template, err);
+        rc = pl_model_file_open(&e->base, e->model, e->template, "chat-template", err);
     if (rc == PL_OK)
         rc = open_net(e, err);
     if (rc == PL_OK && e->data != NULL)
@@ -267,6 +267,6 @@ int cli_eval(int argc, char **argv)
     if (e.dev != NULL)
         e.dev->ops->close(e.dev);
     pl_pool_free(e.pool);
-    pl_train_model_close(&e.base);
+    pl_model_file_close(&e.base);
     return rc == PL_OK ? 0 : 1;
 }

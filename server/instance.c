@@ -7,14 +7,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "core/base/log.h"
 #include "core/base/machine.h"
 #include "core/base/mem.h"
 #include "core/base/pool.h"
-#include "core/base/readfile.h"
 #include "core/base/version.h"
 #include "config/config.h"
 #include "core/device/device.h"
@@ -24,8 +22,6 @@
 #include "core/sched/adapters.h"
 #include "core/sched/engine.h"
 #include "core/sched/runner.h"
-#include "core/text/chat.h"
-#include "core/text/tok.h"
 #include "server/ranks.h"
 #include "server/server.h"
 
@@ -66,60 +62,6 @@ static pl_status identify(struct pl_instance *m, const char *path, struct pl_err
         close(fd);
     free(head);
     return rc;
-}
-
-/* the file */
-
-static pl_status open_chat(struct pl_model_file *f, const char *template, struct pl_err *err)
-{
-    struct pl_gguf_str own;
-    struct pl_err why = {0};
-    if (template != NULL && template[0] != '\0') {
-        void *text = NULL;
-        size_t n = 0;
-        pl_status rc = pl_readfile(&text, &n, template, PL_CHAT_MAX_TEMPLATE, &why);
-        rc = rc == PL_OK ? pl_chat_new(&f->chat, text, n, f->tok, err) : pl_fail_param(err, PL_EINVAL, "chat-template", "%s", why.msg);
-        free(text);
-        return rc;
-    }
-    if (pl_gguf_string(f->gguf, "tokenizer.chat_template", &own) != PL_OK)
-        return PL_OK;
-    const pl_status rc = pl_chat_new(&f->chat, own.s, own.n, f->tok, &why);
-    return rc == PL_OK ? rc : pl_fail(err, rc, "the model's chat template cannot be used: %s (give another one with --chat-template FILE)", why.msg);
-}
-
-pl_status pl_model_file_open(struct pl_model_file *f, const char *path, const char *template, struct pl_err *err)
-{
-    struct stat st;
-    unsigned arch;
-    *f = (struct pl_model_file){0};
-    pl_status rc = pl_gguf_open(&f->gguf, path, err);
-    if (rc == PL_OK && stat(path, &st) != 0)
-        rc = pl_fail(err, PL_EIO, "cannot read %s: %s", path, strerror(errno));
-    if (rc == PL_OK)
-        rc = pl_model_check(&f->spec, &arch, &f->n_params, f->gguf, err);
-    if (rc == PL_OK)
-        rc = pl_tok_load(&f->tok, f->gguf, err);
-    if (rc == PL_OK)
-        rc = open_chat(f, template, err);
-    if (rc == PL_OK && pl_tok_count(f->tok) > (int64_t)f->spec.n_vocab)
-        rc = pl_fail(err, PL_EFORMAT, "the tokenizer has %d tokens but the model only %u rows for them: the file is inconsistent",
-                     pl_tok_count(f->tok), f->spec.n_vocab);
-    if (rc != PL_OK) {
-        pl_model_file_close(f);
-        return rc;
-    }
-    f->n_bytes = (uint64_t)st.st_size;
-    f->created = st.st_mtim.tv_sec;
-    return PL_OK;
-}
-
-void pl_model_file_close(struct pl_model_file *f)
-{
-    pl_chat_free(f->chat);
-    pl_tok_free(f->tok);
-    pl_gguf_close(f->gguf);
-    *f = (struct pl_model_file){0};
 }
 
 /* the device */
@@ -196,12 +138,20 @@ static pl_status choose_pages(const struct pl_instance_opts *o, size_t page_byte
 {
     const struct pl_config *c = o->server->config;
     const int mb = o->further ? c->model_kv_cache_mb : c->kv_cache_mb;
+    const char *key = o->further ? "model-kv-cache-mb" : "kv-cache-mb";
     const uint64_t n = (uint64_t)mb * 1024 * 1024 / page_bytes;
-    if (mb > 0 && n == 0)
-        return pl_fail_param(err, PL_EINVAL, o->further ? "model-kv-cache-mb" : "kv-cache-mb", "one cache page takes %zu bytes: raise --%s", page_bytes,
-                             o->further ? "model-kv-cache-mb" : "kv-cache-mb");
+    if (mb > 0 && n < PL_ENGINE_MIN_PAGES)
+        return pl_fail_param(err, o->further ? PL_ENOPAGE : PL_EINVAL, key, "%s is %d, but the model's cache takes at least %d pages of %zu bytes: raise it "
+                             "to %llu", key, mb, PL_ENGINE_MIN_PAGES, page_bytes,
+                             (unsigned long long)(((uint64_t)page_bytes * PL_ENGINE_MIN_PAGES + (1 << 20) - 1) >> 20));
     *(o->further ? &e->max_pages : &e->n_pages) = n > UINT32_MAX ? UINT32_MAX : (uint32_t)n;
     return PL_OK;
+}
+
+/* The engine found less than a cache's least pages to be had, which is told as a fault of these settings. */
+static bool is_short_of_memory(const struct pl_err *err)
+{
+    return strcmp(err->param, "kv-cache-mb") == 0 || strcmp(err->param, "cuda-memory-percent") == 0;
 }
 
 static pl_status open_engine(struct pl_instance *m, const struct pl_instance_opts *o, struct pl_err *err)
@@ -214,7 +164,7 @@ static pl_status open_engine(struct pl_instance *m, const struct pl_instance_opt
         .queue_limit = (uint32_t)c->queue_limit,
         .pool = o->pool,
         .lost = o->server->lost,
-        .device_percent = (uint32_t)c->cuda_memory_percent,
+        .device_percent = (uint32_t)(o->further ? (c->cuda_memory_percent + 1) / 2 : c->cuda_memory_percent), /* what models take as they work has a place */
     };
     if (!pl_kv_type(c->kv_type, &e.kv_dtype))
         return pl_fail_param(err, PL_EINVAL, "kv-type", "no cache type \"%s\": " PL_KV_TYPES, c->kv_type);
@@ -230,6 +180,8 @@ static pl_status open_engine(struct pl_instance *m, const struct pl_instance_opt
         e.draft_sequences = (uint32_t)c->speculation_max_seqs;
     }
     rc = pl_engine_new_ranks(&m->engine, &e, m->device, m->model, pl_ranks_comm(m->ranks), m->tok, err);
+    if (rc == PL_EINVAL && o->further && is_short_of_memory(err)) /* others may leave for it */
+        rc = err->code = PL_ENOMEM;
     if (rc == PL_OK)
         rc = pl_engine_start(m->engine, err);
     if (rc != PL_OK)
@@ -264,7 +216,7 @@ pl_status pl_instance_open(struct pl_instance **out, const struct pl_instance_op
     const struct pl_config *c = o->server->config;
     struct pl_comm *world = o->server->world;
     struct pl_instance *m = pl_xcalloc(1, sizeof *m);
-    pl_status rc = pl_model_file_open(&m->file, o->path, o->template, err);
+    pl_status rc = pl_model_file_open(&m->file, o->path, o->template, "chat-template", err);
     m->tok = m->file.tok;
     m->chat = m->file.chat;
     if (rc == PL_OK)

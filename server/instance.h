@@ -9,36 +9,17 @@
 #define PL_SERVER_INSTANCE_H
 
 #include <stdint.h>
-#include <time.h>
 
-#include "core/base/status.h"
-#include "core/model/spec.h"
+#include "core/text/model_file.h"
 
 struct pl_adapters;
-struct pl_chat;
 struct pl_config;
 struct pl_device;
 struct pl_engine;
-struct pl_gguf;
 struct pl_model;
 struct pl_pool;
 struct pl_ranks;
 struct pl_server;
-struct pl_tok;
-
-/* What can be known of a model without its weights. */
-struct pl_model_file {
-    struct pl_gguf *gguf;
-    struct pl_tok *tok;
-    struct pl_chat *chat; /* NULL = it has no template: /v1/chat/completions answers 400 */
-    struct pl_spec spec;
-    uint64_t n_params, n_bytes;
-    time_t created; /* the file's time */
-};
-
-/* template: a file with the template to use instead of the model's own, "" or NULL = none. */
-pl_status pl_model_file_open(struct pl_model_file *f, const char *path, const char *template, struct pl_err *err) PL_MUST_CHECK;
-void pl_model_file_close(struct pl_model_file *f);
 
 struct pl_instance {
     struct pl_model_file file;

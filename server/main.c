@@ -111,12 +111,13 @@ static int wait_for_model(struct daemon *d, pl_status *rc, struct pl_err *err)
     return sig;
 }
 
-/* New requests are refused from here on; running ones may finish until the drain timeout or a second signal. */
+/* New requests are refused from here on, and those that wait for a model; running ones may finish until the drain timeout or a second signal. */
 static void drain(struct daemon *d)
 {
     atomic_store(&d->server.draining, true);
     const uint64_t until = pl_now_ns() + (uint64_t)d->config.drain_timeout * 1000000000u;
     pl_log_info("draining: %u requests, at most %d s", pl_http_active(d->http), (int)d->config.drain_timeout);
+    pl_registry_stop_reading(d->server.models);
     bool now = false;
     while (!now && pl_http_active(d->http) > 0 && pl_now_ns() < until)
         now = next_signal(d, 20) != 0;
@@ -150,16 +151,43 @@ _Noreturn static void fall(struct daemon *d)
     _exit(EXIT_LOST);
 }
 
+static void end_at_once(int sig)
+{
+    (void)sig;
+    _exit(EXIT_SUCCESS);
+}
+
+/* While there is nothing yet that would have to be ended, SIGTERM and SIGINT end the process. */
+static void heed_signals_at_once(bool on)
+{
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGINT);
+    signal(SIGTERM, end_at_once);
+    signal(SIGINT, end_at_once);
+    pthread_sigmask(on ? SIG_UNBLOCK : SIG_BLOCK, &set, NULL);
+}
+
+/* What can be asked for, none of it read yet. */
+static pl_status open_tables(struct daemon *d, struct pl_err *err)
+{
+    heed_signals_at_once(true);
+    const pl_status rc = pl_registry_new(&d->server.models, &d->server, err);
+    if (rc == PL_OK && pl_jobs_open(&d->server.jobs, &d->server, &d->server.jobs_error) != PL_OK)
+        pl_log_warn("no files and no fine-tuning: %s", d->server.jobs_error.msg);
+    else if (rc == PL_OK)
+        pl_log_info("files and jobs in %s", pl_store_dir(d->server.jobs->store));
+    heed_signals_at_once(false);
+    return rc;
+}
+
 static int serve(struct daemon *d)
 {
     struct pl_err err = {0};
-    pl_status rc = pl_registry_new(&d->server.models, &d->server, &err);
+    pl_status rc = open_tables(d, &err);
     if (rc != PL_OK)
         return complain(rc, &err);
-    if (pl_jobs_open(&d->server.jobs, &d->server, &d->server.jobs_error) != PL_OK)
-        pl_log_warn("no files and no fine-tuning: %s", d->server.jobs_error.msg);
-    else
-        pl_log_info("files and jobs in %s", pl_store_dir(d->server.jobs->store));
     rc = listen_now(d, &err);
     if (rc == PL_OK)
         rc = pl_registry_start(d->server.models, &err);
@@ -168,7 +196,7 @@ static int serve(struct daemon *d)
     int sig = wait_for_model(d, &rc, &err);
     if (rc != PL_OK)
         return complain(rc, &err);
-    if (d->server.jobs != NULL && pl_jobs_start(d->server.jobs, &err) != PL_OK)
+    if (sig == 0 && d->server.jobs != NULL && pl_jobs_start(d->server.jobs, &err) != PL_OK)
         pl_log_error("no jobs are run: %s", err.msg);
     if (sig == 0)
         sig = next_signal(d, -1);
@@ -182,11 +210,15 @@ static int serve(struct daemon *d)
     return EXIT_SUCCESS;
 }
 
-static void leave(struct daemon *d)
+/* status: to end with. */
+static void leave(struct daemon *d, int status)
 {
     pl_http_stop(d->http);
     pl_jobs_close(d->server.jobs); /* its tasks wake connections */
-    pl_registry_stop(d->server.models);
+    if (!pl_registry_stop(d->server.models)) {
+        pl_log_info("stopped in the middle of reading a model");
+        _exit(status);
+    }
     pl_http_free(d->http); /* after the engines, which may have woken connections until now */
     pl_registry_free(d->server.models);
     pl_metrics_free(d->server.metrics);
@@ -224,7 +256,7 @@ static int take_part(struct daemon *d)
         d->server.metrics = pl_metrics_new();
         d->server.lost = tell_lost;
         status = serve(d);
-        leave(d);
+        leave(d, status);
         pl_log_info("stopped");
     }
     pl_ranks_leave(d->server.world);

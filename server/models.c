@@ -24,7 +24,7 @@ struct waiting {
 
 static void refuse(struct pl_http_req *req, struct pl_http_resp *resp, const struct pl_err *err)
 {
-    if (err->code == PL_ENOENT || err->code == PL_ESTOPPED || err->code == PL_ENOMEM || err->code == PL_EFULL)
+    if (err->code == PL_ENOENT || err->code == PL_ESTOPPED || err->code == PL_ENOMEM || err->code == PL_ENOPAGE || err->code == PL_EFULL)
         pl_apierr_answer(req, resp, err);
     else
         pl_apierr_answer_as(req, resp, 500, "model_load_failed", err);

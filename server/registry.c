@@ -22,6 +22,8 @@
 
 #define PL_LOG_MODULE "models"
 
+enum { PATIENCE_S = 1 /* with what the thread reads, at the end */ };
+
 /* ---- tables -------------------------------------------------------------------------------------------------------- */
 
 static struct pl_registry_model *model_of(const struct pl_registry *r, const char *name)
@@ -109,11 +111,17 @@ static bool has_adapters(const struct pl_registry *r, const struct pl_registry_m
     return a != NULL;
 }
 
+/* Nobody can ask for it: it goes, and maybe its file has gone. */
+static bool is_abandoned(const struct pl_registry *r, const struct pl_registry_model *m)
+{
+    return !m->listed && !has_adapters(r, m);
+}
+
 void pl_registry_tidy(struct pl_registry *r)
 {
     for (struct pl_registry_model **at = &r->models; *at != NULL;) {
         struct pl_registry_model *m = *at;
-        const bool asked_for = m->listed || has_adapters(r, m);
+        const bool asked_for = !is_abandoned(r, m);
         if (!asked_for && m->state == PL_MODEL_IN)
             m->state = PL_MODEL_LEAVING;
         if (asked_for || m->state != PL_MODEL_OUT) {
@@ -219,16 +227,25 @@ static void probe(struct pl_registry_model *m)
         pl_log_error("model %s cannot be served: %s", m->name, err.msg);
 }
 
+/* param: the key that has it. */
+static pl_status check_name(const char *name, const char *value, const char *param, struct pl_err *err)
+{
+    struct pl_err why = {0};
+    if (pl_adapters_check_name(name, &why) == PL_OK)
+        return PL_OK;
+    return pl_fail_param(err, PL_EINVAL, param, "%s %.100s: a name has 1 to %d bytes of UTF-8 without control characters", param, value, PL_ADAPTER_NAME_MAX);
+}
+
 /* NAME=PATH */
 static pl_status add_further(struct pl_registry *r, const char *value, struct pl_err *err)
 {
     const char *equals = strchr(value, '=');
     char *name = pl_xstrdup(value);
     name[equals - value] = '\0';
-    pl_status st = PL_OK;
-    if (!pl_utf8_valid(name, strlen(name)) || strncmp(name, "ft:", 3) == 0)
-        st = pl_fail_param(err, PL_EINVAL, "add-model", "add-model %.100s: a name is UTF-8, and does not begin with ft: as those do that jobs make", value);
-    else if (model_of(r, name) != NULL)
+    pl_status st = check_name(name, value, "add-model", err);
+    if (st == PL_OK && strncmp(name, "ft:", 3) == 0)
+        st = pl_fail_param(err, PL_EINVAL, "add-model", "add-model %.100s: a name does not begin with ft: as those do that jobs make", value);
+    else if (st == PL_OK && model_of(r, name) != NULL)
         st = pl_fail_param(err, PL_EINVAL, "add-model", "add-model %.100s: there is a model of that name already", value);
     if (st == PL_OK) {
         struct pl_registry_model *m = new_model(name, equals + 1, NULL, NULL);
@@ -238,6 +255,14 @@ static pl_status add_further(struct pl_registry *r, const char *value, struct pl
     }
     free(name);
     return st;
+}
+
+static int count_adapters(const struct pl_registry *r, const struct pl_registry_model *m)
+{
+    int n = 0;
+    for (const struct pl_registry_adapter *a = r->adapters; a != NULL; a = a->next)
+        n += a->model == m;
+    return n;
 }
 
 /* NAME=PATH for the first model, NAME@MODEL=PATH for another one. */
@@ -253,11 +278,16 @@ static pl_status add_adapter(struct pl_registry *r, const char *value, struct pl
         if ((m = model_of(r, at + 1)) == NULL)
             st = pl_fail_param(err, PL_EINVAL, "adapter", "adapter %.100s: there is no model '%.100s': name it with --add-model", value, at + 1);
     }
+    if (st == PL_OK)
+        st = check_name(name, value, "adapter", err);
     if (st == PL_OK && model_of(r, name) != NULL)
         st = pl_fail_param(err, PL_EINVAL, "adapter", "adapter %.100s: '%.100s' is the base model's name, or another one's: give it another one", value,
                            name);
     else if (st == PL_OK && any_adapter_of(r, name) != NULL)
         st = pl_fail_param(err, PL_EINVAL, "adapter", "adapter %.100s: an adapter named '%.100s' is there already", value, name);
+    else if (st == PL_OK && count_adapters(r, m) >= r->server->config->max_adapters)
+        st = pl_fail_param(err, PL_EINVAL, "adapter", "adapter %.100s: the model '%.100s' would have more adapters than max-adapters (%d) allows: raise that",
+                           value, m->name, r->server->config->max_adapters);
     if (st == PL_OK)
         append_adapter(r, m, name, equals + 1, true);
     free(name);
@@ -305,7 +335,6 @@ pl_status pl_registry_new(struct pl_registry **out, struct pl_server *s, struct 
     pthread_condattr_t attr;
     r->server = s;
     r->wants_end = &r->wants;
-    pthread_mutex_init(&r->reading, NULL);
     pthread_mutex_init(&r->lock, NULL);
     pthread_condattr_init(&attr);
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
@@ -360,20 +389,30 @@ bool pl_registry_drain(struct pl_registry *r)
     return all;
 }
 
-void pl_registry_stop(struct pl_registry *r)
+void pl_registry_stop_reading(struct pl_registry *r)
 {
-    if (r == NULL)
-        return;
     pthread_mutex_lock(&r->lock);
     r->stopping = true;
+    pl_registry_refuse_all(r);
     pthread_cond_signal(&r->work);
     pthread_mutex_unlock(&r->lock);
-    if (r->thread_made)
-        pthread_join(r->thread, NULL);
+}
+
+bool pl_registry_stop(struct pl_registry *r)
+{
+    if (r == NULL)
+        return true;
+    pl_registry_stop_reading(r);
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += PATIENCE_S;
+    if (r->thread_made && pthread_timedjoin_np(r->thread, NULL, &until) != 0)
+        return false;
     r->thread_made = false;
     for (struct pl_registry_model *m = r->models; m != NULL; m = m->next)
         if (m->instance != NULL)
             pl_instance_stop(m->instance);
+    return true;
 }
 
 void pl_registry_free(struct pl_registry *r)
@@ -388,7 +427,6 @@ void pl_registry_free(struct pl_registry *r)
         free_model(m);
     }
     pl_pool_free(r->pool);
-    pthread_mutex_destroy(&r->reading);
     pthread_mutex_destroy(&r->lock);
     pthread_cond_destroy(&r->work);
     pthread_cond_destroy(&r->finished);
@@ -466,7 +504,7 @@ static void show_model(const struct pl_registry *r, const struct pl_registry_mod
     free(root);
 }
 
-static void show_adapter(const struct pl_registry *r, const struct pl_registry_adapter *a, show *fn, void *arg)
+void pl_registry_show_adapter(const struct pl_registry *r, const struct pl_registry_adapter *a, show *fn, void *arg)
 {
     char *root = root_of(a->model->name);
     const struct pl_model_info info = {
@@ -485,7 +523,7 @@ void pl_registry_each(struct pl_registry *r, show *fn, void *arg)
             show_model(r, m, fn, arg);
         for (const struct pl_registry_adapter *a = r->adapters; a != NULL; a = a->next)
             if (a->model == m && a->listed)
-                show_adapter(r, a, fn, arg);
+                pl_registry_show_adapter(r, a, fn, arg);
     }
     pthread_mutex_unlock(&r->lock);
 }
@@ -502,7 +540,7 @@ pl_status pl_registry_info(struct pl_registry *r, const char *name, show *fn, vo
     const struct pl_registry_model *m = a == NULL ? model_of(r, name) : NULL;
     const bool there = a != NULL || (m != NULL && m->context > 0);
     if (a != NULL)
-        show_adapter(r, a, fn, arg);
+        pl_registry_show_adapter(r, a, fn, arg);
     else if (there)
         show_model(r, m, fn, arg);
     pthread_mutex_unlock(&r->lock);
@@ -539,7 +577,7 @@ static struct pl_registry_model *base_of(const struct pl_registry *r, const char
     if (id == NULL)
         return name != NULL ? model_of(r, name) : r->models;
     for (struct pl_registry_model *m = r->models; m != NULL; m = m->next)
-        if (strcmp(m->base_id, id) == 0 && (found == NULL || (name != NULL && strcmp(m->name, name) == 0)))
+        if (strcmp(m->base_id, id) == 0 && !is_abandoned(r, m) && (found == NULL || (name != NULL && strcmp(m->name, name) == 0)))
             found = m;
     return found;
 }
@@ -588,6 +626,22 @@ pl_status pl_registry_add_model(struct pl_registry *r, const char *name, const c
     return st;
 }
 
+/* The same model, on its way out of memory after it was deleted. */
+static struct pl_registry_model *leaving_like(const struct pl_registry *r, const struct pl_registry_model *own)
+{
+    struct pl_registry_model *m = r->models;
+    while (m != NULL && !(is_abandoned(r, m) && strcmp(m->base_id, own->base_id) == 0 && strcmp(m->name, own->name) == 0))
+        m = m->next;
+    return m;
+}
+
+static void append_made(struct pl_registry *r, struct pl_registry_model *m, const char *name, const char *path, const char *own_base)
+{
+    struct pl_registry_adapter *a = append_adapter(r, m, name, path, true);
+    a->made = true;
+    a->own_base = copy_or_null(own_base);
+}
+
 pl_status pl_registry_add_adapter(struct pl_registry *r, const char *name, const char *path, const char *base_id, const char *base_name, const char *own_base,
                                   const char *template, struct pl_err *err)
 {
@@ -595,6 +649,10 @@ pl_status pl_registry_add_adapter(struct pl_registry *r, const char *name, const
     pl_status st = own != NULL ? pl_registry_probe(own, err) : PL_OK;
     pthread_mutex_lock(&r->lock);
     struct pl_registry_model *m = st == PL_OK ? base_of(r, own != NULL ? own->base_id : base_id, own != NULL || base_id != NULL ? base_name : NULL) : NULL;
+    if (st == PL_OK && m == NULL && own != NULL && (m = leaving_like(r, own)) != NULL) {
+        free(m->path);
+        m->path = pl_xstrdup(own_base);
+    }
     if (st == PL_OK && m == NULL && own != NULL)
         st = check_ranks(r, base_name, err);
     if (st == PL_OK && m == NULL && own != NULL) {
@@ -606,7 +664,7 @@ pl_status pl_registry_add_adapter(struct pl_registry *r, const char *name, const
     if (m == NULL && st == PL_OK)
         st = pl_fail_param(err, PL_ENOENT, "model", "none of this server's models is the one that '%.100s' belongs to", name);
     if (st == PL_OK && any_adapter_of(r, name) == NULL)
-        append_adapter(r, m, name, path, true)->own_base = copy_or_null(own_base);
+        append_made(r, m, name, path, own_base);
     pthread_mutex_unlock(&r->lock);
     if (own != NULL)
         free_model(own);
@@ -622,8 +680,17 @@ bool pl_registry_is_of_first(struct pl_registry *r, const char *name)
     return yes;
 }
 
-/* A model that was deleted is read from a file of one of its adapters. */
-static void choose_own_base(const struct pl_registry *r, struct pl_registry_model *m)
+/* Out of the list, and out of its instance if it is there. */
+static void take_out(struct pl_registry *r, struct pl_registry_adapter *a)
+{
+    struct pl_err none;
+    if (a->model->state == PL_MODEL_IN && pl_adapters_unload(a->model->instance->adapters, a->name, &none) == PL_OK)
+        pl_log_debug("adapter %s leaves", a->name);
+    pl_registry_forget_adapter(r, a);
+}
+
+/* A model that was deleted is read from a file of one of its adapters; without one they go with it. */
+static void choose_own_base(struct pl_registry *r, struct pl_registry_model *m)
 {
     for (const struct pl_registry_adapter *a = r->adapters; a != NULL; a = a->next)
         if (a->model == m && a->own_base != NULL) {
@@ -631,16 +698,17 @@ static void choose_own_base(const struct pl_registry *r, struct pl_registry_mode
             m->path = pl_xstrdup(a->own_base);
             return;
         }
+    for (struct pl_registry_adapter *a = r->adapters, *next; a != NULL; a = next) {
+        next = a->next;
+        if (a->model == m && a->listed)
+            take_out(r, a);
+    }
 }
 
-/* Out of the list, and out of its instance if it is there. */
 static void remove_adapter(struct pl_registry *r, struct pl_registry_adapter *a)
 {
     struct pl_registry_model *m = a->model;
-    struct pl_err none;
-    if (a->model->state == PL_MODEL_IN && pl_adapters_unload(a->model->instance->adapters, a->name, &none) == PL_OK)
-        pl_log_debug("adapter %s leaves", a->name);
-    pl_registry_forget_adapter(r, a);
+    take_out(r, a);
     if (!m->listed)
         choose_own_base(r, m);
 }
@@ -665,9 +733,8 @@ void pl_registry_remove(struct pl_registry *r, const char *name)
     pthread_mutex_unlock(&r->lock);
 }
 
-/* A place for the name, that nobody sees yet; NULL in *made when it is replaced. */
-static pl_status reserve(struct pl_registry *r, struct pl_registry_model *m, const char *name, const char *path, bool replace,
-                         struct pl_registry_adapter **made, struct pl_err *err)
+pl_status pl_registry_reserve(struct pl_registry *r, struct pl_registry_model *m, const char *name, const char *path, bool replace,
+                              struct pl_registry_adapter **made, struct pl_err *err)
 {
     const struct pl_registry_adapter *there = any_adapter_of(r, name);
     *made = NULL;
@@ -681,47 +748,30 @@ static pl_status reserve(struct pl_registry *r, struct pl_registry_model *m, con
     return PL_OK;
 }
 
-static pl_status load_adapter(struct pl_registry *r, const struct pl_target *t, const char *name, const char *path, bool replace, show *fn, void *arg,
-                              struct pl_err *err)
+struct pl_registry_adapter *pl_registry_settle(struct pl_registry *r, struct pl_registry_model *m, const char *name, const char *path,
+                                               struct pl_registry_adapter *made, pl_status *st, struct pl_err *err)
 {
-    struct pl_registry_adapter *made, *now;
+    struct pl_registry_adapter *a = made != NULL ? made : any_adapter_of(r, name);
     struct pl_err none;
-    pthread_mutex_lock(&r->lock);
-    pl_status st = reserve(r, t->model, name, path, replace, &made, err);
-    pthread_mutex_unlock(&r->lock);
-    if (st != PL_OK)
-        return st;
-    st = pl_adapters_load(t->instance->adapters, name, path, replace, err);
-    pthread_mutex_lock(&r->lock);
-    if (made != NULL && st != PL_OK) {
-        pl_registry_forget_adapter(r, made);
-    } else if (made != NULL) {
-        made->listed = true;
-        show_adapter(r, made, fn, arg);
-    } else if (st == PL_OK && (now = any_adapter_of(r, name)) != NULL) {
-        free(now->path);
-        now->path = pl_xstrdup(path);
-        show_adapter(r, now, fn, arg);
-    } else if (st == PL_OK) {
-        (void)!pl_adapters_unload(t->instance->adapters, name, &none);
-        st = pl_fail_param(err, PL_EINVAL, "lora_name", "adapter '%.200s' was deleted as it was replaced", name);
+    if (*st == PL_OK && (a == NULL || !m->listed)) { /* meanwhile */
+        (void)!pl_adapters_unload(m->instance->adapters, name, &none);
+        *st = pl_fail_param(err, PL_EINVAL, "lora_name", m->listed ? "adapter '%.200s' was deleted as it was replaced"
+                                                                   : "the model of adapter '%.200s' was deleted as it was read", name);
     }
-    pthread_mutex_unlock(&r->lock);
-    return st;
-}
-
-pl_status pl_registry_load_adapter(struct pl_registry *r, const struct pl_target *t, const char *name, const char *path, bool replace, show *fn, void *arg,
-                                   struct pl_err *err)
-{
-    pthread_mutex_lock(&r->reading);
-    const pl_status st = load_adapter(r, t, name, path, replace, fn, arg, err);
-    pthread_mutex_unlock(&r->reading);
-    return st;
+    if (*st == PL_OK && made == NULL) {
+        free(a->path);
+        a->path = pl_xstrdup(path);
+        a->made = false;
+    }
+    if (*st == PL_OK)
+        a->listed = true;
+    else if (made != NULL)
+        pl_registry_forget_adapter(r, made);
+    return *st == PL_OK ? a : NULL;
 }
 
 pl_status pl_registry_unload_adapter(struct pl_registry *r, const char *name, struct pl_err *err)
 {
-    pthread_mutex_lock(&r->reading);
     pthread_mutex_lock(&r->lock);
     struct pl_registry_adapter *a = pl_registry_adapter_of(r, name);
     if (a != NULL) {
@@ -729,6 +779,5 @@ pl_status pl_registry_unload_adapter(struct pl_registry *r, const char *name, st
         pl_registry_tidy(r);
     }
     pthread_mutex_unlock(&r->lock);
-    pthread_mutex_unlock(&r->reading);
     return a != NULL ? PL_OK : pl_fail_param(err, PL_ENOENT, "lora_name", "there is no adapter named '%.200s'", name);
 }

@@ -1,14 +1,16 @@
 /* registry: what requests can ask for: whole models and their adapters, and which of them are in memory. The first model is read at start
  * and stays; a further one (add-model, or made by a job) is read when it is first asked for, at most max-models of them at a time. The least
  * recently used one makes room: requests for it wait from then on, those that run end as they would have. One that nobody asked for within
- * model-idle-timeout leaves memory. All reading and leaving happens on the registry's thread.
+ * model-idle-timeout leaves memory. All reading and leaving happens on the registry's thread. Adapters come and go with their model; one that a job
+ * made may also leave alone, when another one needs its place (max-adapters) and nobody uses it.
  *
  *   OUT --wanted, and there is room--> LOADING --> IN --others want its place, deleted, or long idle--> LEAVING --last reference--> OUT
  *
  * Thread: any, but new, start, drain, stop and free on main.  Owns: the instances, their pool of threads, its own thread.
  * Locks: its lock comes before those of adapters, engines and connections.
- * Fails: PL_ENOENT with param "model"; a model or adapter that cannot be read with the reason; PL_ESTOPPED; PL_EFULL; PL_ENOTSUP: a further
- * model where the first one is cut over several ranks, which have nothing else.
+ * Fails: PL_ENOENT with param "model"; a model or adapter that cannot be read with the reason; PL_ESTOPPED; PL_EFULL (too many wait, or all
+ * places for adapters are in use); PL_ENOPAGE: the model's cache is bounded to nothing that it could answer with; PL_ENOTSUP: a further model where the
+ * first one is cut over several ranks, which have nothing else.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef PL_SERVER_REGISTRY_H
 #define PL_SERVER_REGISTRY_H
@@ -34,8 +36,11 @@ pl_status pl_registry_start(struct pl_registry *r, struct pl_err *err) PL_MUST_C
 bool pl_registry_settled(struct pl_registry *r, pl_status *rc, struct pl_err *err);
 /* Ends what still runs, with PL_ESTOPPED; false when there was something. */
 bool pl_registry_drain(struct pl_registry *r);
-/* Ends its thread, who waits, and all engines. No target is held any more. */
-void pl_registry_stop(struct pl_registry *r);
+/* From now on nobody waits: who does, or begins to, is told PL_ESTOPPED, and nothing more is read. What is found is served on. */
+void pl_registry_stop_reading(struct pl_registry *r);
+/* Ends its thread and all engines. No target is held any more. False: the thread is in the middle of reading something large, which nothing can
+ * interrupt; the registry stays as it is, and the process is to end without it. */
+bool pl_registry_stop(struct pl_registry *r) PL_MUST_CHECK;
 void pl_registry_free(struct pl_registry *r);
 
 /* ---- requests ------------------------------------------------------------------------------------------------------ */
@@ -47,21 +52,38 @@ struct pl_target {
     struct pl_registry_model *model; /* the registry's */
 };
 
+/* What there is to be seen of a model. */
+struct pl_model_info {
+    const char *name, *root, *parent; /* parent NULL = made from nothing here */
+    time_t created;
+    uint32_t context;
+};
+
 typedef enum { PL_FOUND, PL_FOUND_OUT /* not in memory: pl_registry_want */, PL_FOUND_NOT } pl_found;
 /* name NULL = the first model. */
 pl_found pl_registry_find(struct pl_registry *r, const char *name, struct pl_target *t);
 void pl_registry_release(struct pl_registry *r, struct pl_target *t);
 
+/* An adapter that an operator asks for, read at once or in the place of another; it comes back with its model when that had left. Borrowed by a want. */
+struct pl_adapter_load {
+    const char *path;
+    bool replace;
+    void (*show)(void *arg, const struct pl_model_info *m); /* called under the lock for what it became */
+    void *arg;
+};
+
 /* Somebody waits for a name. In the caller's memory until pl_registry_forget. */
 struct pl_want {
     struct pl_want *next;
+    uint64_t id;               /* the registry's */
     const char *name;          /* borrowed */
+    const struct pl_adapter_load *load; /* NULL = for the name to be in memory; else for this to be loaded under it, for the model of target */
     void (*done)(void *arg);   /* called once, under the registry's lock; NULL = nothing to do */
     void *arg;
     bool finished;             /* under the registry's lock, like what follows */
     pl_status status;
     struct pl_err err;
-    struct pl_target target; /* on PL_OK */
+    struct pl_target target; /* on PL_OK; with load the caller's from the beginning */
 };
 pl_status pl_registry_want(struct pl_registry *r, struct pl_want *w, struct pl_err *err) PL_MUST_CHECK;
 /* Whether it is over; a target then belongs to the caller. */
@@ -73,11 +95,6 @@ pl_status pl_registry_fetch(struct pl_registry *r, const char *name, struct pl_t
 
 /* ---- what there is ------------------------------------------------------------------------------------------------- */
 
-struct pl_model_info {
-    const char *name, *root, *parent; /* parent NULL = made from nothing here */
-    time_t created;
-    uint32_t context;
-};
 /* Calls fn, under the lock, for each model that is to be seen, and then its adapters. */
 void pl_registry_each(struct pl_registry *r, void (*fn)(void *arg, const struct pl_model_info *m), void *arg);
 /* The same for one. PL_ENOENT. */
@@ -114,11 +131,7 @@ bool pl_registry_is_of_first(struct pl_registry *r, const char *name);
 /* Neither finds it from now on; what runs ends as it would have. Nothing happens when there is none of that name. */
 void pl_registry_remove(struct pl_registry *r, const char *name);
 
-/* What operators ask for: reads the adapter for the model of t at once, or replaces it; it comes back with the model when that had left. Calls
- * fn, under the lock, for what it became. */
-pl_status pl_registry_load_adapter(struct pl_registry *r, const struct pl_target *t, const char *name, const char *path, bool replace,
-                                   void (*fn)(void *arg, const struct pl_model_info *m), void *arg, struct pl_err *err) PL_MUST_CHECK;
-/* PL_ENOENT with param "lora_name". */
+/* It is found no more, as with pl_registry_remove. PL_ENOENT with param "lora_name". */
 pl_status pl_registry_unload_adapter(struct pl_registry *r, const char *name, struct pl_err *err) PL_MUST_CHECK;
 
 #endif

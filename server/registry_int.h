@@ -34,6 +34,7 @@ struct pl_registry_adapter {
     struct pl_registry_model *model;
     time_t created;
     bool listed; /* false while an operator's is being read */
+    bool made;   /* by a job: its files stay as they are, so that it can be read again */
 };
 
 struct pl_registry {
@@ -41,7 +42,6 @@ struct pl_registry {
     struct pl_pool *pool;
     pthread_t thread;
     bool thread_made;
-    pthread_mutex_t reading; /* one adapter is read, or taken away by an operator, at a time; before lock */
     pthread_mutex_t lock;    /* of all that follows */
     pthread_cond_t work;     /* for the thread */
     pthread_cond_t finished; /* a want is over */
@@ -49,6 +49,7 @@ struct pl_registry {
     struct pl_registry_adapter *adapters; /* in order of arrival */
     struct pl_want *wants, **wants_end;
     unsigned n_wants;
+    uint64_t last_want;
     bool stopping;
     bool settled; /* the first model was read, or not: */
     pl_status first_status;
@@ -65,6 +66,17 @@ pl_status pl_registry_probe(struct pl_registry_model *m, struct pl_err *err) PL_
 void pl_registry_tidy(struct pl_registry *r);
 /* Takes the adapter out of the list and frees it; its instance is told by the caller. */
 void pl_registry_forget_adapter(struct pl_registry *r, struct pl_registry_adapter *a);
+
+/* An operator's adapter: a place for the name, that nobody sees yet; NULL in *made when it is replaced. */
+pl_status pl_registry_reserve(struct pl_registry *r, struct pl_registry_model *m, const char *name, const char *path, bool replace,
+                              struct pl_registry_adapter **made, struct pl_err *err) PL_MUST_CHECK;
+/* How it went: what it became, NULL on failure (then nothing is left of it). */
+struct pl_registry_adapter *pl_registry_settle(struct pl_registry *r, struct pl_registry_model *m, const char *name, const char *path,
+                                               struct pl_registry_adapter *made, pl_status *st, struct pl_err *err);
+void pl_registry_show_adapter(const struct pl_registry *r, const struct pl_registry_adapter *a, void (*fn)(void *arg, const struct pl_model_info *m),
+                              void *arg);
+/* Every want is over. */
+void pl_registry_refuse_all(struct pl_registry *r);
 
 /* registry_load.c: the thread */
 void *pl_registry_main(void *registry);

@@ -40,8 +40,10 @@ pl_status pl_registry_want(struct pl_registry *r, struct pl_want *w, struct pl_e
 {
     pl_status st = PL_OK;
     w->next = NULL;
-    w->target = (struct pl_target){0};
+    if (w->load == NULL)
+        w->target = (struct pl_target){0};
     pthread_mutex_lock(&r->lock);
+    w->id = ++r->last_want;
     if (r->stopping)
         st = pl_fail(err, PL_ESTOPPED, "the server is shutting down");
     else if (r->n_wants >= (unsigned)r->server->config->queue_limit)
@@ -94,6 +96,14 @@ pl_status pl_registry_fetch(struct pl_registry *r, const char *name, struct pl_t
     return w.status;
 }
 
+void pl_registry_refuse_all(struct pl_registry *r)
+{
+    struct pl_err err = {0};
+    err.code = pl_fail(&err, PL_ESTOPPED, "the server is shutting down");
+    while (r->wants != NULL)
+        finish(r, r->wants, PL_ESTOPPED, &err);
+}
+
 /* All that wait for this model, or, with a name, for that. */
 static void fail_wants(struct pl_registry *r, const struct pl_registry_model *m, const char *name, pl_status st, const struct pl_err *err)
 {
@@ -101,6 +111,8 @@ static void fail_wants(struct pl_registry *r, const struct pl_registry_model *m,
         struct pl_registry_model *its;
         struct pl_registry_adapter *a;
         next = w->next;
+        if (w->load != NULL)
+            continue;
         if (name != NULL ? strcmp(name, w->name) == 0 : pl_registry_look(r, w->name, NULL, &its, &a) == PL_FOUND_OUT && its == m)
             finish(r, w, st, err);
     }
@@ -184,14 +196,19 @@ static void load(struct pl_registry *r, struct pl_registry_model *m)
     struct pl_instance *made = NULL;
     struct pl_err err = {0};
     const uint64_t began = pl_now_ns();
-    char *path = pl_xstrdup(m->path);
+    const bool unknown = m->context == 0; /* or the file was mended */
+    struct pl_registry_model now = {.path = pl_xstrdup(m->path)};
     m->state = PL_MODEL_LOADING;
     pthread_mutex_unlock(&r->lock);
-    pl_status st = open_instance(r, m, path, &made, &err);
+    pl_status st = open_instance(r, m, now.path, &made, &err);
+    if (st == PL_OK && unknown)
+        st = pl_registry_probe(&now, &err);
     pthread_mutex_lock(&r->lock);
-    free(path);
-    if (st == PL_OK && m->context == 0) /* the file was mended */
-        st = pl_registry_probe(m, &err);
+    free(now.path);
+    if (st == PL_OK && unknown) {
+        memcpy(m->base_id, now.base_id, sizeof m->base_id);
+        m->created = now.created;
+    }
     if (st == PL_OK) {
         m->instance = made;
         m->state = PL_MODEL_IN;
@@ -199,6 +216,7 @@ static void load(struct pl_registry *r, struct pl_registry_model *m)
         m->context = pl_engine_max_context(made->engine);
         m->n_loads++;
         pl_log_info("model %s is in memory after %.0f ms", m->name, (double)(m->used_ns - began) / 1e6);
+        pl_registry_tidy(r); /* it may have been deleted meanwhile */
         return;
     }
     m->instance = made; /* of a file that is being changed */
@@ -210,38 +228,76 @@ static void load(struct pl_registry *r, struct pl_registry_model *m)
     }
     pl_log_error("model %s cannot be served: %s", m->name, err.msg);
     fail_wants(r, m, NULL, st, &err);
+    pl_registry_tidy(r);
 }
 
-/* Of a job; it comes back when it is asked for. */
-static bool is_checkpoint(const struct pl_served *a)
+/* A place for one more; without one it says what to do. */
+static pl_status make_place(const struct pl_registry *r, struct pl_instance *m, struct pl_err *err)
 {
-    return strncmp(a->name, "ft:", 3) == 0 && strstr(a->name, ":ckpt-step-") != NULL;
+    if (pl_adapters_make_room(m->adapters))
+        return PL_OK;
+    return pl_fail(err, PL_EFULL, "%d adapters are in memory, as many as max-adapters allows, and none of them can leave now: try again later, unload one, or "
+                   "raise max-adapters", r->server->config->max_adapters);
 }
 
 static void load_adapter(struct pl_registry *r, struct pl_registry_model *m, const struct pl_registry_adapter *a)
 {
     char *name = pl_xstrdup(a->name), *path = pl_xstrdup(a->path);
-    struct pl_err err = {0};
+    const bool made = a->made;
+    struct pl_adapters *adapters = m->instance->adapters;
+    struct pl_err err = {0}, none;
     m->refs++;
     pthread_mutex_unlock(&r->lock);
-    pthread_mutex_lock(&r->reading);
-    struct pl_served *there = pl_adapters_find(m->instance->adapters, name); /* by an operator, meanwhile */
-    if (there == NULL && pl_adapters_full(m->instance->adapters) && pl_adapters_evict(m->instance->adapters, is_checkpoint))
-        pl_log_debug("a checkpoint has made room for %s", name);
-    const pl_status st = there != NULL ? PL_OK : pl_adapters_load(m->instance->adapters, name, path, false, &err);
-    pl_served_unref(there);
-    pthread_mutex_unlock(&r->reading);
+    pl_status st = make_place(r, m->instance, &err);
+    if (st == PL_OK)
+        st = pl_adapters_load(adapters, name, path, false, &err);
+    if (st == PL_OK && made)
+        pl_adapters_spare(adapters, name);
     pthread_mutex_lock(&r->lock);
     m->refs--;
     const struct pl_registry_adapter *now = pl_registry_adapter_of(r, name);
-    if (st == PL_OK && (now == NULL || now->model != m)) { /* removed meanwhile */
-        struct pl_err none;
-        (void)!pl_adapters_unload(m->instance->adapters, name, &none);
-    }
+    if (st == PL_OK && (now == NULL || now->model != m || strcmp(now->path, path) != 0)) /* removed meanwhile */
+        (void)!pl_adapters_unload(adapters, name, &none);
     if (st != PL_OK) {
         pl_log_warn("adapter %s cannot be served: %s", name, err.msg);
         fail_wants(r, NULL, name, st, &err);
     }
+    free(name);
+    free(path);
+}
+
+static struct pl_want *want_of(const struct pl_registry *r, uint64_t id)
+{
+    struct pl_want *w = r->wants;
+    while (w != NULL && w->id != id)
+        w = w->next;
+    return w;
+}
+
+/* An operator's adapter. Who asked for it may be gone before it is there. */
+static void load_wanted(struct pl_registry *r, struct pl_want *w)
+{
+    const uint64_t id = w->id;
+    const bool replace = w->load->replace;
+    char *name = pl_xstrdup(w->name), *path = pl_xstrdup(w->load->path);
+    struct pl_registry_model *m = w->target.model;
+    struct pl_registry_adapter *made;
+    struct pl_err err = {0};
+    pl_status st = pl_registry_reserve(r, m, name, path, replace, &made, &err);
+    if (st == PL_OK) {
+        m->refs++;
+        pthread_mutex_unlock(&r->lock);
+        (void)!pl_adapters_make_room(m->instance->adapters); /* without it loading says so */
+        st = pl_adapters_load(m->instance->adapters, name, path, replace, &err);
+        pthread_mutex_lock(&r->lock);
+        const struct pl_registry_adapter *a = pl_registry_settle(r, m, name, path, made, &st, &err);
+        m->refs--;
+        if (a != NULL && (w = want_of(r, id)) != NULL)
+            pl_registry_show_adapter(r, a, w->load->show, w->load->arg);
+        pl_registry_tidy(r);
+    }
+    if ((w = want_of(r, id)) != NULL)
+        finish(r, w, st, &err);
     free(name);
     free(path);
 }
@@ -253,6 +309,10 @@ static bool serve_one(struct pl_registry *r)
         struct pl_registry_model *m;
         struct pl_registry_adapter *a;
         struct pl_err err = {0};
+        if (w->load != NULL) {
+            load_wanted(r, w);
+            return true;
+        }
         switch (pl_registry_look(r, w->name, &w->target, &m, &a)) {
         case PL_FOUND: finish(r, w, PL_OK, NULL); return true;
         case PL_FOUND_NOT:
@@ -275,13 +335,18 @@ static bool serve_one(struct pl_registry *r)
 
 /* ---- the first model ----------------------------------------------------------------------------------------------- */
 
-/* Those of the configuration; a fault of one of them is the configuration's. */
-static pl_status load_first_adapters(struct pl_registry *r, struct pl_registry_model *first, struct pl_err *err)
+/* Those of the configuration, which come before all others; a fault of one of them is the configuration's. */
+static pl_status load_first_adapters(struct pl_registry *r, struct pl_instance *first, struct pl_err *err)
 {
     pl_status st = PL_OK;
-    for (const struct pl_registry_adapter *a = r->adapters; a != NULL && st == PL_OK; a = a->next) {
+    for (size_t i = 0; i < r->server->config->adapter.n && st == PL_OK; i++) {
         struct pl_err cause = {0};
-        if (a->model == first && pl_adapters_load(first->instance->adapters, a->name, a->path, false, &cause) != PL_OK)
+        pthread_mutex_lock(&r->lock);
+        const struct pl_registry_adapter *a = r->adapters;
+        for (size_t k = 0; k < i; k++)
+            a = a->next;
+        pthread_mutex_unlock(&r->lock); /* until the model is there, none of them goes */
+        if (a->model->first && pl_adapters_load(first->adapters, a->name, a->path, false, &cause) != PL_OK)
             st = pl_fail_param(err, PL_EINVAL, "adapter", "adapter %.100s=%.100s: %.250s", a->name, a->path, cause.msg);
     }
     return st;
@@ -290,11 +355,13 @@ static pl_status load_first_adapters(struct pl_registry *r, struct pl_registry_m
 static void load_first(struct pl_registry *r)
 {
     struct pl_registry_model *m = r->models;
+    struct pl_instance *made = NULL;
     struct pl_err err = {0};
-    pl_status st = open_instance(r, m, m->path, &m->instance, &err);
+    pl_status st = open_instance(r, m, m->path, &made, &err);
     if (st == PL_OK)
-        st = load_first_adapters(r, m, &err);
+        st = load_first_adapters(r, made, &err);
     pthread_mutex_lock(&r->lock);
+    m->instance = made;
     if (st == PL_OK) {
         m->state = PL_MODEL_IN;
         m->context = pl_engine_max_context(m->instance->engine);
@@ -336,10 +403,6 @@ void *pl_registry_main(void *registry)
     while (!r->stopping)
         if (!sweep(r) && !serve_one(r) && !sweep(r)) /* serving may tell a model to leave */
             wait_for_work(r);
-    struct pl_err err = {0};
-    err.code = pl_fail(&err, PL_ESTOPPED, "the server is shutting down");
-    while (r->wants != NULL)
-        finish(r, r->wants, PL_ESTOPPED, &err);
     pthread_mutex_unlock(&r->lock);
     return NULL;
 }

@@ -373,7 +373,7 @@ pl_status pl_gguf_open(struct pl_gguf **out, const char *path, struct pl_err *er
     else if (info.st_size == 0)
         st = pl_fail(err, PL_EFORMAT, "%s is empty", path);
     else if ((data = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_PRIVATE, fd, 0)) == MAP_FAILED)
-        st = pl_fail(err, PL_EIO, "cannot map %s: %s", path, strerror(errno));
+        st = pl_fail(err, pl_status_of_errno(errno), "cannot map %s: %s", path, strerror(errno));
     close(fd);
     if (st != PL_OK)
         return st;

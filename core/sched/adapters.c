@@ -151,7 +151,7 @@ static bool leave_if_unused(struct pl_served *a)
 
 /* ---- loading ------------------------------------------------------------------------------------------------------- */
 
-static pl_status check_name(const struct pl_adapters *as, const char *name, struct pl_err *err)
+pl_status pl_adapters_check_name(const char *name, struct pl_err *err)
 {
     const size_t n = strlen(name);
     bool plain = true;
@@ -160,8 +160,6 @@ static pl_status check_name(const struct pl_adapters *as, const char *name, stru
     if (n == 0 || n > PL_ADAPTER_NAME_MAX || !plain || !pl_utf8_valid(name, n))
         return pl_fail_param(err, PL_EINVAL, "lora_name", "an adapter's name has 1 to %d bytes of UTF-8 without control characters",
                              PL_ADAPTER_NAME_MAX);
-    if (strcmp(name, as->base_name) == 0)
-        return pl_fail_param(err, PL_EINVAL, "lora_name", "'%.200s' is the base model's name: give the adapter another one", name);
     return PL_OK;
 }
 
@@ -248,7 +246,9 @@ static pl_status add_to_engine(struct pl_adapters *as, struct pl_served *a, stru
 pl_status pl_adapters_load(struct pl_adapters *as, const char *name, const char *path, bool replace, struct pl_err *err)
 {
     struct pl_served *a = NULL;
-    pl_status rc = check_name(as, name, err);
+    pl_status rc = pl_adapters_check_name(name, err);
+    if (rc == PL_OK && strcmp(name, as->base_name) == 0)
+        rc = pl_fail_param(err, PL_EINVAL, "lora_name", "'%.200s' is the base model's name: give the adapter another one", name);
     if (rc == PL_OK)
         rc = reserve(as, name, path, replace, &a, err);
     if (rc != PL_OK)
@@ -312,12 +312,13 @@ void pl_served_unref(struct pl_served *a)
     pthread_mutex_unlock(&as->lock);
 }
 
-bool pl_adapters_full(struct pl_adapters *as)
+void pl_adapters_spare(struct pl_adapters *as, const char *name)
 {
     pthread_mutex_lock(&as->lock);
-    const bool full = free_slot(as) == 0;
+    struct pl_served *a = find(as, name, PL_SERVED_LISTED);
+    if (a != NULL)
+        a->spare = true;
     pthread_mutex_unlock(&as->lock);
-    return full;
 }
 
 static bool is_in(const struct pl_adapters *as, uint64_t id)
@@ -328,24 +329,30 @@ static bool is_in(const struct pl_adapters *as, uint64_t id)
     return a != NULL;
 }
 
-bool pl_adapters_evict(struct pl_adapters *as, bool (*may)(const struct pl_served *a))
+static struct pl_served *longest_unused(const struct pl_adapters *as)
 {
-    const uint64_t now = pl_now_ns();
     struct pl_served *oldest = NULL;
-    pthread_mutex_lock(&as->lock);
     for (struct pl_served *a = as->list; a != NULL; a = a->next)
-        if (a->state == PL_SERVED_LISTED && a->refs == 0 && (oldest == NULL || a->found_ns < oldest->found_ns) && may(a))
+        if (a->state == PL_SERVED_LISTED && a->spare && a->refs == 0 && (oldest == NULL || a->found_ns < oldest->found_ns))
             oldest = a;
-    if (oldest != NULL) {
-        const uint64_t id = oldest->id;
-        pl_log_info("adapter %s is unloaded: nobody has asked for it for %.0f s", oldest->name, (double)(now - oldest->found_ns) * 1e-9);
-        oldest->state = PL_SERVED_LEAVING;
-        const bool leaves = leave_if_unused(oldest);
+    return oldest;
+}
+
+bool pl_adapters_make_room(struct pl_adapters *as)
+{
+    pthread_mutex_lock(&as->lock);
+    struct pl_served *a = free_slot(as) == 0 ? longest_unused(as) : NULL;
+    if (a != NULL) {
+        const uint64_t id = a->id;
+        pl_log_info("adapter %s makes room: nobody has asked for it for %.0f s", a->name, (double)(pl_now_ns() - a->found_ns) * 1e-9);
+        a->state = PL_SERVED_LEAVING;
+        const bool leaves = leave_if_unused(a);
         while (leaves && is_in(as, id) && as->engine != NULL)
             pthread_cond_wait(&as->added, &as->lock);
     }
+    const bool room = free_slot(as) != 0;
     pthread_mutex_unlock(&as->lock);
-    return oldest != NULL;
+    return room;
 }
 
 void pl_adapters_each(struct pl_adapters *as, bool all, void (*fn)(void *arg, struct pl_served *a), void *arg)

@@ -43,6 +43,7 @@ struct pl_served {
     uint32_t refs;           /* of requests; under the owner's lock, like what follows */
     uint64_t found_ns;       /* when it was found last */
     enum { PL_SERVED_LOADING, PL_SERVED_LISTED, PL_SERVED_LEAVING } state;
+    bool spare; /* pl_adapters_spare */
     bool added; /* the engine's thread is done with it */
     pl_status add_status;
     struct pl_err add_err;
@@ -57,6 +58,8 @@ void pl_adapters_stop(struct pl_adapters *as);
 /* No request is left, and the engine is gone. */
 void pl_adapters_free(struct pl_adapters *as);
 
+/* PL_EINVAL (param lora_name): no adapter can have that name. */
+pl_status pl_adapters_check_name(const char *name, struct pl_err *err) PL_MUST_CHECK;
 /* path: as pl_adapter_read. replace: an adapter of that name gives the name up to the new one, once that is ready. */
 pl_status pl_adapters_load(struct pl_adapters *as, const char *name, const char *path, bool replace, struct pl_err *err) PL_MUST_CHECK;
 pl_status pl_adapters_unload(struct pl_adapters *as, const char *name, struct pl_err *err) PL_MUST_CHECK;
@@ -64,11 +67,11 @@ pl_status pl_adapters_unload(struct pl_adapters *as, const char *name, struct pl
 /* With a reference; NULL when no adapter of that name is listed. */
 struct pl_served *pl_adapters_find(struct pl_adapters *as, const char *name);
 void pl_served_unref(struct pl_served *a); /* NULL is nothing */
-/* No further one can be loaded now. */
-bool pl_adapters_full(struct pl_adapters *as);
-/* Unloads, of those that may go and that no request uses, the one that was found longest ago, and waits until its slot is free. False: there is
- * none. may is called under the lock. */
-bool pl_adapters_evict(struct pl_adapters *as, bool (*may)(const struct pl_served *a));
+/* The listed adapter of that name may leave when others need its place: it can be loaded again at any time. */
+void pl_adapters_spare(struct pl_adapters *as, const char *name);
+/* Whether a further one can be loaded now. When there is no place, the spare one goes for it that no request uses and that was found longest ago:
+ * waits until its slot is free. */
+bool pl_adapters_make_room(struct pl_adapters *as);
 /* Calls fn for each entry that is listed (or, with all, leaving), oldest first, under the lock: fn must not call back. */
 void pl_adapters_each(struct pl_adapters *as, bool all, void (*fn)(void *arg, struct pl_served *a), void *arg);
 

@@ -27,6 +27,8 @@ struct pl_lora_set;
 struct pl_served;
 struct pl_pool;
 
+enum { PL_ENGINE_MIN_PAGES = 2 /* of the cache */ };
+
 struct pl_engine_opts {
     uint32_t max_sequences; /* running at once */
     uint32_t batch_tokens;  /* per iteration */

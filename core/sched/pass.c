@@ -265,6 +265,15 @@ static void learn_cost(struct pl_engine *e, uint32_t n_seqs, uint32_t n_tokens, 
     pl_draft_cost_learn(&e->cost, n_seqs, n_tokens - n_seqs, ns);
 }
 
+/* There is no memory for what the pass needs beside its cache; nothing else is wrong with the device. */
+static void refuse_pass(struct pl_engine *e, uint32_t n_seqs)
+{
+    pl_log_warn("no memory for a pass of %u sequences: they end; lower --batch-tokens, --cuda-memory-percent or --kv-cache-mb", n_seqs);
+    for (uint32_t i = 0; i < n_seqs; i++)
+        if (e->step.seqs[i] != NULL)
+            pl_engine_fail_job(e, e->step.seqs[i]->job, PL_ENOMEM, "there is no memory for this batch now; try again later");
+}
+
 void pl_engine_run(struct pl_engine *e, uint32_t n_seqs)
 {
     struct pl_batch b;
@@ -278,7 +287,10 @@ void pl_engine_run(struct pl_engine *e, uint32_t n_seqs)
         st = e->runner.forward(e->runner.self, &b, &logits);
     if (st != PL_OK) {
         pl_pool_turn_end(e->opts.pool);
-        pl_engine_lose(e, st);
+        if (st == PL_ENOMEM)
+            refuse_pass(e, n_seqs);
+        else
+            pl_engine_lose(e, st);
         return;
     }
     learn_cost(e, n_seqs, b.n_tokens, pl_now_ns() - began);

@@ -136,7 +136,7 @@ static pl_status pages_on_device(const struct pl_engine_opts *o, struct pl_devic
     if (*n < pages_of(o->max_context))
         pl_log_warn("%s has room for %llu tokens of KV cache, less than one context of %u: lower --context, take --kv-type q8_0 or raise --cuda-memory-percent",
                     dev->ops->name, (unsigned long long)*n * PL_KV_PAGE, o->max_context);
-    if (*n >= 2)
+    if (*n >= PL_ENGINE_MIN_PAGES)
         return PL_OK;
     return pl_fail_param(err, PL_EINVAL, "cuda-memory-percent",
                          "%s has %llu of %llu MiB left for the KV cache after the weights, too little: take a smaller model or a more quantized file, "
@@ -176,9 +176,9 @@ pl_status pl_engine_new_ranks(struct pl_engine **out, const struct pl_engine_opt
     }
     if (o.n_pages == 0 && o.max_pages > 0 && wanted > o.max_pages)
         wanted = o.max_pages;
-    if (wanted < 2 || wanted > INT32_MAX / PL_KV_PAGE)
-        return pl_fail_param(err, PL_EINVAL, "kv-cache-mb", "the KV cache would have %llu pages of %llu bytes; 2 to %d are possible",
-                             (unsigned long long)wanted, (unsigned long long)page_bytes, (int)(INT32_MAX / PL_KV_PAGE));
+    if (wanted < PL_ENGINE_MIN_PAGES || wanted > INT32_MAX / PL_KV_PAGE)
+        return pl_fail_param(err, PL_EINVAL, "kv-cache-mb", "the KV cache would have %llu pages of %llu bytes; %d to %d are possible",
+                             (unsigned long long)wanted, (unsigned long long)page_bytes, PL_ENGINE_MIN_PAGES, (int)(INT32_MAX / PL_KV_PAGE));
     o.n_pages = (uint32_t)wanted;
     struct model_runner *r = calloc(1, sizeof *r);
     if (r == NULL)

@@ -170,6 +170,7 @@ struct learner {
     struct pl_bpe *bpe;
     uint32_t n_special, n_vocab;
     uint64_t min_count;
+    const atomic_bool *stop;
     int32_t *cells;
     uint32_t *fragment_of; /* of each cell */
     uint16_t *width;       /* bytes of each token */
@@ -183,6 +184,11 @@ struct learner {
     struct pair *fresh;
     uint32_t n_fresh, cap_fresh;
 };
+
+static bool stopped(const struct learner *l)
+{
+    return l->stop != NULL && atomic_load_explicit(l->stop, memory_order_relaxed);
+}
 
 static uint32_t hash_pair(int32_t left, int32_t right)
 {
@@ -344,7 +350,7 @@ static bool join(struct learner *l, int32_t left, int32_t right, const uint32_t 
 {
     int32_t *cells = l->cells;
     bool ok = true;
-    for (uint32_t i = 0; i < n && ok; i++) {
+    for (uint32_t i = 0; i < n && ok && !stopped(l); i++) {
         const uint32_t a = at[i], b = a + l->width[left];
         if (cells[a] != left || cells[b] != right)
             continue; /* one of the two was joined meanwhile */
@@ -385,7 +391,7 @@ static bool learn_all(struct learner *l)
 {
     struct pl_bpe *bpe = l->bpe;
     bool ok = true;
-    while (ok && pl_bpe_n_tokens(bpe) < l->n_vocab && l->n_heap > 0) {
+    while (ok && pl_bpe_n_tokens(bpe) < l->n_vocab && l->n_heap > 0 && !stopped(l)) {
         const struct candidate c = heap_pop(l);
         struct pair x = l->pairs.all[c.pair];
         if (x.count >= l->min_count && x.count < c.count) {
@@ -432,7 +438,7 @@ static bool begin(struct learner *l)
         l->width[l->n_special + i] = 1;
     for (uint32_t i = 0; i < t->n_text; i++)
         l->cells[i] = BORDER;
-    for (uint32_t k = 0; k < t->n && ok; k++) {
+    for (uint32_t k = 0; k < t->n && ok && !stopped(l); k++) {
         const struct fragment *f = &t->fragments[k];
         for (uint32_t i = 0; i < f->n && ok; i++) {
             const int32_t id = id_of[(unsigned char)t->text[f->at + i]];
@@ -501,10 +507,17 @@ static void learner_fini(struct learner *l)
     free(l->fresh);
 }
 
-pl_status pl_tok_trainer_learn(struct pl_bpe *out, const struct pl_tok_trainer *t, uint32_t n_special, uint32_t n_vocab, uint64_t min_count,
-                               struct pl_err *err)
+uint64_t pl_tok_trainer_memory(const struct pl_tok_trainer *t)
 {
-    struct learner l = {.t = t, .bpe = out, .n_special = n_special, .n_vocab = n_vocab, .min_count = min_count > 0 ? min_count : 1, .made = -1};
+    enum { PER_BYTE = 40 /* of text: cell, fragment, and its places in the lists of pairs, which are doubled as they grow */ };
+    return (uint64_t)t->n_text * PER_BYTE;
+}
+
+pl_status pl_tok_trainer_learn(struct pl_bpe *out, const struct pl_tok_trainer *t, uint32_t n_special, uint32_t n_vocab, uint64_t min_count,
+                               const atomic_bool *stop, struct pl_err *err)
+{
+    struct learner l = {.t = t, .bpe = out, .n_special = n_special, .n_vocab = n_vocab, .min_count = min_count > 0 ? min_count : 1, .stop = stop,
+                        .made = -1};
     const size_t most = n_vocab > n_special + PL_BPE_BYTES ? n_vocab : n_special + PL_BPE_BYTES;
     *out = (struct pl_bpe){.n_special = n_special, .merges = malloc(most * sizeof *out->merges)};
     l.cells = malloc(t->n_text * sizeof *l.cells);
@@ -515,9 +528,11 @@ pl_status pl_tok_trainer_learn(struct pl_bpe *out, const struct pl_tok_trainer *
     bool ok = out->merges != NULL && l.cells != NULL && l.fragment_of != NULL && l.width != NULL && l.with_left != NULL && l.with_right != NULL;
     ok = ok && grow_pairs(&l.pairs) && begin(&l) && learn_all(&l) && write_bytes(out, l.width);
     learner_fini(&l);
-    if (ok)
+    if (ok && !stopped(&l))
         return PL_OK;
     pl_bpe_fini(out);
+    if (stopped(&l))
+        return pl_fail(err, PL_ESTOPPED, "learning the vocabulary was stopped");
     return pl_fail(err, PL_ENOMEM, "no memory to learn a vocabulary from %u bytes of distinct fragments", t->n_text);
 }
 

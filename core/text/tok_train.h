@@ -4,11 +4,12 @@
  * The text is counted first, as distinct fragments of the pre-tokenizer; learning looks at these alone. Of each step's most
  * frequent pairs the one with the smallest ids is joined.
  * Thread: one.  Owns: what it has counted; a struct pl_bpe its arrays, until fini.
- * Fails: PL_ENOMEM, PL_ENOTSUP (a pre-tokenizer that is not known); add PL_EFULL, see there.
+ * Fails: PL_ENOMEM, PL_ENOTSUP (a pre-tokenizer that is not known), PL_ESTOPPED; add PL_EFULL, see there.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef PL_TEXT_TOK_TRAIN_H
 #define PL_TEXT_TOK_TRAIN_H
 
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -17,7 +18,7 @@
 enum {
     PL_BPE_BYTES = 256,
     PL_BPE_MAX_TOKEN = 256,      /* bytes of a token; a pair that would be longer is never joined */
-    PL_BPE_MAX_TEXT = 32 << 20,  /* bytes of distinct fragments that are kept; learning takes up to about 40 times as much memory */
+    PL_BPE_MAX_TEXT = 32 << 20,  /* bytes of distinct fragments that are kept */
 };
 
 /* Ids: n_special control tokens, the bytes in the order of GPT-2's alphabet, then a token for each merge, in order. */
@@ -37,9 +38,12 @@ void pl_tok_trainer_free(struct pl_tok_trainer *t);
 /* Counts a text. PL_EFULL: there are more distinct fragments than are kept; this text was not counted to its end, and no
  * further one is. */
 pl_status pl_tok_trainer_add(struct pl_tok_trainer *t, const char *s, size_t n) PL_MUST_CHECK;
-/* Joins pairs until there are n_vocab tokens, or none is left that stands min_count times. */
+/* Bytes that learning takes beside what was counted, about, at most. */
+uint64_t pl_tok_trainer_memory(const struct pl_tok_trainer *t);
+/* Joins pairs until there are n_vocab tokens, or none is left that stands min_count times. stop: borrowed, NULL = never; when it is set,
+ * PL_ESTOPPED within a moment. */
 pl_status pl_tok_trainer_learn(struct pl_bpe *out, const struct pl_tok_trainer *t, uint32_t n_special, uint32_t n_vocab, uint64_t min_count,
-                               struct pl_err *err) PL_MUST_CHECK;
+                               const atomic_bool *stop, struct pl_err *err) PL_MUST_CHECK;
 void pl_bpe_fini(struct pl_bpe *b);
 
 static inline uint32_t pl_bpe_n_tokens(const struct pl_bpe *b)

@@ -42,13 +42,20 @@ static uint64_t memory(const struct pl_train_plan *p, const struct pl_train_base
     return weights + 16 * p->n_trained_params + 4 * (tokens * layers + 2 * logits) + (p->training.n_tokens + p->validation.n_tokens) * 5;
 }
 
-/* Makes the model that the shape describes; what is automatic in it is said from here on. */
-static pl_status open_scratch(struct pl_train_plan *p, struct pl_train_spec *asked, const char *training, const char *base, uint64_t available,
-                              struct pl_err *err)
+struct pl_train_base pl_train_base_of(const struct pl_model_file *f, const char *path)
 {
-    const pl_status st = pl_scratch_open(&p->scratch, asked, training, base, available, &p->training, err);
+    return (struct pl_train_base){.path = path, .tok = f->tok, .chat = f->chat, .spec = &f->spec, .n_ctx = f->spec.n_ctx, .n_params = f->n_params,
+                                  .n_file = f->n_bytes};
+}
+
+/* Makes the model that the shape describes; what is automatic in it is said from here on. */
+static pl_status open_scratch(struct pl_train_plan *p, struct pl_train_spec *asked, const char *training, uint64_t available, struct pl_err *err)
+{
+    const struct pl_scratch_source from = {.training = training, .base = p->base.path, .kept = p->base.kept, .memory = available,
+                                           .stop = p->base.stop};
+    const pl_status st = pl_scratch_open(&p->scratch, asked, &from, &p->training, err);
     p->spec = *asked;
-    p->base = (struct pl_train_base){.path = base, .tok = p->scratch.tok, .chat = p->scratch.chat, .spec = &p->scratch.model,
+    p->base = (struct pl_train_base){.path = from.base, .stop = from.stop, .tok = p->scratch.tok, .chat = p->scratch.chat, .spec = &p->scratch.model,
                                      .n_ctx = p->scratch.model.n_ctx, .n_params = p->scratch.n_params};
     return st;
 }
@@ -103,7 +110,7 @@ pl_status pl_train_plan(struct pl_train_plan *p, const struct pl_train_spec *ask
 {
     struct pl_train_spec spec = *asked;
     *p = (struct pl_train_plan){.spec = spec, .base = *base};
-    pl_status st = spec.scratch ? open_scratch(p, &spec, training, base->path, available, err) : PL_OK;
+    pl_status st = spec.scratch ? open_scratch(p, &spec, training, available, err) : PL_OK;
     if (st == PL_OK)
         st = check_files(p, &spec, training, validation, n_threads, err);
     if (st != PL_OK)

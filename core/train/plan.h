@@ -5,6 +5,7 @@
 #ifndef PL_TRAIN_PLAN_H
 #define PL_TRAIN_PLAN_H
 
+#include "core/text/model_file.h"
 #include "core/train/dataset.h"
 #include "core/train/scratch.h"
 #include "core/train/spec.h"
@@ -18,6 +19,7 @@ struct pl_train_base {
     uint32_t n_ctx;
     uint64_t n_params, n_file; /* parameters; bytes of the model's file */
     const atomic_bool *stop; /* as in pl_data_opts */
+    const char *kept;        /* as in pl_scratch_source */
 };
 
 struct pl_train_plan {
@@ -32,6 +34,8 @@ struct pl_train_plan {
     double flops;             /* of all products, about */
 };
 
+/* Of a model that is there. Borrows both. */
+struct pl_train_base pl_train_base_of(const struct pl_model_file *f, const char *path);
 /* asked: as read from the request. validation: path or NULL. available: bytes of memory that the job may take, 0 = not known; a model from
  * nothing that needs more is refused. The reports are filled in on failure too: fini in either case. */
 pl_status pl_train_plan(struct pl_train_plan *p, const struct pl_train_spec *asked, const char *training, const char *validation,

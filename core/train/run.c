@@ -15,7 +15,6 @@
 #include "core/base/machine.h"
 #include "core/base/mem.h"
 #include "core/base/pool.h"
-#include "core/train/base.h"
 #include "core/train/checkpoint.h"
 #include "core/train/evaluate.h"
 #include "core/train/job.h"
@@ -37,7 +36,7 @@ struct run {
     struct pl_train_job job;
     char base_id[PL_SHA256_HEX];
     char base[PATH_MAX]; /* the model's file: the job's, or made by this worker */
-    struct pl_train_model model;
+    struct pl_model_file model;
     struct pl_pool *pool;
     struct pl_device *dev;
     struct pl_net *net;
@@ -70,9 +69,9 @@ static pl_status open_folder(struct run *r)
 /* Values for whatever is still "auto": a job folder that somebody wrote by hand. */
 static pl_status resolve(struct run *r, struct pl_train_plan *plan)
 {
-    struct pl_train_base base = {.path = r->job.base};
+    struct pl_train_base base = {.path = r->job.base, .kept = r->folder};
     if (!r->job.spec.scratch)
-        base = pl_train_model_base(&r->model, r->base);
+        base = pl_train_base_of(&r->model, r->base);
     const pl_status rc = pl_train_plan(plan, &r->job.spec, r->job.training_file, r->job.validation_file, &base, pl_pool_cpus(), pl_machine_memory(), r->err);
     if (rc == PL_OK)
         r->job.spec = plan->spec;
@@ -89,8 +88,10 @@ static pl_status make_base(struct run *r)
     if (rc == PL_OK)
         rc = pl_scratch_origin(s, r->job.training_file, r->job.base, origin, r->err);
     if (rc == PL_OK && !pl_scratch_is(r->base, origin)) {
+        const struct pl_scratch_source from = {.training = r->job.training_file, .base = r->job.base, .kept = r->folder,
+                                               .memory = pl_machine_memory()};
         if (plan.scratch.tok == NULL)
-            rc = pl_scratch_open(&plan.scratch, s, r->job.training_file, r->job.base, pl_machine_memory(), &plan.training, r->err);
+            rc = pl_scratch_open(&plan.scratch, s, &from, &plan.training, r->err);
         if (rc == PL_OK)
             rc = pl_scratch_write(&plan.scratch, r->base, s->seed, origin, r->err);
     }
@@ -115,7 +116,7 @@ static pl_status open_base(struct run *r)
             rc = pl_train_base_id(r->base, r->base_id, r->err);
     }
     if (rc == PL_OK)
-        rc = pl_train_model_open(&r->model, r->base, r->job.chat_template, r->err);
+        rc = pl_model_file_open(&r->model, r->base, r->job.chat_template, "chat_template", r->err);
     if (rc == PL_OK && r->job.spec.automatic != 0) {
         rc = resolve(r, &plan);
         pl_train_plan_fini(&plan);
@@ -286,7 +287,7 @@ static void close_all(struct run *r)
     pl_dataset_free(r->training);
     pl_dataset_free(r->validation);
     close_net(r);
-    pl_train_model_close(&r->model);
+    pl_model_file_close(&r->model);
     pl_train_job_fini(&r->job);
     if (r->lock >= 0)
         close(r->lock);

@@ -2,11 +2,13 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "core/train/scratch.h"
 
+#include <limits.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/base/machine.h"
 #include "core/base/mem.h"
 #include "core/model/weights.h"
 #include "core/text/tok.h"
@@ -16,6 +18,7 @@
 
 #define SHAPE "method.pretrain.shape"
 #define ORIGIN "parley.origin"
+#define KEPT "%s/" PL_SCRATCH_TOKENIZER
 
 static const double DEVIATION = 0.02, TWO_PI = 6.283185307179586;
 enum { MIN_COUNT = 2 /* a pair that stands once teaches nothing */ };
@@ -234,20 +237,34 @@ static pl_status take_text(void *arg, const char *s, size_t n)
     return r->full ? PL_OK : st;
 }
 
-static pl_status read_texts(struct reader *reader, const struct pl_train_spec *s, const char *training, struct pl_data_report *r, struct pl_err *err)
+static pl_status read_texts(struct reader *reader, const struct pl_train_spec *s, const struct pl_scratch_source *from, struct pl_data_report *r,
+                            struct pl_err *err)
 {
-    const struct pl_data_opts o = {.text = take_text, .text_arg = reader, .method = s->method, .min_examples = PL_DATA_MIN_EXAMPLES};
-    const pl_status st = pl_data_scan(training, &o, NULL, NULL, r, err);
+    const struct pl_data_opts o = {.text = take_text, .text_arg = reader, .method = s->method, .min_examples = PL_DATA_MIN_EXAMPLES, .stop = from->stop};
+    const pl_status st = pl_data_scan(from->training, &o, NULL, NULL, r, err);
     if (st != PL_OK && err != NULL)
         strcpy(err->param, "training_file");
     return st;
 }
 
+/* The system would rather end the process than refuse memory, so that it is asked first. */
+static pl_status check_learning(const struct reader *reader, uint64_t memory, struct pl_err *err)
+{
+    const uint64_t need = pl_tok_trainer_memory(reader->trainer), there = pl_machine_memory(), most = memory > 0 && memory < there ? memory : there;
+    if (need <= most)
+        return PL_OK;
+    return pl_fail(err, PL_ENOMEM, "to learn a tokenizer from this text takes up to %llu MiB of memory, but %llu MiB are there: try again when more is free, "
+                   "give less text, or take tokenizer \"base\"", (unsigned long long)(need >> 20) + 1, (unsigned long long)(most >> 20));
+}
+
 /* asked: vocab_size was given, and is a promise. */
-static pl_status learn(struct pl_scratch *x, struct pl_train_spec *s, const struct reader *reader, bool asked, struct pl_err *err)
+static pl_status learn(struct pl_scratch *x, struct pl_train_spec *s, const struct reader *reader, bool asked, const struct pl_scratch_source *from,
+                       struct pl_err *err)
 {
     struct pl_bpe b;
-    pl_status st = pl_tok_trainer_learn(&b, reader->trainer, pl_train_shape_specials(s), s->shape_vocab, MIN_COUNT, err);
+    pl_status st = check_learning(reader, from->memory, err);
+    if (st == PL_OK)
+        st = pl_tok_trainer_learn(&b, reader->trainer, pl_train_shape_specials(s), s->shape_vocab, MIN_COUNT, from->stop, err);
     if (st != PL_OK)
         return st;
     const uint32_t n = pl_bpe_n_tokens(&b);
@@ -271,37 +288,88 @@ static pl_status check_memory(const struct pl_train_spec *s, uint64_t memory, st
                          "lower layers, width, ff or vocab_size", (unsigned long long)params, (double)params * 16 / (1 << 30), (double)memory / (1 << 30));
 }
 
+/* What a learned tokenizer depends on. */
+static pl_status tokenizer_origin(const struct pl_train_spec *s, const char *training, char hex[PL_SHA256_HEX], struct pl_err *err)
+{
+    const uint32_t numbers[] = {pl_train_shape_specials(s), s->shape_vocab, MIN_COUNT};
+    char id[PL_SHA256_HEX];
+    struct pl_sha256 h;
+    const pl_status st = pl_train_base_id(training, id, err);
+    if (st != PL_OK)
+        return st;
+    pl_sha256_init(&h);
+    pl_sha256_add(&h, numbers, sizeof numbers);
+    pl_sha256_add(&h, id, strlen(id));
+    pl_sha256_hex(&h, hex);
+    return PL_OK;
+}
+
+pl_status pl_scratch_keep(const struct pl_scratch *x, const struct pl_train_spec *s, const char *training, const char *folder, struct pl_err *err)
+{
+    char origin[PL_SHA256_HEX], path[PATH_MAX];
+    struct pl_gguf_out o;
+    if (x->tokenizer_bytes == 0)
+        return PL_OK;
+    pl_status st = tokenizer_origin(s, training, origin, err);
+    snprintf(path, sizeof path, KEPT, folder);
+    pl_gguf_out_init(&o);
+    pl_gguf_out_keys_of(&o, x->gguf, "tokenizer.", "tokenizer.chat_template");
+    pl_gguf_out_str(&o, ORIGIN, origin, strlen(origin));
+    if (st == PL_OK)
+        st = pl_gguf_out_write(&o, path, NULL, NULL, err);
+    pl_gguf_out_fini(&o);
+    return st;
+}
+
+static bool take_kept(struct pl_scratch *x, const struct pl_train_spec *s, const struct pl_scratch_source *from)
+{
+    char origin[PL_SHA256_HEX], path[PATH_MAX];
+    struct pl_gguf *kept;
+    snprintf(path, sizeof path, KEPT, from->kept != NULL ? from->kept : "");
+    if (from->kept == NULL || s->shape_tokenizer != PL_SHAPE_BPE || tokenizer_origin(s, from->training, origin, NULL) != PL_OK ||
+        !pl_scratch_is(path, origin) || pl_gguf_open(&kept, path, NULL) != PL_OK)
+        return false;
+    pl_gguf_out_keys_of(&x->out, kept, "tokenizer.", "tokenizer.chat_template");
+    pl_gguf_close(kept);
+    return true;
+}
+
+static pl_status take_base(struct pl_scratch *x, struct pl_train_spec *s, const struct pl_gguf *base, uint32_t asked, struct pl_err *err)
+{
+    uint64_t n = 0;
+    (void)pl_gguf_array_len(base, "tokenizer.ggml.tokens", &n);
+    s->shape_vocab = (uint32_t)n;
+    pl_gguf_out_keys_of(&x->out, base, "tokenizer.", "tokenizer.chat_template");
+    if (asked == 0 || asked == n)
+        return PL_OK;
+    return pl_fail_param(err, PL_EINVAL, SHAPE ".vocab_size", "'vocab_size' is %u, but the base's tokenizer has %llu tokens: leave it out, or take "
+                         "tokenizer \"bpe\"", asked, (unsigned long long)n);
+}
+
 /* Gives the shape its values, and puts the tokenizer's keys. */
-static pl_status make_tokenizer(struct pl_scratch *x, struct pl_train_spec *s, const char *training, const struct pl_gguf *base, uint64_t memory,
+static pl_status make_tokenizer(struct pl_scratch *x, struct pl_train_spec *s, const struct pl_scratch_source *from, const struct pl_gguf *base,
                                 struct pl_data_report *r, struct pl_err *err)
 {
     struct reader reader = {0};
     struct pl_train_facts f = {0};
     struct pl_train_spec early = *s;
+    const uint32_t asked = s->shape_vocab;                   /* 0 = auto */
     pl_status st = pl_train_shape_resolve(&early, &f, err); /* what is wrong or too large without the file is said without it */
     if (st == PL_OK)
-        st = check_memory(&early, memory, err);
+        st = check_memory(&early, from->memory, err);
+    if (st == PL_OK && asked > 0 && take_kept(x, s, from))
+        return pl_train_shape_resolve(s, &f, err);
     if (st == PL_OK && s->shape_tokenizer == PL_SHAPE_BPE)
         st = pl_tok_trainer_new(&reader.trainer, "gpt-2", err);
     if (st == PL_OK)
-        st = read_texts(&reader, s, training, r, err);
+        st = read_texts(&reader, s, from, r, err);
     f.text_bytes = reader.n_bytes;
-    const uint32_t asked = s->shape_vocab; /* 0 = auto */
     if (st == PL_OK)
         st = pl_train_shape_resolve(s, &f, err);
-    if (st == PL_OK && reader.trainer != NULL)
-        st = learn(x, s, &reader, asked > 0, err);
-    if (st == PL_OK && reader.trainer == NULL) {
-        uint64_t n = 0;
-        (void)pl_gguf_array_len(base, "tokenizer.ggml.tokens", &n);
-        s->shape_vocab = (uint32_t)n;
-        if (asked > 0 && asked != n)
-            st = pl_fail_param(err, PL_EINVAL, SHAPE ".vocab_size", "'vocab_size' is %u, but the base's tokenizer has %llu tokens: leave it out, or take "
-                               "tokenizer \"bpe\"", asked, (unsigned long long)n);
-        pl_gguf_out_keys_of(&x->out, base, "tokenizer.", "tokenizer.chat_template");
-    }
+    if (st == PL_OK)
+        st = reader.trainer != NULL ? learn(x, s, &reader, asked > 0, from, err) : take_base(x, s, base, asked, err);
     pl_tok_trainer_free(reader.trainer);
-    return st == PL_OK ? check_memory(s, memory, err) : st;
+    return st == PL_OK ? check_memory(s, from->memory, err) : st;
 }
 
 /* ---- all of it ------------------------------------------------------------------------------------------------------ */
@@ -339,26 +407,26 @@ static pl_status open_keys(struct pl_scratch *x, const struct pl_train_spec *s, 
     return PL_OK;
 }
 
-pl_status pl_scratch_open(struct pl_scratch *x, struct pl_train_spec *s, const char *training, const char *base, uint64_t memory,
-                          struct pl_data_report *r, struct pl_err *err)
+pl_status pl_scratch_open(struct pl_scratch *x, struct pl_train_spec *s, const struct pl_scratch_source *from, struct pl_data_report *r,
+                          struct pl_err *err)
 {
-    struct pl_gguf *from = NULL;
+    struct pl_gguf *base = NULL;
     *x = (struct pl_scratch){0};
     pl_gguf_out_init(&x->out);
     pl_buf_init(&x->head, 0);
     pl_buf_init(&x->template, 0);
     pl_status st = PL_OK;
     if (s->shape_tokenizer == PL_SHAPE_BASE)
-        st = base != NULL ? pl_gguf_open(&from, base, err)
-                          : pl_fail_param(err, PL_EINVAL, "base", "tokenizer \"base\" needs a model: name its GGUF file in 'base'");
+        st = from->base != NULL ? pl_gguf_open(&base, from->base, err)
+                                : pl_fail_param(err, PL_EINVAL, "base", "tokenizer \"base\" needs a model: name its GGUF file in 'base'");
     if (st == PL_OK)
-        st = make_tokenizer(x, s, training, from, memory, r, err);
+        st = make_tokenizer(x, s, from, base, r, err);
     if (st == PL_OK) {
         put_shape(&x->out, s);
-        put_template(x, from, s);
+        put_template(x, base, s);
         st = open_keys(x, s, err);
     }
-    pl_gguf_close(from);
+    pl_gguf_close(base);
     if (st != PL_OK)
         pl_scratch_fini(x);
     return st;

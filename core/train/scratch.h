@@ -3,7 +3,7 @@
  * served like any other.
  * Thread: any.  Owns: all of a struct pl_scratch, until fini.
  * Fails: PL_EINVAL naming the field of the shape (does not fit, too large for the memory, more tokens than the file yields),
- * as pl_data_scan for the file (err->param is training_file), PL_EIO, PL_ENOMEM.
+ * as pl_data_scan for the file (err->param is training_file), PL_EIO, PL_ENOMEM (too little to learn the tokenizer, too), PL_ESTOPPED.
  * Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", 2.3, and the code that goes with it:
  * weights normal with deviation 0.02, those that end in the residual stream divided by the root of their number, 2 L.
  * SPDX-License-Identifier: Apache-2.0 */
@@ -28,11 +28,23 @@ struct pl_scratch {
     struct pl_buf template; /* chat template, empty = none */
 };
 
-/* s: with a shape; what is "auto" in it gets its value. training: the file; base: GGUF file for tokenizer "base", else may be
- * NULL. memory: bytes that training may take, 0 = not known. The report is filled in on failure too (fini it). */
-pl_status pl_scratch_open(struct pl_scratch *x, struct pl_train_spec *s, const char *training, const char *base, uint64_t memory,
-                          struct pl_data_report *r, struct pl_err *err) PL_MUST_CHECK;
+#define PL_SCRATCH_TOKENIZER "tokenizer.gguf" /* what pl_scratch_keep leaves in its folder */
+
+/* All borrowed, during the call. */
+struct pl_scratch_source {
+    const char *training;    /* the file */
+    const char *base;        /* GGUF file for tokenizer "base"; else may be NULL */
+    const char *kept;        /* folder of pl_scratch_keep: what was learned there of the same text for the same shape is taken; NULL = none */
+    uint64_t memory;         /* bytes that training may take, 0 = not known */
+    const atomic_bool *stop; /* as in pl_data_opts */
+};
+/* s: with a shape; what is "auto" in it gets its value. The report is filled in on failure too (fini it); it stays empty when nothing was learned. */
+pl_status pl_scratch_open(struct pl_scratch *x, struct pl_train_spec *s, const struct pl_scratch_source *from, struct pl_data_report *r,
+                          struct pl_err *err) PL_MUST_CHECK;
 void pl_scratch_fini(struct pl_scratch *x);
+/* Leaves the tokenizer that was learned (if one was) in a folder, for who opens the same again. s: resolved. PL_EIO, PL_ENOMEM. */
+pl_status pl_scratch_keep(const struct pl_scratch *x, const struct pl_train_spec *s, const char *training, const char *folder,
+                          struct pl_err *err) PL_MUST_CHECK;
 /* What a worker needs before a step: 16 bytes for each parameter, so that the first question can be answered early. */
 uint64_t pl_scratch_params(const struct pl_train_spec *s);
 

@@ -2,7 +2,8 @@
  *   POST /v1/load_lora_adapter    {"lora_name", "lora_path", "load_inplace": bool, "base_model_name"}   -> the model, as GET /v1/models/{id} shows it
  *   POST /v1/unload_lora_adapter  {"lora_name"}                                      -> {"id", "object": "model", "deleted": true}
  *   GET  /v1/lora_adapters                                                           -> {"object": "list", "data": [...]}
- * Thread: microhttpd's workers.  Owns: nothing beyond the call.
+ * Thread: microhttpd's workers; what is read is read by the registry's.  Owns: nothing beyond the call but a load that is waited for, the
+ * connection's producer.
  * SPDX-License-Identifier: Apache-2.0 */
 #include <errno.h>
 #include <limits.h>
@@ -101,15 +102,77 @@ static pl_status check_base(const struct pl_server *s, const char *name, struct 
     return rc == PL_OK ? rc : pl_fail_param(err, PL_EINVAL, "base_model_name", "'base_model_name': there is no whole model '%.200s'", name);
 }
 
-static pl_status load(struct pl_server *s, const struct pl_target *t, const char *name, const char *given, bool replace, struct pl_buf *out, struct pl_err *err)
+/* The producer of a request whose adapter is being read: that takes long, and is done elsewhere. */
+struct loading {
+    struct pl_producer base; /* first: http gives it back */
+    struct pl_http_req *req;
+    struct pl_want want;
+    struct pl_adapter_load load;
+    char *name, *path;
+    struct pl_buf shown; /* under the registry's lock until the want is over */
+};
+
+static pl_produced produce(struct pl_producer *self, struct pl_buf *out)
+{
+    struct loading *l = (struct loading *)self;
+    if (!pl_registry_finished(l->req->server->models, &l->want))
+        return PL_PRODUCE_WAIT;
+    struct pl_http_resp resp = {.status = 200, .fd = -1};
+    pl_buf_init(&resp.body, 0);
+    if (l->want.status == PL_OK) {
+        pl_buf_add(&resp.body, pl_buf_str(&l->shown), l->shown.len);
+    } else {
+        l->want.err.code = as_request_fault(l->want.status, &l->want.err);
+        pl_apierr_answer(l->req, &resp, &l->want.err);
+    }
+    self->status = resp.status;
+    self->retry_after = resp.retry_after;
+    self->final = resp.final;
+    pl_buf_add(out, pl_buf_str(&resp.body), resp.body.len);
+    out->failed |= resp.body.failed || l->shown.failed;
+    pl_buf_fini(&resp.body);
+    return PL_PRODUCE_END;
+}
+
+static void free_loading(struct pl_producer *self)
+{
+    struct loading *l = (struct loading *)self;
+    pl_registry_forget(l->req->server->models, &l->want);
+    pl_buf_fini(&l->shown);
+    free(l->name);
+    free(l->path);
+    free(l);
+}
+
+static void wake(void *conn)
+{
+    pl_http_wake(conn);
+}
+
+/* Takes the target over. */
+static pl_status load(struct pl_http_req *req, struct pl_http_resp *resp, struct pl_target *t, const char *name, const char *given, bool replace,
+                      struct pl_err *err)
 {
     char *path = NULL;
-    pl_status rc = allowed_path(s, given, &path, err);
-    if (rc != PL_OK)
+    pl_status rc = allowed_path(req->server, given, &path, err);
+    if (rc != PL_OK) {
+        pl_registry_release(req->server->models, t);
         return rc;
-    rc = pl_registry_load_adapter(s->models, t, name, path, replace, show, out, err);
-    free(path);
-    return rc == PL_OK ? rc : as_request_fault(rc, err);
+    }
+    struct loading *l = pl_xcalloc(1, sizeof *l);
+    l->base = (struct pl_producer){.produce = produce, .free = free_loading};
+    l->req = req;
+    l->name = pl_xstrdup(name);
+    l->path = path;
+    pl_buf_init(&l->shown, 0);
+    l->load = (struct pl_adapter_load){.path = path, .replace = replace, .show = show, .arg = &l->shown};
+    l->want = (struct pl_want){.name = l->name, .load = &l->load, .done = wake, .arg = req->conn, .target = *t};
+    rc = pl_registry_want(req->server->models, &l->want, err);
+    if (rc == PL_OK)
+        resp->producer = &l->base;
+    else
+        free_loading(&l->base);
+    return rc;
 }
 
 static pl_status unload(struct pl_server *s, const json_t *root, struct pl_buf *out, struct pl_err *err)
@@ -144,10 +207,8 @@ void pl_api_load_adapter(struct pl_http_req *req, struct pl_http_resp *resp)
         rc = read_load(root, &name, &path, &base, &err);
     if (rc == PL_OK && base != NULL)
         rc = check_base(req->server, base, &err);
-    if (rc == PL_OK && pl_models_find(req, resp, base, false, pl_api_load_adapter, &t)) {
-        rc = load(req->server, &t, name, path, json_is_true(json_object_get(root, "load_inplace")), &resp->body, &err);
-        pl_registry_release(req->server->models, &t);
-    }
+    if (rc == PL_OK && pl_models_find(req, resp, base, false, pl_api_load_adapter, &t))
+        rc = load(req, resp, &t, name, path, json_is_true(json_object_get(root, "load_inplace")), &err);
     json_decref(root);
     if (rc != PL_OK)
         pl_apierr_answer(req, resp, &err);

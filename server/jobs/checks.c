@@ -16,7 +16,7 @@
 
 static pl_status open_model(struct pl_model_file *file, const struct pl_base *base, struct pl_err *err)
 {
-    const pl_status st = pl_model_file_open(file, base->path, base->template, err);
+    const pl_status st = pl_model_file_open(file, base->path, base->template, "chat-template", err);
     if (st != PL_OK && st != PL_ENOMEM && err->param[0] == '\0')
         strcpy(err->param, "model");
     return st;
@@ -31,10 +31,8 @@ pl_status pl_checks_plan(struct pl_jobs *j, const struct pl_train_spec *method, 
     pl_status st = pl_jobs_base(j, row, &base, err);
     if (st == PL_OK && !method->scratch)
         st = open_model(file, &base, err);
-    const struct pl_train_base from = {
-        .path = base.path, .tok = file->tok, .chat = file->chat, .spec = &file->spec, .n_ctx = file->spec.n_ctx, .n_params = file->n_params,
-        .n_file = file->n_bytes, .stop = pl_tasks_stopping(j->tasks),
-    };
+    struct pl_train_base from = pl_train_base_of(file, base.path);
+    from.stop = pl_tasks_stopping(j->tasks);
     if (st == PL_OK)
         st = pl_train_plan(plan, method, training, validation, &from, set > 0 ? (unsigned)set : (pl_pool_cpus() + 1) / 2, pl_jobs_memory(j), err);
     plan->base.path = NULL; /* it goes */
@@ -105,6 +103,8 @@ static pl_status plan_row(struct pl_jobs *j, const struct pl_job_row *row, struc
         st = pl_fail(err, PL_ENOMEM, "out of memory");
     if (st == PL_OK)
         st = pl_checks_plan(j, &asked, row, training, row->validation_file != NULL ? validation : NULL, &file, plan, err);
+    if (st == PL_OK && pl_scratch_keep(&plan->scratch, &plan->spec, training, folder, NULL) != PL_OK)
+        pl_log_debug("%s: its worker learns the tokenizer once more", row->id);
     pl_model_file_close(&file); /* the caller asks for numbers only */
     json_decref(method);
     free(folder);
@@ -213,7 +213,7 @@ void pl_checks_later(struct pl_jobs *j, const struct pl_job_row *row)
     snprintf(v->id, sizeof v->id, "%s", row->id);
     atomic_fetch_add(&j->n_checks, 1);
     const struct pl_task task = {validate, drop_validation, v};
-    if (pl_tasks_add(j->tasks, &task, &err) != PL_OK)
+    if (pl_tasks_add(j->tasks, &task, v->id, &err) != PL_OK)
         pl_log_debug("%s: %s", row->id, err.msg);
 }
 

@@ -5,7 +5,7 @@
 #ifndef PL_JOBS_CHECKS_H
 #define PL_JOBS_CHECKS_H
 
-#include "core/train/base.h"
+#include "core/text/model_file.h"
 #include "core/train/dataset.h"
 #include "core/train/plan.h"
 #include "server/jobs/jobs.h"

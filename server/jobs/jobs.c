@@ -257,6 +257,8 @@ pl_status pl_jobs_change(struct pl_jobs *j, const char *id, pl_job_wish wish, st
     if (st == PL_OK)
         st = pl_jobs_event(j, id, changes[wish].level, "message", NULL, -1, err, "%s", changes[wish].event);
     st = pl_store_end(j->store, st, err);
+    if (st == PL_OK && wish != PL_JOB_RESUME)
+        pl_tasks_interrupt(j->tasks, id);
     if (st == PL_OK && again)
         pl_checks_later(j, row);
     if (st == PL_OK)
@@ -354,15 +356,24 @@ pl_status pl_jobs_open(struct pl_jobs **out, struct pl_server *s, struct pl_err 
     *out = j;
     return PL_OK;
 }
+static void serve_all(void *arg, struct pl_http_resp *resp)
+{
+    struct pl_jobs *j = arg;
+    (void)resp;
+    pl_tuned_serve_all(j, pl_tasks_stopping(j->tasks));
+}
+
 pl_status pl_jobs_start(struct pl_jobs *j, struct pl_err *err)
 {
     cpu_set_t cpus;
-    pl_tuned_serve_all(j);
+    const struct pl_task known = {serve_all, NULL, j}; /* beside all else: there may be many */
+    pl_status st = pl_tasks_add(j->tasks, &known, NULL, err);
+    if (st != PL_OK)
+        return st;
     if (sched_getaffinity(getpid(), sizeof cpus, &cpus) != 0) /* of the main thread, which is tied to no processor */
         memset(&cpus, 0xff, sizeof cpus);
     struct pl_supervisor *supervisor;
-    const pl_status st = pl_supervisor_start(&supervisor, j, &cpus, err);
-    if (st == PL_OK)
+    if ((st = pl_supervisor_start(&supervisor, j, &cpus, err)) == PL_OK)
         j->supervisor = supervisor;
     return st;
 }

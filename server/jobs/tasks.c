@@ -3,6 +3,7 @@
 #include "server/jobs/tasks.h"
 
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,6 +20,7 @@ struct entry {
     struct pl_producer producer; /* first: http gives it back */
     struct entry *next;
     struct pl_task task;
+    const char *name; /* NULL = none */
     struct pl_http_conn *conn; /* NULL = nobody waits */
     struct pl_http_resp resp;
     atomic_int refs;
@@ -31,7 +33,9 @@ struct pl_tasks {
     pthread_cond_t wake;
     struct entry *first, **last;
     unsigned n;
-    atomic_bool stopping;
+    const struct entry *running; /* under lock */
+    atomic_bool stopping;        /* all of them */
+    atomic_bool interrupted;     /* the running one, by that or by name; set under lock */
 };
 
 static void unref(struct entry *e)
@@ -61,7 +65,8 @@ static void free_producer(struct pl_producer *self)
 
 static void finish(struct entry *e)
 {
-    e->task.drop(e->task.arg);
+    if (e->task.drop != NULL)
+        e->task.drop(e->task.arg);
     atomic_store_explicit(&e->done, true, memory_order_release);
     if (e->conn != NULL)
         pl_http_wake(e->conn);
@@ -91,14 +96,20 @@ static void *work(void *arg)
         if (e != NULL && (t->first = e->next) == NULL)
             t->last = &t->first;
         t->n -= e != NULL;
+        const bool stopping = atomic_load(&t->stopping);
+        t->running = stopping ? NULL : e;
+        atomic_store(&t->interrupted, stopping);
         pthread_mutex_unlock(&t->lock);
         if (e == NULL)
             return NULL;
-        if (atomic_load(&t->stopping)) {
+        if (stopping) {
             refuse(e, PL_ESTOPPED, "The server is shutting down.");
             continue;
         }
         e->task.run(e->task.arg, e->conn != NULL ? &e->resp : NULL);
+        pthread_mutex_lock(&t->lock);
+        t->running = NULL;
+        pthread_mutex_unlock(&t->lock);
         finish(e);
     }
 }
@@ -109,7 +120,11 @@ pl_status pl_tasks_start(struct pl_tasks **out, struct pl_err *err)
     pthread_mutex_init(&t->lock, NULL);
     pthread_cond_init(&t->wake, NULL);
     t->last = &t->first;
+    sigset_t all, before; /* whatever the caller does with signals, this thread takes none */
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
     const int why = pthread_create(&t->thread, NULL, work, t);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (why != 0) {
         free(t);
         return pl_fail(err, PL_EIO, "cannot start a thread: %s", strerror(why));
@@ -120,7 +135,15 @@ pl_status pl_tasks_start(struct pl_tasks **out, struct pl_err *err)
 
 const atomic_bool *pl_tasks_stopping(const struct pl_tasks *t)
 {
-    return &t->stopping;
+    return &t->interrupted;
+}
+
+void pl_tasks_interrupt(struct pl_tasks *t, const char *name)
+{
+    pthread_mutex_lock(&t->lock);
+    if (t->running != NULL && t->running->name != NULL && strcmp(t->running->name, name) == 0)
+        atomic_store(&t->interrupted, true);
+    pthread_mutex_unlock(&t->lock);
 }
 
 void pl_tasks_stop(struct pl_tasks *t)
@@ -129,6 +152,7 @@ void pl_tasks_stop(struct pl_tasks *t)
         return;
     pthread_mutex_lock(&t->lock);
     atomic_store(&t->stopping, true);
+    atomic_store(&t->interrupted, true);
     pthread_cond_signal(&t->wake);
     pthread_mutex_unlock(&t->lock);
     pthread_join(t->thread, NULL);
@@ -172,13 +196,15 @@ void pl_tasks_answer(struct pl_tasks *t, const struct pl_task *task, struct pl_h
         refuse(e, st, st == PL_EFULL ? "Too many files are being checked; try again." : "The server is shutting down.");
 }
 
-pl_status pl_tasks_add(struct pl_tasks *t, const struct pl_task *task, struct pl_err *err)
+pl_status pl_tasks_add(struct pl_tasks *t, const struct pl_task *task, const char *name, struct pl_err *err)
 {
     struct entry *e = new_entry(task, NULL);
+    e->name = name;
     const pl_status st = push(t, e);
     if (st == PL_OK)
         return PL_OK;
-    task->drop(task->arg);
+    if (task->drop != NULL)
+        task->drop(task->arg);
     unref(e);
     return pl_fail(err, st, "%s", st == PL_EFULL ? "too many files are being checked" : "shutting down");
 }

@@ -11,6 +11,7 @@
 
 #include "core/base/log.h"
 #include "core/base/mem.h"
+#include "core/train/scratch.h"
 #include "core/train/spec.h"
 #include "server/jobs/files.h"
 
@@ -127,6 +128,7 @@ static void tidy(struct pl_jobs *j, const struct pl_job_row *row)
         remove_path("%s/training.jsonl", folder);
         remove_path("%s/validation.jsonl", folder);
         remove_path("%s/base.gguf", folder);
+        remove_path("%s/" PL_SCRATCH_TOKENIZER, folder);
         remove_path("%s/.result", folder);
         if (!k.result)
             remove_path("%s/result", folder);

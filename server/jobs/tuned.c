@@ -126,6 +126,8 @@ static pl_status read_now(struct pl_jobs *j, const char *name, struct pl_err *er
         return PL_OK;
     const pl_status st = pl_registry_fetch(models, name, &t, err);
     pl_registry_release(models, &t);
+    if (st == PL_ESTOPPED || st == PL_EFULL) /* no fault of its own: it is read when it is asked for */
+        return PL_OK;
     if (st != PL_OK)
         pl_registry_remove(models, name);
     return st;
@@ -233,30 +235,27 @@ pl_status pl_tuned_delete(struct pl_jobs *j, const char *name, struct pl_err *er
     return st;
 }
 
-void pl_tuned_serve_all(struct pl_jobs *j)
+void pl_tuned_serve_all(struct pl_jobs *j, const atomic_bool *stop)
 {
     const struct pl_store_query q = {.column = "status", .value = "succeeded"};
     struct pl_err err = {0};
     void *rows;
-    size_t n, n_loaded = 0;
+    size_t n, n_served = 0;
     bool more;
     if (pl_store_list(j->store, PL_TABLE_JOBS, &q, &rows, &n, &more, &err) != PL_OK) {
         pl_log_error("%s", err.msg);
         return;
     }
-    for (size_t i = 0; i < n; i++) {
+    for (size_t i = 0; i < n && !atomic_load(stop); i++) {
         const struct pl_job_row *row = (const struct pl_job_row *)rows + i;
         if (row->deleted)
             continue;
-        pl_status st = pl_tuned_serve(j, row->name, &err);
-        if (st == PL_OK)
-            st = read_now(j, row->name, &err);
-        if (st == PL_OK)
-            n_loaded++;
+        if (pl_tuned_serve(j, row->name, &err) == PL_OK)
+            n_served++;
         else
             pl_log_warn("%s is not served: %s", row->name, err.msg);
     }
     pl_rows_free(PL_TABLE_JOBS, rows, n);
-    if (n_loaded > 0)
-        pl_log_info("%zu tuned models are served", n_loaded);
+    if (n_served > 0)
+        pl_log_info("%zu tuned models are served", n_served);
 }

@@ -16,8 +16,9 @@ pl_status pl_tuned_job(struct pl_jobs *j, const char *name, struct pl_job_row *r
 pl_status pl_tuned_load(struct pl_jobs *j, const struct pl_job_row *row, const char *name, const char *path, struct pl_err *err) PL_MUST_CHECK;
 /* The same without reading anything, by the name alone. */
 pl_status pl_tuned_serve(struct pl_jobs *j, const char *name, struct pl_err *err) PL_MUST_CHECK;
-/* At start: models of former days are served again; checkpoints when somebody asks for them. */
-void pl_tuned_serve_all(struct pl_jobs *j);
+/* After a start: models of former days are known again, and read when somebody asks for them, like checkpoints, which are not listed before. Ends early
+ * when stop is set. */
+void pl_tuned_serve_all(struct pl_jobs *j, const atomic_bool *stop);
 /* DELETE /v1/models/{name}: the model and its checkpoints are gone at once, and their files when the job is tidied (after its end). */
 pl_status pl_tuned_delete(struct pl_jobs *j, const char *name, struct pl_err *err) PL_MUST_CHECK;
 /* A checkpoint's row, and those of its permissions; in a transaction of the caller, who calls pl_tuned_forget after it. */

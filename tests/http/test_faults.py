@@ -288,6 +288,69 @@ def test_a_model_that_is_deleted_while_it_is_loaded(place, faults):
         c.chat.completions.create(model=name, messages=[{"role": "user", "content": "a"}], max_tokens=2)
 
 
+def test_a_whole_model_that_is_deleted_while_it_is_loaded(place, faults):
+    """Nothing of it stays in memory, and who waited is told that it does not exist."""
+    c = real(place)
+    full = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 1, "batch_size": 4, "learning_rate": 0.01}, "peft": {"kind": "full"}}}
+    training = upload(c, lines(12)).id
+    whole = finished(c, c.fine_tuning.jobs.create(model="tiny", training_file=training, method=full).id).fine_tuned_model
+    adapter = finished(c, c.fine_tuning.jobs.create(model=whole, training_file=training, method=method()).id).fine_tuned_model
+    assert c.chat.completions.create(model=adapter, messages=[{"role": "user", "content": "a"}], max_tokens=2).choices
+    place.daemon.stop()
+    c = real(place)
+    until(lambda: {whole, adapter} <= {m.id for m in c.models.list()})
+    faults.set(("read", 1500, "model.gguf"))
+    said = []
+
+    def ask(name):
+        try:
+            said.append(c.chat.completions.create(model=name, messages=[{"role": "user", "content": "a"}], max_tokens=2).model)
+        except openai.APIStatusError as e:
+            said.append(e.status_code)
+    threads = [threading.Thread(target=ask, args=[whole]) for _ in range(3)]
+    for t in threads:
+        t.start()
+    time.sleep(0.5)
+    c.models.delete(whole)
+    for t in threads:
+        t.join()
+    faults.set()
+    assert said == [404] * 3
+    loads = lambda: "parley_model_loads_total{model_name=\"" + whole in place.daemon.get("/metrics")[2].decode()
+    assert c.chat.completions.create(model=adapter, messages=[{"role": "user", "content": "a"}], max_tokens=2).choices  # by its own file of it
+    assert loads()
+    c.models.delete(adapter)
+    until(lambda: not loads())
+    assert [m.id for m in c.models.list()] == ["tiny"]
+
+
+def test_adapters_make_room_for_each_other(place, models):
+    """Any that a job made, the least recently used one first; when all are in use, that is said, and passes."""
+    place.model = models("faults-slow", "--embd", 32, "--ff", 64, "--ctx", 16384)
+    c = real(place, "--alias", "tiny", "--max-adapters", 1, "--speculation", "off")
+    names = [finished(c, create(c, seed, interval=96)).fine_tuned_model for seed in (3, 4)]
+
+    def ask(name, **more):
+        return c.with_options(max_retries=0).completions.create(model=name, prompt="a", temperature=0, **more)
+    texts = [ask(n, max_tokens=8).choices[0].text for n in names]
+    assert [ask(n, max_tokens=8).choices[0].text for n in names] == texts
+    assert [a["id"] for a in json.loads(place.daemon.get("/v1/lora_adapters")[2])["data"]] == names[1:]
+    stream = ask(names[1], max_tokens=15000, stream=True, extra_body={"ignore_eos": True})
+    next(iter(stream))
+    with pytest.raises(openai.RateLimitError, match="max-adapters") as e:
+        ask(names[0], max_tokens=8)
+    assert int(e.value.response.headers["retry-after"]) > 0
+    assert ask(names[1], max_tokens=8).choices[0].text == texts[1]
+    stream.close()
+    until(lambda: place.daemon.idle())
+    assert ask(names[0], max_tokens=8).choices[0].text == texts[0]
+    assert {*names} <= {m.id for m in c.models.list()}
+    place.daemon.stop()
+    c = real(place, "--alias", "tiny", "--max-adapters", 1)  # more than there is place for: none is lost
+    until(lambda: {*names} <= {m.id for m in c.models.list()})
+    assert [ask(n, max_tokens=8).choices[0].text for n in names] == texts
+
+
 def test_checkpoints_make_room_for_each_other(place):
     c = real(place, "--max-adapters", 3)
     job = finished(c, create(c, interval=16))
@@ -297,7 +360,7 @@ def test_checkpoints_make_room_for_each_other(place):
         for name in names:
             assert c.chat.completions.create(model=name, messages=[{"role": "user", "content": "a"}], max_tokens=2).model == name
     loaded = [a["id"] for a in json.loads(place.daemon.get("/v1/lora_adapters")[2])["data"]]
-    assert job.fine_tuned_model in loaded and names[-1] in loaded and len(loaded) <= 3
+    assert names[-1] in loaded and len(loaded) == 3
     assert {job.fine_tuned_model, *names} <= {m.id for m in c.models.list()}
 
 

@@ -11,7 +11,7 @@ import shutil
 
 import pytest
 
-from conftest import ROOT, SLOW, Daemon, until
+from conftest import ROOT, SLOW, Daemon, find_tool, until
 
 FIXTURES = ROOT / "tests/oracle/fixtures/adapter"
 PROMPTS = ["Once upon a time", "The quick brown fox", "1, 2, 3, ", "Zwölf Boxkämpfer", "a " * 40, "fn main() {"]
@@ -227,8 +227,121 @@ def test_stopping_while_one_waits(start, three, models):
     c.close()
 
 
+def test_a_cache_of_nothing(start, three, models):
+    """What the bound leaves of a model's cache is too little to answer with: that is said with what to set."""
+    deep = models("models-deep", "--layers", 32, "--embd", 256, "--ff", 32)
+    d = start("--alias", "one", "--model-kv-cache-mb", 1, "--kv-type", "f32", "--add-model", f"deep={deep}", *further(three, "two"), model=three["one"])
+    complete(d, "two")
+    error, headers = complete(d, "deep", status=503)
+    assert error["param"] == "model-kv-cache-mb" and "model-kv-cache-mb is 1" in error["message"] and "raise it to 2" in error["message"], error
+    assert in_memory(d) == {"one": 1, "two": 1}  # nobody makes room for it in vain
+
+
+@pytest.fixture
+def slowly(tmp_path):
+    """Reads of files with some text in their path take long: the environment for a daemon, and the function that says so."""
+    rules = tmp_path / "faults"
+    env = {"LD_PRELOAD": str(find_tool("faults.so").resolve()), "FAULTS": str(rules), "ASAN_OPTIONS": "verify_asan_link_order=0"}
+    return env, lambda ms, text: rules.write_text(f"read {ms} {text}\n")
+
+
+def asked(d, path, body):
+    """A request that nobody waits for yet."""
+    c = d.connect(300)
+    c.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+    return c
+
+
+def answer(c):
+    r = c.getresponse()
+    text = r.read()
+    c.close()
+    return r.status, json.loads(text)
+
+
+def test_reading_adapters_keeps_nobody_waiting(start, three, slowly):
+    """Operators' adapters that take long to read leave the threads of HTTP to others."""
+    env, slow = slowly
+    d = start("--alias", "one", "--adapter-dir", FIXTURES, model=three["one"], env=env)
+    before = tokens(complete(d, "one"))
+    slow(int(1000 * SLOW), "llama-all/adapter_config.json")
+    loads = [asked(d, "/v1/load_lora_adapter", {"lora_name": f"a{i}", "lora_path": "llama-all"}) for i in range(8)]
+    gone = asked(d, "/v1/load_lora_adapter", {"lora_name": "gone", "lora_path": "llama-all"})
+    assert tokens(complete(d, "one")) == before and d.get("/health")[0] == 200 and complete(d, "a7", status=404)
+    assert "adapter a0: " not in d.log  # none of them was there yet
+    assert d.post("/v1/unload_lora_adapter", {"lora_name": "a0"})[0] == 404
+    gone.close()
+    slow(0, "-")
+    assert [answer(c)[0] for c in loads] == [200] * 8
+    names = {m["id"] for m in json.loads(d.get("/v1/models")[2])["data"]}
+    assert {"one", *(f"a{i}" for i in range(8))} <= names
+    first = tokens(complete(d, "a0"))
+    assert first != before and all(tokens(complete(d, f"a{i}")) == first for i in range(8))
+
+
+def test_storm(start, models):
+    """Models that want one place, adapters that come, are replaced and go, clients that leave, and who looks on: each answer is one that its name
+    could mean."""
+    shape = ["--embd", 32, "--ff", 64]
+    files = {"one": models("three-one", *shape), "two": models("storm-two", *shape, "--seed", 2), "three": models("storm-three", *shape, "--seed", 3)}
+    folders = ["llama-all", "llama-patterns"]
+    d = start("--alias", "one", "--max-models", 1, "--max-adapters", 3, "--model-idle-timeout", 1, "--max-sequences", 8, "--batch-tokens", 32,
+              "--adapter-dir", FIXTURES, *further(files, "two", "three"), "--adapter", f"a@two={FIXTURES / 'llama-all'}", "--adapter", f"b@two={FIXTURES / 'llama-patterns'}",
+              model=files["one"])
+    expected = {n: [tokens(complete(d, n, "x", 8))] for n in ("one", "two", "three", "a", "b")}
+    expected["moving"] = []
+    for folder in folders:
+        assert d.post("/v1/load_lora_adapter", {"lora_name": "moving", "lora_path": folder, "base_model_name": "three", "load_inplace": True})[0] == 200
+        expected["moving"] += [tokens(complete(d, "moving", "x", 8))]
+
+    def act(i):
+        if i % 7 == 3:
+            body = {"lora_name": "moving", "lora_path": folders[i % 2], "base_model_name": "three", "load_inplace": True}
+            status, _, text = d.post("/v1/load_lora_adapter", body)
+            return status == 200 or b"was deleted as it was replaced" in text
+        if i % 14 == 5:
+            return d.post("/v1/unload_lora_adapter", {"lora_name": "moving"})[0] in (200, 404)
+        if i % 7 == 6:
+            return all(d.get(path)[0] == 200 for path in ("/metrics", "/v1/models", "/v1/lora_adapters", "/health"))
+        name = [*expected][i % 6]
+        body = {"model": name, "prompt": "x", "temperature": 0, "max_tokens": 8, "ignore_eos": True, "logprobs": 0}
+        if i % 11 == 9:
+            asked(d, "/v1/completions", {**body, "max_tokens": 90, "stream": i % 2 == 0}).close()
+            return True
+        status, _, text = d.request("POST", "/v1/completions", body, timeout=300)
+        return tokens(json.loads(text)) in expected[name] if status == 200 else status == 404 and name == "moving"
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(act, range(200)))
+    until(d.idle, 20)
+
+
+@pytest.mark.parametrize("what", ["first", "further", "adapter"])
+def test_stopping_while_one_is_read(tmp_path, three, slowly, what):
+    env, slow = slowly
+    args = ["--alias", "one", "--add-model", f"two={three['two']}", "--adapter-dir", FIXTURES, "--drain-timeout", 300]
+    slow(600_000, {"first": three["one"].name, "further": three["two"].name, "adapter": "adapter_config.json"}[what])
+    d = Daemon(tmp_path, *args, model=three["one"], env=env).wait_listening()
+    if what == "first":
+        until(lambda: d.get("/health")[0] == 503)
+    else:
+        d.wait_ready()
+        waits = [asked(d, "/v1/completions", {"model": "two", "prompt": "x"}) if what == "further" else
+                 asked(d, "/v1/load_lora_adapter", {"lora_name": "a", "lora_path": "llama-all"}) for _ in range(3)]
+        until(lambda: d.metrics()["parley_http_requests_active"] >= 4)
+    assert d.stop(seconds=8) == 0, d.log
+    if what != "first":
+        for c in waits:
+            status, body = answer(c)
+            assert (status, body["error"]["code"]) == (503, "shutting_down")
+        assert "stopped in the middle of reading" in d.log
+
+
 def test_wrong_settings(three, tmp_path):
-    for args, word in ((["--add-model", f"one={three['two']}"], "already"), (["--add-model", f"ft:x={three['two']}"], "ft:"), (["--add-model", "x"], "NAME=PATH"),
+    for args, word in ((["--adapter", "\udcff@two=/x", "--add-model", f"two={three['two']}"], "UTF-8"), (["--adapter", "\udcff=/x"], "UTF-8"),
+                       (["--adapter", "a\tb@two=/x", "--add-model", f"two={three['two']}"], "control characters"),
+                       (["--add-model", f"\udcfe={three['two']}"], "UTF-8"), (["--adapter", "@one=/x"], "1 to 255"),
+                       (["--max-adapters", 1, "--add-model", f"two={three['two']}", "--adapter", "a@two=/x", "--adapter", "b@two=/x"], "max-adapters (1)"),
+                       (["--add-model", f"one={three['two']}"], "already"), (["--add-model", f"ft:x={three['two']}"], "ft:"), (["--add-model", "x"], "NAME=PATH"),
                        (["--adapter", "a@four=/x"], "no model 'four'"), (["--adapter", "two=/x", "--add-model", f"two={three['two']}"], "base model's name")):
         d = Daemon(tmp_path, "--alias", "one", *args, model=three["one"])
         assert d.process.wait(60 * SLOW) == 2, d.log

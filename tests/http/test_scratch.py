@@ -3,6 +3,7 @@ SPDX-License-Identifier: Apache-2.0
 """
 import json
 import math
+import random
 import subprocess
 import time
 
@@ -138,6 +139,27 @@ def test_with_the_servers_tokenizer_and_a_template(made, tiny, start):
     assert one == other
     answer = client_of(d).chat.completions.create(model="mine", messages=[{"role": "user", "content": "The boats"}], max_tokens=3)  # the base's template
     assert answer.usage.completion_tokens > 0
+
+
+def test_learning_ends_when_nobody_wants_it(start, tmp_path, tiny):
+    """A tokenizer of much text takes seconds to learn: neither a job that was cancelled nor a daemon that is to end waits for it."""
+    d = start("--data-dir", tmp_path / "data", *ROOM, model=tiny)
+    c, words = client_of(d), random.Random(1)
+    text = "".join(json.dumps({"text": " ".join("".join(words.choices("abcdefghijklmnopqrstuvwxyz", k=9)) for _ in range(9000))}) + "\n" for _ in range(100))
+    training = upload(c, text).id
+
+    def begin():
+        job = c.fine_tuning.jobs.create(model="scratch", training_file=training, method=method({**SHAPE, "vocab_size": 30000})).id
+        time.sleep(0.5)
+        assert c.fine_tuning.jobs.retrieve(job).status == "validating_files"
+        return job
+    cancelled = begin()
+    assert c.fine_tuning.jobs.cancel(cancelled).status == "cancelled"
+    assert finished(c, c.fine_tuning.jobs.create(model="tiny", training_file=upload(c, TEXT).id, method={
+        "type": "pretrain", "pretrain": {"hyperparameters": {"n_epochs": 1, "batch_size": 32}}}).id).status == "succeeded"
+    stopped = begin()
+    assert d.stop() == 0
+    assert f"{cancelled} queued" not in d.log and f"{stopped} queued" not in d.log, d.log
 
 
 def write_job(folder, spec, texts, seed=5):

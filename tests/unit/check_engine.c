@@ -61,7 +61,7 @@ struct script {
     uint32_t n_vocab, n_pages;
     int32_t *cache; /* [page * PL_KV_PAGE + offset]: the token that was computed there */
     float *logits;
-    atomic_bool fail;
+    atomic_int fail; /* PL_OK = it does not */
     atomic_uint steps, asked;
     atomic_int unprepared; /* pieces */
     uint32_t largest;
@@ -81,8 +81,8 @@ static pl_status forward(void *self, const struct pl_batch *b, const float **log
     struct script *s = self;
     uint32_t row = 0;
     int32_t tokens[2048];
-    if (atomic_load(&s->fail))
-        return PL_EDEVICE;
+    if (atomic_load(&s->fail) != PL_OK)
+        return atomic_load(&s->fail);
     const uint32_t step = atomic_fetch_add(&s->steps, 1);
     counting = step >= s->count_from && step < s->count_to;
     s->largest = b->n_tokens > s->largest ? b->n_tokens : s->largest;
@@ -109,7 +109,7 @@ static pl_status kv_copy(void *self, uint32_t from, uint32_t to)
 {
     struct script *s = self;
     memcpy(s->cache + (size_t)to * PL_KV_PAGE, s->cache + (size_t)from * PL_KV_PAGE, PL_KV_PAGE * sizeof *s->cache);
-    return atomic_load(&s->fail) ? PL_EDEVICE : PL_OK;
+    return atomic_load(&s->fail);
 }
 
 static bool prepare(void *self)
@@ -353,7 +353,22 @@ START_TEST(refusals)
     ck_assert_int_eq(a.error, PL_EFORMAT); /* its own failure, nobody else's */
     collect(r[3], 1, &a);
     expect(&w, &a, 0, 4, 10, 5);
-    atomic_store(&w.script.fail, true);
+    atomic_store(&w.script.fail, PL_ENOMEM);
+    for (int i = 2; i < 4; i++) {
+        pl_reply_unref(r[i]);
+        r[i] = new_reply(2);
+        ck_assert_int_eq(submit(&w, 4, 10, 2, 5, r[i], &err), PL_OK);
+        collect(r[i], 2, &a);
+        ck_assert_int_eq(a.error, PL_ENOMEM); /* that pass's failure, not the device's */
+        atomic_store(&w.script.fail, i == 2 ? PL_ENOMEM : PL_OK);
+    }
+    pl_reply_unref(r[3]);
+    r[3] = new_reply(1);
+    ck_assert_int_eq(submit(&w, 4, 10, 1, 5, r[3], &err), PL_OK);
+    collect(r[3], 1, &a);
+    expect(&w, &a, 0, 4, 10, 5);
+    ck_assert(pl_engine_healthy(w.engine, 1000));
+    atomic_store(&w.script.fail, PL_EDEVICE);
     pl_reply_unref(r[0]);
     r[0] = new_reply(1);
     ck_assert_int_eq(submit(&w, 1, 10, 1, 5, r[0], &err), PL_OK);

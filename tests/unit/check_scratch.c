@@ -59,11 +59,16 @@ static struct pl_train_spec spec_of(const char *shape)
     return s;
 }
 
+static atomic_bool stop;
+static uint32_t n_read; /* lines that the last opening read */
+
 static pl_status open_shape(struct pl_scratch *x, struct pl_train_spec *s, const char *base, uint64_t memory, struct pl_err *err)
 {
     struct pl_data_report r = {0};
     *err = (struct pl_err){0};
-    const pl_status st = pl_scratch_open(x, s, text_path, base, memory, &r, err);
+    const struct pl_scratch_source from = {.training = text_path, .base = base, .kept = folder, .memory = memory, .stop = &stop};
+    const pl_status st = pl_scratch_open(x, s, &from, &r, err);
+    n_read = r.n_lines;
     pl_data_report_fini(&r);
     return st;
 }
@@ -157,6 +162,63 @@ START_TEST(tokenizer_of_the_base)
 }
 END_TEST
 
+/* What was learned is taken by the next who opens the same, and by nobody else. */
+START_TEST(learned_once)
+{
+    struct pl_train_spec s = spec_of("{\"width\":32,\"layers\":1,\"heads\":2}"), other;
+    struct pl_scratch x, again;
+    struct pl_err err;
+    char kept[80];
+    ck_assert_msg(open_shape(&x, &s, NULL, 0, &err) == PL_OK, "%s", err.msg);
+    ck_assert_uint_eq(n_read, 20);
+    ck_assert_msg(pl_scratch_keep(&x, &s, text_path, folder, &err) == PL_OK, "%s", err.msg);
+    ck_assert_msg(open_shape(&again, &s, NULL, 0, &err) == PL_OK, "%s", err.msg);
+    ck_assert_uint_eq(n_read, 0);
+    ck_assert(again.head.len == x.head.len && memcmp(again.head.data, x.head.data, x.head.len) == 0 && again.n_params == x.n_params);
+    pl_scratch_fini(&again);
+    other = s;
+    other.shape_vocab--;
+    ck_assert_msg(open_shape(&again, &other, NULL, 0, &err) == PL_OK, "%s", err.msg);
+    ck_assert(n_read == 20 && pl_tok_count(again.tok) == pl_tok_count(x.tok) - 1);
+    pl_scratch_fini(&again);
+    pl_scratch_fini(&x);
+    char line[] = "{\"text\":\"sand and sea and sand and sea and stones hum and the harbour and the tide and the ferry\"}\n", all[20 * sizeof line] = "";
+    for (int i = 0; i < 20; i++)
+        strcat(all, line);
+    write_text(text_path, all);
+    ck_assert_int_ne(open_shape(&again, &s, NULL, 0, &err), PL_OK); /* it yields fewer tokens, and is asked */
+    ck_assert_uint_eq(n_read, 20);
+    snprintf(kept, sizeof kept, "%s/tokenizer.gguf", folder);
+    ck_assert_int_eq(unlink(kept), 0);
+}
+END_TEST
+
+/* Learning ends when it is told to, and does not begin where there is too little memory for it. */
+START_TEST(bounded)
+{
+    enum { N = 2000 };
+    static char all[20 * (N + 20)];
+    struct pl_train_spec s = spec_of("{\"width\":8,\"layers\":1,\"heads\":1,\"ff\":8,\"vocab_size\":300}");
+    struct pl_scratch x;
+    struct pl_err err;
+    uint32_t state = 1;
+    size_t n = 0;
+    for (int i = 0; i < 20; i++) {
+        n += (size_t)sprintf(all + n, "{\"text\":\"");
+        for (int k = 0; k < N; k++, state = state * 1664525 + 1013904223)
+            all[n++] = (char)('a' + (state >> 24) % 26);
+        n += (size_t)sprintf(all + n, "\"}\n");
+    }
+    write_text(text_path, all);
+    ck_assert_int_eq(open_shape(&x, &s, NULL, 1 << 20, &err), PL_ENOMEM);
+    ck_assert_msg(strstr(err.msg, "learn a tokenizer") != NULL && strstr(err.msg, "1 MiB are there") != NULL, "%s", err.msg);
+    ck_assert_msg(open_shape(&x, &s, NULL, 16 << 20, &err) == PL_OK, "%s", err.msg);
+    pl_scratch_fini(&x);
+    stop = true;
+    ck_assert_int_eq(open_shape(&x, &s, NULL, 0, &err), PL_ESTOPPED);
+}
+END_TEST
+
 START_TEST(refused)
 {
     static const struct {
@@ -203,6 +265,8 @@ Suite *suite_scratch(void)
     tcase_add_checked_fixture(c, make_folder, remove_folder);
     tcase_add_loop_test(c, whole_models, 0, 2);
     tcase_add_test(c, tokenizer_of_the_base);
+    tcase_add_test(c, learned_once);
+    tcase_add_test(c, bounded);
     tcase_add_loop_test(c, refused, 0, 5);
     tcase_add_loop_test(c, bad_files, 0, 3);
     suite_add_tcase(s, c);

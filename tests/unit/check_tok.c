@@ -608,7 +608,7 @@ START_TEST(learned)
         add_texts(t, c, json_object_get(file, "texts"));
         for (int again = 0; again < 2; again++) { /* what was counted stays */
             ck_assert_int_eq(pl_tok_trainer_learn(&b, t, n_special, (uint32_t)json_integer_value(json_object_get(c, "size")),
-                                                  (uint64_t)json_integer_value(json_object_get(c, "least")), &err), PL_OK);
+                                                  (uint64_t)json_integer_value(json_object_get(c, "least")), NULL, &err), PL_OK);
             pl_buf_init(&text, 0);
             for (uint32_t i = 0; i < b.n_merges && i < json_array_size(merges); i++) {
                 pl_buf_clear(&text);
@@ -648,7 +648,10 @@ START_TEST(learning_is_bounded)
     for (size_t i = 0; i < N; i++)
         text[i] = (char)('a' + i % 2 + i % 3);
     ck_assert_int_eq(pl_tok_trainer_add(t, text, N), PL_OK);
-    ck_assert_int_eq(pl_tok_trainer_learn(&b, t, 1, 1000, 1, &err), PL_OK);
+    atomic_bool stop = true;
+    ck_assert_int_eq(pl_tok_trainer_learn(&b, t, 1, 1000, 1, &stop, &err), PL_ESTOPPED);
+    stop = false;
+    ck_assert_int_eq(pl_tok_trainer_learn(&b, t, 1, 1000, 1, &stop, &err), PL_OK);
     for (uint32_t i = 0; i < PL_BPE_BYTES + b.n_merges; i++)
         ck_assert_uint_le(b.start[i + 1] - b.start[i], PL_BPE_MAX_TOKEN);
     ck_assert_uint_gt(b.n_merges, 10);
