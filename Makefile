@@ -128,7 +128,7 @@ $(B)/suites.h: $(unit_src)
 
 $(B)/tests/unit/main.o: CPPFLAGS += -I$(B)
 $(B)/tests/unit/main.o: $(B)/suites.h
-$(B)/unit: $(call objects,$(unit_src)) $(tool_obj) $(config_obj) $(addprefix $(B)/server/,schema.o prompt.o apierr.o gen_text.o multipart.o jobs/retry.o) $(B)/libparley.a
+$(B)/unit: $(call objects,$(unit_src)) $(tool_obj) $(config_obj) $(addprefix $(B)/server/,schema.o prompt.o apierr.o gen_text.o multipart.o jobs/retry.o jobs/share.o) $(B)/libparley.a
 	$(CC) $(LDFLAGS) -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc $^ $(LIBS) $(shell pkg-config --libs check) -o $@
 
 $(B)/ops: $(call objects,$(wildcard tests/ops/*.c)) $(B)/tests/tools/emulated.o $(B)/libparley.a

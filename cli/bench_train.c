@@ -27,7 +27,7 @@ static void make_data(struct pl_dataset *d, uint32_t n, uint32_t length, uint32_
     uint64_t state = 1;
     *d = (struct pl_dataset){.examples = pl_xcalloc(n, sizeof *d->examples), .n = n};
     for (uint32_t i = 0; i < n; i++) {
-        d->examples[i] = (struct pl_example){pl_xcalloc(length, sizeof(int32_t)), pl_xcalloc(length, 1), length, i + 1};
+        d->examples[i] = (struct pl_example){.ids = pl_xcalloc(length, sizeof(int32_t)), .loss = pl_xcalloc(length, 1), .n = length, .line = i + 1};
         for (uint32_t k = 0; k < length; k++)
             d->examples[i].ids[k] = (int32_t)pl_random_below(&state, vocab);
         memset(d->examples[i].loss + length / 2, 1, length - length / 2);

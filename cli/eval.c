@@ -168,20 +168,13 @@ static pl_status measure_answers(struct eval *e, struct pl_err *err)
 {
     const struct pl_answers_opts o = {.gguf = e->base.gguf, .tok = e->base.tok, .adapter = e->adapter,
                                       .n_threads = e->n_threads, .max_tokens = e->n_max_tokens};
-    struct pl_dataset *d = NULL;
-    const struct pl_data_report kept = e->report;
+    const struct pl_data_opts data = {.tok = e->base.tok, .chat = e->base.chat, .method = e->method, .min_examples = 1};
     FILE *show = e->show != NULL ? fopen(e->show, "we") : NULL;
-    e->report = (struct pl_data_report){0};
     pl_status rc = e->show != NULL && show == NULL ? pl_fail(err, PL_EIO, "cannot write %s: %s", e->show, strerror(errno)) : PL_OK;
     if (rc == PL_OK)
-        rc = read_data(e, PL_TRAIN_ON_LAST, &d, err);
-    if (rc == PL_OK)
-        rc = pl_evaluate_answers(&e->scores, &o, d, e->n_answers, show, err);
+        rc = pl_evaluate_answers(&e->scores, &o, e->data, &data, e->base.spec.n_ctx, e->n_answers, show, err);
     if (show != NULL && (ferror(show) + fclose(show)) != 0 && rc == PL_OK)
         rc = pl_fail(err, PL_EIO, "cannot write %s", e->show);
-    pl_dataset_free(d);
-    pl_data_report_fini(&e->report);
-    e->report = kept;
     return rc;
 }
 
@@ -238,7 +231,10 @@ static void print(const struct eval *e)
     if (e->n_answers > 0) {
         const char *words = pl_words_name(s->words);
         if (e->json)
-            printf(", \"answers\": %u, \"bleu_signature\": \"nrefs:1|case:mixed|eff:no|tok:%s|smooth:exp\"", s->n_answers, words);
+            printf(", \"answers\": %u, \"answers_cut\": %u, \"bleu_signature\": \"nrefs:1|case:mixed|eff:no|tok:%s|smooth:exp\"", s->n_answers,
+                   s->n_cut, words);
+        else if (s->n_cut > 0)
+            printf("%-16s %u, words: %s; %u to prompts of which the begin was left out\n", "answers", s->n_answers, words, s->n_cut);
         else
             printf("%-16s %u, words: %s\n", "answers", s->n_answers, words);
         print_figure(e, pl_metric_bleu_name(s->words).s, "BLEU", s->bleu);

@@ -103,6 +103,8 @@ pl_status pl_registry_info(struct pl_registry *r, const char *name, void (*fn)(v
 /* Calls fn, under the lock, for each model in memory; n_loads: how often it was read. */
 void pl_registry_each_loaded(struct pl_registry *r, void (*fn)(void *arg, const char *name, struct pl_instance *m, uint64_t n_loads), void *arg);
 const char *pl_registry_first(const struct pl_registry *r); /* the first model's name */
+/* Engines rest for so many thousandths of each pass's time after it. */
+void pl_registry_rest(struct pl_registry *r, unsigned thousandths);
 /* No engine is stuck or has lost its device. */
 bool pl_registry_healthy(struct pl_registry *r, int max_ms);
 

@@ -190,6 +190,15 @@ static pl_status open_instance(struct pl_registry *r, const struct pl_registry_m
     return st == PL_OK ? pl_instance_open(out, &o, err) : st;
 }
 
+void pl_registry_rest(struct pl_registry *r, unsigned thousandths)
+{
+    pthread_mutex_lock(&r->lock);
+    const bool settled = r->settled; /* else the pool may just be made */
+    pthread_mutex_unlock(&r->lock);
+    if (settled && r->pool != NULL)
+        pl_pool_rest(r->pool, thousandths);
+}
+
 /* m is OUT. */
 static void load(struct pl_registry *r, struct pl_registry_model *m)
 {

@@ -9,6 +9,7 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "core/base/pool.h"
 
+#include <errno.h>
 #include <limits.h>
 #include <linux/futex.h>
 #include <pthread.h>
@@ -18,8 +19,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
+#include "core/base/clock.h"
 #include "core/base/machine.h"
 
 enum { SPIN_TURNS = 2000, POOL_MAX = 256 };
@@ -53,6 +56,8 @@ struct pl_pool {
     pthread_mutex_t lock; /* of what follows */
     pthread_cond_t turn;
     uint64_t n_asked, n_over; /* turns: those asked for, those that are over */
+    atomic_uint rest;         /* thousandths of a turn */
+    uint64_t turn_ns, over_ns; /* when the last turn began and ended; whose turn it is */
 };
 
 static void futex_wait(atomic_uint *word, unsigned value)
@@ -239,6 +244,18 @@ void pl_pool_ahead(struct pl_pool *p, const void *first, size_t first_bytes, con
     }
 }
 
+static void sleep_until(uint64_t ns)
+{
+    const struct timespec t = {.tv_sec = (time_t)(ns / 1000000000), .tv_nsec = (long)(ns % 1000000000)};
+    while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &t, NULL) == EINTR)
+        ;
+}
+
+void pl_pool_rest(struct pl_pool *p, unsigned thousandths)
+{
+    atomic_store(&p->rest, thousandths);
+}
+
 void pl_pool_turn(struct pl_pool *p)
 {
     if (p == NULL)
@@ -248,12 +265,17 @@ void pl_pool_turn(struct pl_pool *p)
     while (p->n_over != mine)
         pthread_cond_wait(&p->turn, &p->lock);
     pthread_mutex_unlock(&p->lock);
+    const uint64_t until = p->over_ns + (p->over_ns - p->turn_ns) * atomic_load(&p->rest) / 1000;
+    if (pl_now_ns() < until)
+        sleep_until(until);
+    p->turn_ns = pl_now_ns();
 }
 
 void pl_pool_turn_end(struct pl_pool *p)
 {
     if (p == NULL)
         return;
+    p->over_ns = pl_now_ns();
     pthread_mutex_lock(&p->lock);
     if (++p->n_over != p->n_asked)
         pthread_cond_broadcast(&p->turn);

@@ -35,5 +35,8 @@ void pl_pool_run(struct pl_pool *p, void (*fn)(void *arg, size_t item, unsigned 
  * have work alternate. What runs between the two calls has all threads to itself. Not nested. NULL = a pool of one's own. */
 void pl_pool_turn(struct pl_pool *p);
 void pl_pool_turn_end(struct pl_pool *p);
+/* From now on at least so many thousandths of a turn's time pass between its end and the next one's begin, for processes that stand back
+ * behind this one. Any thread. */
+void pl_pool_rest(struct pl_pool *p, unsigned thousandths);
 
 #endif

@@ -43,6 +43,9 @@ struct pl_adapter_reader {
 pl_status pl_adapter_assemble(struct pl_adapter **out, const struct pl_adapter_parts *p, const struct pl_adapter_reader *r,
                               struct pl_err *err) PL_MUST_CHECK;
 
+/* What stands in front of a layer's number in Hugging Face's names. */
+const char *pl_adapter_layers(const char *arch);
+
 /* Rows of q and k between Hugging Face's order (pairs half a head apart) and GGUF's (side by side); n values each. */
 void pl_adapter_rows_to_pairs(const float *in, float *out, uint32_t n_heads, uint32_t head_dim, size_t n);
 void pl_adapter_rows_to_halves(const float *in, float *out, uint32_t n_heads, uint32_t head_dim, size_t n);

@@ -41,7 +41,7 @@ struct config {
     const char *layers;                         /* of roots */
 };
 
-static const char *layers_of(const char *arch)
+const char *pl_adapter_layers(const char *arch)
 {
     for (size_t i = 0; i < PL_COUNT_OF(roots); i++)
         if (strcmp(roots[i].arch, arch) == 0)
@@ -314,7 +314,7 @@ static char *join(const char *folder, const char *file)
 
 pl_status pl_adapter_read_peft(struct pl_adapter **out, const char *folder, const struct pl_spec *spec, struct pl_err *err)
 {
-    struct config c = {.layers = layers_of(spec->arch)};
+    struct config c = {.layers = pl_adapter_layers(spec->arch)};
     struct pl_safetensors *st = NULL;
     struct pl_adapter_parts parts = {0};
     struct pl_err cause = {0};
@@ -372,7 +372,7 @@ static void add_pattern(struct pl_buf *b, const char *key, const struct pl_adapt
         PL_ASSERT(pl_target_find(spec, p->target, &place));
         if (ranks ? p->rank == info->rank : p->alpha == info->alpha)
             continue;
-        pl_buf_addf(b, "%s\n    \"%s%u.%s\": ", comma, layers_of(spec->arch), p->layer, place.module);
+        pl_buf_addf(b, "%s\n    \"%s%u.%s\": ", comma, pl_adapter_layers(spec->arch), p->layer, place.module);
         add_number(b, ranks ? (double)p->rank : (double)p->alpha);
         comma = ",";
     }
@@ -425,7 +425,7 @@ static pl_status write_weights(const char *path, const struct pl_adapter *a, con
         struct pl_target_place place = {0};
         PL_ASSERT(pl_target_find(spec, p->target, &place));
         for (int half = 0; half < 2; half++) {
-            snprintf(own[2 * i + half].name, sizeof own->name, "base_model.model.%s%u.%s.lora_%c.weight", layers_of(spec->arch), p->layer,
+            snprintf(own[2 * i + half].name, sizeof own->name, "base_model.model.%s%u.%s.lora_%c.weight", pl_adapter_layers(spec->arch), p->layer,
                      place.module, "AB"[half]);
             tensors[2 * i + half] = (struct pl_st_tensor){.name = own[2 * i + half].name, .dtype = PL_F32, .n_dims = 2};
         }

@@ -38,18 +38,21 @@ static pl_status plan(struct merged *m, struct pl_gguf_out *o, const struct pl_s
     return PL_OK;
 }
 
-static void merged_row(void *arg, size_t tensor, uint64_t i, float *row)
+void pl_export_row(const struct pl_gguf_tensor *t, const struct pl_lora_pair *p, uint64_t i, float *row)
 {
-    const struct merged *m = arg;
-    const struct pl_gguf_tensor *t = pl_gguf_tensor_at(m->g, tensor);
-    const struct pl_lora_pair *p = m->pairs[tensor];
     const size_t cols = t->ne[0];
     pl_dequant_row(t->dtype, (const uint8_t *)t->data + i * pl_dtype_row_bytes(t->dtype, cols), row, cols);
-    for (uint32_t r = 0; r < p->rank; r++) {
+    for (uint32_t r = 0; p != NULL && r < p->rank; r++) {
         const float w = p->scale * p->b[i * p->rank + r], *a = p->a + (size_t)r * cols;
         for (size_t c = 0; c < cols; c++)
             row[c] += w * a[c];
     }
+}
+
+static void merged_row(void *arg, size_t tensor, uint64_t i, float *row)
+{
+    const struct merged *m = arg;
+    pl_export_row(pl_gguf_tensor_at(m->g, tensor), m->pairs[tensor], i, row);
 }
 
 pl_status pl_export_gguf(const char *path, const struct pl_gguf *g, const struct pl_spec *spec, const struct pl_adapter *a, int type,

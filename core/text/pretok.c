@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/base/buf.h"
 #include "core/base/utf8.h"
 #include "core/text/tok_int.h"
 
@@ -52,6 +53,7 @@ static const struct {
 };
 
 struct pl_pretok {
+    size_t kind; /* of known */
     pcre2_code *stages[MAX_STAGES];
 };
 
@@ -66,6 +68,7 @@ pl_status pl_pretok_new(struct pl_pretok **out, const char *name, size_t n_name,
     struct pl_pretok *p = calloc(1, sizeof *p);
     if (p == NULL)
         return pl_fail(err, PL_ENOMEM, "no memory for the pre-tokenizer");
+    p->kind = k;
     for (size_t i = 0; i < MAX_STAGES && known[k].stages[i] != NULL; i++) {
         int code;
         PCRE2_SIZE at;
@@ -89,6 +92,19 @@ void pl_pretok_free(struct pl_pretok *p)
     for (size_t i = 0; i < MAX_STAGES; i++)
         pcre2_code_free(p->stages[i]);
     free(p);
+}
+
+bool pl_pretok_pattern(const struct pl_pretok *p, size_t stage, struct pl_buf *out)
+{
+    const char *s = stage < MAX_STAGES ? known[p->kind].stages[stage] : NULL;
+    if (s == NULL)
+        return false;
+    for (const char *space; (space = strstr(s, SPACE)) != NULL; s = space + strlen(SPACE)) {
+        pl_buf_add(out, s, (size_t)(space - s));
+        pl_buf_adds(out, "\\s");
+    }
+    pl_buf_adds(out, s);
+    return true;
 }
 
 struct cut {

@@ -61,6 +61,9 @@ bool pl_tok_adds_bos(const struct pl_tok *t);
 /* Ends generation: EOS, EOT, and end-of-turn tokens known by name (<|im_end|>, <|eot_id|>, <|end|>, <end_of_turn> …). */
 bool pl_tok_is_eog(const struct pl_tok *t, int32_t id);
 bool pl_tok_is_control(const struct pl_tok *t, int32_t id);
+/* Writes tokenizer.json, tokenizer_config.json (with the chat template) and generation_config.json into a folder that Hugging Face's libraries
+ * read; g: the file that t was read from; context: tokens that the model takes. PL_ENOTSUP: two tokens have one text. */
+pl_status pl_tok_export(const struct pl_tok *t, const struct pl_gguf *g, const char *folder, uint32_t context, struct pl_err *err) PL_MUST_CHECK;
 /* The id of a token by its exact text, -1 = none. */
 int32_t pl_tok_find(const struct pl_tok *t, const char *text, size_t n);
 

@@ -71,6 +71,9 @@ pl_status pl_tok_spm(const struct pl_tok *t, const char *s, size_t n, size_t max
 pl_status pl_pretok_new(struct pl_pretok **out, const char *name, size_t n_name, bool *ignore_merges, struct pl_err *err)
     PL_MUST_CHECK;
 void pl_pretok_free(struct pl_pretok *p);
+/* The pattern of a stage, with \s for white space, appended to out. False: there are no more. */
+struct pl_buf;
+bool pl_pretok_pattern(const struct pl_pretok *p, size_t stage, struct pl_buf *out);
 /* Calls fn for each fragment in order; stops at the first failure. */
 pl_status pl_pretok_split(const struct pl_pretok *p, const char *s, size_t n, pl_status (*fn)(void *arg, const char *s, size_t n),
                           void *arg) PL_MUST_CHECK;

@@ -147,11 +147,10 @@ pl_status pl_answers_make(const struct pl_answers_opts *o, const struct pl_promp
 
 void pl_answers_part(const struct pl_example *e, const struct pl_tok *tok, struct pl_prompt *prompt, struct pl_buf *reference)
 {
-    uint32_t to = e->n, from;
-    while (to > 0 && e->loss[to - 1] == 0)
-        to--;
-    for (from = to; from > 0 && e->loss[from - 1] != 0;)
-        from--;
+    const uint32_t from = pl_data_prompt(e);
+    uint32_t to = from;
+    while (to < e->n && e->loss[to] != 0)
+        to++;
     *prompt = (struct pl_prompt){e->ids, from};
     if (to > from && pl_tok_is_eog(tok, e->ids[to - 1]))
         to--;

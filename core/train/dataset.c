@@ -134,7 +134,7 @@ static pl_status take_line(struct scan *s, char *line, size_t n, uint32_t number
         good = pl_data_bad(&f, -1, "it is in the %s format, but the lines before are in the %s format", form_names[l.form], form_names[s->r->form]);
     if (good && st == PL_OK && s->o->tok != NULL) {
         s->e.line = number;
-        const pl_status encoded = pl_data_encode(&s->e, &l, &f);
+        const pl_status encoded = s->o->prompt_limit > 0 ? pl_data_encode_question(&s->e, &l, &f) : pl_data_encode(&s->e, &l, &f);
         good = encoded != PL_EFORMAT;
         st = good ? encoded : PL_OK;
     } else if (good && st == PL_OK && s->o->text != NULL) {
@@ -261,6 +261,7 @@ static bool keep(void *arg, const struct pl_example *e)
     memcpy(x->loss, e->loss, e->n);
     x->n = e->n;
     x->line = e->line;
+    x->n_left_out = e->n_left_out;
     d->n++;
     return true;
 }
@@ -301,6 +302,16 @@ pl_status pl_dataset_from_text(struct pl_dataset **out, const char *text, size_t
     else
         pl_dataset_free(k.d);
     return st;
+}
+
+uint32_t pl_data_prompt(const struct pl_example *e)
+{
+    uint32_t at = e->n;
+    while (at > 0 && e->loss[at - 1] == 0)
+        at--;
+    while (at > 0 && e->loss[at - 1] != 0)
+        at--;
+    return at;
 }
 
 void pl_dataset_free(struct pl_dataset *d)

@@ -27,6 +27,7 @@ struct pl_example {
     int32_t *ids;
     uint8_t *loss; /* loss[i]: predicting ids[i] from ids[0..i) counts; loss[0] = 0 */
     uint32_t n, line; /* line: of the file, from 1 */
+    uint32_t n_left_out; /* tokens at the begin of its prompt, see prompt_limit */
 };
 
 struct pl_dataset {
@@ -75,9 +76,14 @@ struct pl_data_opts {
     pl_train_method method;
     pl_train_on train_on;
     uint32_t max_length;   /* 0 = no limit */
+    uint32_t prompt_limit; /* 0 = none; else the last answer is to be given again, and max_length does not count: of what stands before it so many
+                            * tokens at most are kept: the oldest turns go first (system messages in front stay), then the begin of the last one */
     uint32_t min_examples; /* PL_DATA_MIN_EXAMPLES for a training file, 1 for validation */
     const atomic_bool *stop; /* borrowed; NULL = never: when it is set, PL_ESTOPPED within a line */
 };
+
+/* How many tokens stand before the last run of tokens with loss. */
+uint32_t pl_data_prompt(const struct pl_example *e);
 
 /* Called with each example (both of a pair in turn), which is the reader's: copy what is to stay. False stops the reading (PL_OK). */
 typedef bool pl_data_visit(void *arg, const struct pl_example *e);

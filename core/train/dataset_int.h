@@ -39,6 +39,9 @@ struct pl_data_encoder {
 /* Tokens and masks of a checked line, each example visited. PL_EFORMAT = a bad line, *fault says why; else PL_OK, PL_ENOMEM. */
 pl_status pl_data_encode(struct pl_data_encoder *e, const struct pl_data_line *l, struct pl_data_fault *fault) PL_MUST_CHECK;
 
+/* The same with prompt_limit. */
+pl_status pl_data_encode_question(struct pl_data_encoder *e, const struct pl_data_line *l, struct pl_data_fault *fault) PL_MUST_CHECK;
+
 bool pl_data_bad(struct pl_data_fault *fault, int message, const char *fmt, ...) __attribute__((format(printf, 3, 4))); /* false */
 
 #endif

@@ -59,7 +59,7 @@ static size_t common(const struct rendered *a, const struct rendered *b)
 static void give(struct pl_data_encoder *e, struct pl_ids *ids, uint8_t *loss, bool *any)
 {
     struct pl_data_report *r = e->report;
-    struct pl_example x = {ids->v, loss, (uint32_t)ids->n, e->line};
+    struct pl_example x = {.ids = ids->v, .loss = loss, .n = (uint32_t)ids->n, .line = e->line};
     uint32_t n_loss = 0;
     if (x.n > r->longest)
         r->longest = x.n;

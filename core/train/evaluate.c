@@ -54,11 +54,14 @@ pl_status pl_evaluate_general(double *loss, struct pl_net *n, const struct pl_to
     return rc;
 }
 
-static void show_answer(FILE *f, uint32_t line, const struct pl_buf *answer, const struct pl_buf *reference)
+static void show_answer(FILE *f, const struct pl_example *e, const struct pl_buf *answer, const struct pl_buf *reference)
 {
     struct pl_buf b;
     pl_buf_init(&b, 0);
-    pl_buf_addf(&b, "{\"line\":%u,\"answer\":\"", line);
+    pl_buf_addf(&b, "{\"line\":%u", e->line);
+    if (e->n_left_out > 0)
+        pl_buf_addf(&b, ",\"prompt_tokens_cut\":%u", e->n_left_out);
+    pl_buf_adds(&b, ",\"answer\":\"");
     pl_buf_add_json_lossy(&b, pl_buf_str(answer), answer->len);
     pl_buf_adds(&b, "\",\"reference\":\"");
     pl_buf_add_json_lossy(&b, pl_buf_str(reference), reference->len);
@@ -67,8 +70,7 @@ static void show_answer(FILE *f, uint32_t line, const struct pl_buf *answer, con
     pl_buf_fini(&b);
 }
 
-pl_status pl_evaluate_answers(struct pl_scores *s, const struct pl_answers_opts *o, const struct pl_dataset *d, uint32_t n, FILE *show,
-                              struct pl_err *err)
+static pl_status compare(struct pl_scores *s, const struct pl_answers_opts *o, const struct pl_dataset *d, uint32_t n, FILE *show, struct pl_err *err)
 {
     const uint32_t every = d->pairs ? 2 : 1;
     struct pl_metric m = {.kind = s->words};
@@ -79,6 +81,7 @@ pl_status pl_evaluate_answers(struct pl_scores *s, const struct pl_answers_opts 
         pl_buf_init(&answers[i], 0);
         pl_buf_init(&references[i], 0);
         pl_answers_part(&d->examples[i * every], o->tok, &prompts[i], &references[i]);
+        s->n_cut += d->examples[i * every].n_left_out > 0;
     }
     pl_status rc = pl_answers_make(o, prompts, n, answers, err);
     for (uint32_t i = 0; i < n && rc == PL_OK; i++) {
@@ -86,7 +89,7 @@ pl_status pl_evaluate_answers(struct pl_scores *s, const struct pl_answers_opts 
         if (rc != PL_OK)
             rc = pl_fail(err, rc, "no memory to compare the answers");
         else if (show != NULL)
-            show_answer(show, d->examples[i * every].line, &answers[i], &references[i]);
+            show_answer(show, &d->examples[i * every], &answers[i], &references[i]);
     }
     if (rc == PL_OK) {
         s->n_answers = m.n;
@@ -101,5 +104,22 @@ pl_status pl_evaluate_answers(struct pl_scores *s, const struct pl_answers_opts 
     free(prompts);
     free(answers);
     free(references);
+    return rc;
+}
+
+pl_status pl_evaluate_answers(struct pl_scores *s, const struct pl_answers_opts *o, const char *path, const struct pl_data_opts *data, uint32_t n_ctx,
+                              uint32_t n, FILE *show, struct pl_err *err)
+{
+    struct pl_data_opts last = *data;
+    struct pl_data_report report = {0};
+    struct pl_dataset *d = NULL;
+    last.train_on = PL_TRAIN_ON_LAST;
+    last.max_length = 0;
+    last.prompt_limit = o->max_tokens < n_ctx / 2 ? n_ctx - o->max_tokens : (n_ctx + 1) / 2;
+    pl_status rc = pl_dataset_read(&d, path, &last, &report, err);
+    if (rc == PL_OK)
+        rc = compare(s, o, d, n, show, err);
+    pl_data_report_fini(&report);
+    pl_dataset_free(d);
     return rc;
 }

@@ -18,7 +18,7 @@ struct pl_scores {
     double valid_loss, valid_accuracy, perplexity; /* of the validation file; perplexity: e to the loss of a token */
     double general_loss;
     double bleu, rouge[PL_ROUGE_COUNT];
-    uint32_t n_answers; /* that were compared */
+    uint32_t n_answers, n_cut; /* that were compared; of these, how many had a prompt that was cut */
     pl_words_kind words;
 };
 struct pl_scores pl_scores_none(void);
@@ -26,9 +26,10 @@ struct pl_scores pl_scores_none(void);
 /* Mean loss of a token of a text (pl_general_read) under a net as it is. */
 pl_status pl_evaluate_general(double *loss, struct pl_net *n, const struct pl_tok *tok, const char *path, struct pl_err *err) PL_MUST_CHECK;
 
-/* Answers the first n examples (of pairs, the preferred ones) and adds bleu and rouge to s, whose words are set. show: a line of JSON for
- * each, NULL = none. */
-pl_status pl_evaluate_answers(struct pl_scores *s, const struct pl_answers_opts *o, const struct pl_dataset *d, uint32_t n, FILE *show,
-                              struct pl_err *err) PL_MUST_CHECK;
+/* Answers the first n examples of a file (of pairs, the preferred ones) and adds bleu and rouge to s, whose words are set. data: how the file is
+ * read, but for train_on and lengths: a prompt may be as long as leaves room for max_tokens in the model's context n_ctx; of a longer one the begin
+ * is left out (prompt_limit of dataset.h). show: a line of JSON for each, NULL = none. */
+pl_status pl_evaluate_answers(struct pl_scores *s, const struct pl_answers_opts *o, const char *path, const struct pl_data_opts *data, uint32_t n_ctx,
+                              uint32_t n, FILE *show, struct pl_err *err) PL_MUST_CHECK;
 
 #endif

@@ -325,7 +325,7 @@ pl_status pl_report_scores(struct pl_report *r, uint32_t step, const struct pl_s
     scores_free(&said);
     pl_buf_addf(&b, ",\"time\":%.3f,\"step\":%u", time, step);
     if (s->n_answers > 0)
-        pl_buf_addf(&b, ",\"answers\":%u", s->n_answers);
+        pl_buf_addf(&b, ",\"answers\":%u,\"answers_cut\":%u", s->n_answers, s->n_cut);
     if (r->bar)
         fprintf(stderr, "%s:", step == 0 ? "Before training" : "\nAfter training");
     for (size_t i = 0; i < n; i++) {
@@ -350,7 +350,7 @@ static pl_status put_again(FILE *f, const json_t *o)
     const char *key;
     json_t *v;
     json_object_foreach((json_t *)(uintptr_t)o, key, v)
-        if (json_is_number(v) && strcmp(key, "time") != 0 && strcmp(key, "step") != 0 && strcmp(key, "answers") != 0 && n < N_FIGURES) {
+        if (json_is_number(v) && strcmp(key, "time") != 0 && strcmp(key, "step") != 0 && strncmp(key, "answers", 7) != 0 && n < N_FIGURES) {
             snprintf(list[n].name, sizeof list[n].name, "%s", key);
             list[n++].value = json_number_value(v);
         }

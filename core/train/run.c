@@ -233,19 +233,11 @@ static pl_status answer(struct run *r, const struct pl_gguf *gguf, const char *a
     const struct pl_train_spec *s = &r->job.spec;
     const struct pl_answers_opts o = {.gguf = gguf, .tok = r->model.tok, .adapter = adapter, .n_threads = s->threads, .max_tokens = s->answer_tokens,
                                       .stop = r->options->stop};
-    const struct pl_data_opts last = {.tok = r->model.tok, .chat = r->model.chat, .method = s->method, .train_on = PL_TRAIN_ON_LAST,
-                                      .max_length = s->max_length, .min_examples = 1};
-    struct pl_data_report report = {0};
-    struct pl_dataset *d = NULL;
+    const struct pl_data_opts data = {.tok = r->model.tok, .chat = r->model.chat, .method = s->method, .min_examples = 1};
     scores->words = (pl_words_kind)s->words;
     if (s->n_answers == 0 || r->job.validation_file == NULL)
         return PL_OK;
-    pl_status rc = pl_dataset_read(&d, r->job.validation_file, &last, &report, r->err);
-    if (rc == PL_OK)
-        rc = pl_evaluate_answers(scores, &o, d, s->n_answers, NULL, r->err);
-    pl_data_report_fini(&report);
-    pl_dataset_free(d);
-    return rc;
+    return pl_evaluate_answers(scores, &o, r->job.validation_file, &data, r->model.spec.n_ctx, s->n_answers, NULL, r->err);
 }
 
 static pl_status open_all(struct run *r)

@@ -9,7 +9,7 @@
 
 #include "core/base/log.h"
 #include "core/base/mem.h"
-#include "core/base/pool.h"
+#include "server/jobs/share.h"
 #include "server/server.h"
 
 #define PL_LOG_MODULE "jobs"
@@ -25,7 +25,6 @@ static pl_status open_model(struct pl_model_file *file, const struct pl_base *ba
 pl_status pl_checks_plan(struct pl_jobs *j, const struct pl_train_spec *method, const struct pl_job_row *row, const char *training, const char *validation,
                        struct pl_model_file *file, struct pl_train_plan *plan, struct pl_err *err)
 {
-    const int set = j->server->config->train_threads;
     struct pl_base base;
     *file = (struct pl_model_file){0};
     pl_status st = pl_jobs_base(j, row, &base, err);
@@ -34,7 +33,7 @@ pl_status pl_checks_plan(struct pl_jobs *j, const struct pl_train_spec *method, 
     struct pl_train_base from = pl_train_base_of(file, base.path);
     from.stop = pl_tasks_stopping(j->tasks);
     if (st == PL_OK)
-        st = pl_train_plan(plan, method, training, validation, &from, set > 0 ? (unsigned)set : (pl_pool_cpus() + 1) / 2, pl_jobs_memory(j), err);
+        st = pl_train_plan(plan, method, training, validation, &from, pl_share_threads(j->server->config->train_threads), pl_jobs_memory(j), err);
     plan->base.path = NULL; /* it goes */
     pl_base_fini(&base);
     return st;

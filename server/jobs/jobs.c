@@ -411,7 +411,10 @@ void pl_jobs_render_metrics(struct pl_jobs *j, struct pl_buf *out)
                 "# HELP parley_files Uploaded files and results.\n# TYPE parley_files gauge\nparley_files %llu\n"
                 "# HELP parley_files_bytes Bytes of all files.\n# TYPE parley_files_bytes gauge\nparley_files_bytes %llu\n"
                 "# HELP parley_job_restarts_total Workers started again after a crash.\n# TYPE parley_job_restarts_total counter\n"
-                "parley_job_restarts_total %llu\n",
+                "parley_job_restarts_total %llu\n"
+                "# HELP parley_job_rest_ratio Time that engines rest for jobs after a pass, as a part of the pass.\n# TYPE parley_job_rest_ratio gauge\n"
+                "parley_job_rest_ratio %.3f\n",
                 (unsigned long long)n, (unsigned long long)bytes,
-                (unsigned long long)(supervisor != NULL ? pl_supervisor_restarts(supervisor) : 0));
+                (unsigned long long)(supervisor != NULL ? pl_supervisor_restarts(supervisor) : 0),
+                supervisor != NULL ? pl_supervisor_rest(supervisor) / 1e3 : 0.0);
 }

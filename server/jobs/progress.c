@@ -86,7 +86,7 @@ static pl_status take_evaluation(struct taker *t, json_t *line, int64_t at, stru
     pl_buf_adds(&message, step == 0 ? "Evaluation before training" : "Evaluation after training");
     json_object_del(line, "time");
     json_object_foreach(line, key, v)
-        if (json_is_number(v) && strcmp(key, "step") != 0 && strcmp(key, "answers") != 0)
+        if (json_is_number(v) && strcmp(key, "step") != 0 && strcmp(key, "answers") != 0 && (strcmp(key, "answers_cut") != 0 || json_integer_value(v) > 0))
             pl_buf_addf(&message, "%s %.40s=%.4g", strchr(pl_buf_str(&message), '=') == NULL ? ":" : ",", key, json_number_value(v));
     pl_status st = PL_OK;
     if (!known(t, pl_buf_str(&message), -2)) {

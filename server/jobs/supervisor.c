@@ -29,6 +29,7 @@
 #include "server/jobs/files.h"
 #include "server/jobs/progress.h"
 #include "server/jobs/retry.h"
+#include "server/jobs/share.h"
 #include "server/jobs/tidy.h"
 #include "server/jobs/tuned.h"
 #include "server/jobs/uploads.h"
@@ -65,6 +66,8 @@ struct pl_supervisor {
     cpu_set_t cpus;
     struct job_worker *workers;
     struct pl_retry *retries;
+    struct pl_share share;
+    atomic_uint rest; /* the share's, for others */
     char *program;
     uint64_t expired_ns;
     char said[600];
@@ -254,7 +257,8 @@ static bool launch(struct pl_supervisor *s, struct pl_job_row *row)
     snprintf(w->id, sizeof w->id, "%s", row->id);
     w->next = s->workers;
     s->workers = w;
-    pl_log_info("%s: worker %ld started, nice %d, at most %llu MiB", row->id, (long)w->w.pid, c->train_nice, (unsigned long long)(o.memory >> 20));
+    pl_log_info("%s: worker %ld started, nice %d, sure of %d %% of %u threads' time, at most %llu MiB", row->id, (long)w->w.pid, c->train_nice,
+                c->train_share, pl_share_threads(c->train_threads), (unsigned long long)(o.memory >> 20));
     if (again && pl_jobs_event(s->j, row->id, "info", "message", NULL, -1, &err, "%s", started_words(s, row->id)) != PL_OK)
         complain(s, row->id, &err);
     w = NULL;
@@ -657,6 +661,27 @@ static void launch_waiting(struct pl_supervisor *s, size_t running)
     pl_rows_free(PL_TABLE_JOBS, rows, n);
 }
 
+static void keep_share(struct pl_supervisor *s)
+{
+    const struct pl_config *c = s->j->server->config;
+    const uint64_t now = pl_now_ns();
+    uint64_t ran = 0, waited = 0, r, d;
+    unsigned n = 0;
+    if (now - s->share.at_ns < PL_SHARE_EVERY_MS * UINT64_C(1000000))
+        return;
+    for (struct job_worker *w = s->workers; w != NULL; w = w->next, n++) {
+        pl_worker_time(&w->w, &r, &d);
+        ran += r;
+        waited += d;
+    }
+    if (n > 0)
+        pl_share_look(&s->share, now, ran, waited, n * pl_share_threads(c->train_threads), (unsigned)c->train_share);
+    else
+        s->share = (struct pl_share){0};
+    if (s->share.rest != atomic_exchange(&s->rest, s->share.rest))
+        pl_registry_rest(s->j->server->models, s->share.rest);
+}
+
 static void sleep_a_tick(struct pl_supervisor *s)
 {
     const struct timespec until = pl_time_after_ms(TICK_MS);
@@ -673,6 +698,7 @@ static void *supervise(void *arg)
     struct pl_supervisor *s = arg;
     for (;;) {
         const size_t running = tend_all(s);
+        keep_share(s);
         if (atomic_load(&s->stopping)) {
             if (running == 0)
                 return NULL;
@@ -747,4 +773,9 @@ void pl_supervisor_free(struct pl_supervisor *s)
 uint64_t pl_supervisor_restarts(const struct pl_supervisor *s)
 {
     return atomic_load(&s->restarts);
+}
+
+unsigned pl_supervisor_rest(const struct pl_supervisor *s)
+{
+    return atomic_load(&s->rest);
 }

@@ -18,5 +18,7 @@ void pl_supervisor_poke(struct pl_supervisor *s);
 void pl_supervisor_stop(struct pl_supervisor *s, unsigned seconds);
 void pl_supervisor_free(struct pl_supervisor *s);
 uint64_t pl_supervisor_restarts(const struct pl_supervisor *s);
+/* How long engines rest for jobs after a pass, in thousandths of it. */
+unsigned pl_supervisor_rest(const struct pl_supervisor *s);
 
 #endif

@@ -2,6 +2,7 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "server/jobs/worker.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -156,6 +157,31 @@ bool pl_worker_ended(struct pl_worker *w, const char *folder)
     if (w->pid == 0)
         w->pid = now.pid; /* it had not yet written it */
     return false;
+}
+
+void pl_worker_time(struct pl_worker *w, uint64_t *ran_ns, uint64_t *waited_ns)
+{
+    char path[64];
+    uint64_t ran = 0, waited = 0;
+    snprintf(path, sizeof path, "/proc/%ld/task", (long)w->pid);
+    DIR *tasks = w->pid > 0 ? opendir(path) : NULL;
+    for (const struct dirent *e; tasks != NULL && (e = readdir(tasks)) != NULL;) {
+        unsigned long long r, d;
+        snprintf(path, sizeof path, "/proc/%ld/task/%.16s/schedstat", (long)w->pid, e->d_name);
+        FILE *f = e->d_name[0] != '.' ? fopen(path, "re") : NULL;
+        if (f != NULL && fscanf(f, "%llu %llu", &r, &d) == 2) {
+            ran += r;
+            waited += d;
+        }
+        if (f != NULL)
+            fclose(f);
+    }
+    if (tasks != NULL)
+        closedir(tasks);
+    *ran_ns = ran > w->ran_ns ? ran - w->ran_ns : 0;
+    *waited_ns = waited > w->waited_ns ? waited - w->waited_ns : 0;
+    w->ran_ns = ran;
+    w->waited_ns = waited;
 }
 
 void pl_worker_signal(struct pl_worker *w, int sig)

@@ -22,6 +22,7 @@ struct pl_worker {
     int status;      /* of waitpid, once it ended; -1 = not known */
     uint64_t term_ns; /* when it was told to stop, 0 = not */
     bool killed;
+    uint64_t ran_ns, waited_ns; /* as the system counted at the last pl_worker_time */
 };
 
 struct pl_worker_opts {
@@ -37,6 +38,8 @@ pl_status pl_worker_start(struct pl_worker *w, const struct pl_worker_opts *o, s
 pl_status pl_worker_find(struct pl_worker *w, const char *folder) PL_MUST_CHECK;
 /* True once it is gone; w->status is valid then. */
 bool pl_worker_ended(struct pl_worker *w, const char *folder);
+/* Since the last call, all threads together: how long it ran, and how long it waited for a processor. Both 0 where the system does not tell. */
+void pl_worker_time(struct pl_worker *w, uint64_t *ran_ns, uint64_t *waited_ns);
 void pl_worker_signal(struct pl_worker *w, int sig);
 
 #endif

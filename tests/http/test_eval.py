@@ -110,3 +110,18 @@ def test_bad_input(base, tmp_path, args, code, says):
             (tmp_path / name).write_bytes(text.encode(errors="surrogateescape"))
     done = evaluate(*(base if a == "BASE" else tmp_path / a if a in files else a for a in args), check=code)
     assert says in done.stderr and not done.stdout, done.stderr
+
+
+def test_dialogues_longer_than_the_context(taught, base, tmp_path):
+    """Whatever stands before the last question, it is answered; what was left out is counted."""
+    turns = [{"role": r, "content": "tell me of the sea and the rain " * 40} for r in ("user", "assistant")] * 6
+    system, ask = {"role": "system", "content": "a b"}, [{"role": "user", "content": "so?"}, {"role": "assistant", "content": "so it ended"}]
+    rows = [[system, *ask], [system, *turns, *ask], [system, {"role": "user", "content": "x " * 3000}, ask[1]]]
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps({"messages": m}) + "\n" for m in rows))
+    args = "--model", base, "--data", tmp_path / "long.jsonl", "--answers", 3, "--max-tokens", 8, "--train-on", "all", "--show", tmp_path / "said.jsonl"
+    got = figures(*args)
+    assert got["answers"] == 3 and got["answers_cut"] == 2
+    said = [json.loads(x) for x in (tmp_path / "said.jsonl").read_text().splitlines()]
+    assert ["prompt_tokens_cut" in x for x in said] == [False, True, True] and {x["reference"] for x in said} == {"so it ended"}
+    assert said[1]["answer"] == said[0]["answer"] != ""  # all turns but the last were left out
+    assert "2 to prompts of which the begin was left out" in evaluate(*args).stdout

@@ -4,13 +4,14 @@ SPDX-License-Identifier: Apache-2.0
 import json
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
 import openai
 import pytest
 
-from conftest import PARLEYD, Daemon, client_of, data_dir, until, upload
+from conftest import PARLEYD, Daemon, client_of, data_dir, find_tool, until, upload
 
 # workers that get their share of a busy machine; a sanitizer's reserves terabytes of addresses
 ROOM = ["--train-nice", 1, *(["--train-memory-mb", 16777216] if "asan" in str(PARLEYD) else [])]
@@ -215,6 +216,32 @@ def test_a_job_of_a_further_model(start, tmp_path, tiny, models):
     assert without.stop() == 0
     d = start(*args, model=tiny)
     assert until(lambda: name in [m.id for m in client_of(d).models.list()]) and ask(client_of(d), name) == ANSWER
+
+
+def test_a_job_advances_beside_chats_that_never_pause(start, tmp_path, long):
+    """On one processor, with the default settings, beside more chats than it can serve."""
+    cpus, bodies = os.sched_getaffinity(0), tmp_path / "bodies"
+    bodies.write_text(json.dumps({"model": "long", "messages": [{"role": "user", "content": "a lamp"}], "stream": True, "max_tokens": 48, "ignore_eos": True}) + "\n")
+    os.sched_setaffinity(0, {min(cpus)})
+    try:
+        d = start("--data-dir", tmp_path / "data", *ROOM[2:], model=long)
+    finally:
+        os.sched_setaffinity(0, cpus)
+    c = client_of(d)
+    load = subprocess.Popen([find_tool("load"), "--port", str(d.port), "--path", "/v1/chat/completions", "--bodies", bodies, "--clients", "8",
+                             "--requests", "1000000", "--seconds", "3600"], stdout=subprocess.DEVNULL)
+    try:
+        until(lambda: d.metrics()["parley_num_requests_running"] == 8)
+        job = c.fine_tuning.jobs.create(model="long", training_file=upload(c, lines(24)).id, method=method()).id
+        made = lambda: d.metrics()["parley_job_rest_ratio"] > 0 and [e for e in c.fine_tuning.jobs.list_events(job) if e.type == "metrics"]
+        first = until(made, 120, 0.1)[0].data["step"]
+        until(lambda: (made() or [None])[0] and made()[0].data["step"] >= first + 3, 120, 0.1)
+        assert load.poll() is None and "sure of 20 % of 1 threads' time" in d.log
+        c.fine_tuning.jobs.cancel(job)
+        until(lambda: d.metrics()["parley_job_rest_ratio"] == 0)
+    finally:
+        load.kill()
+        load.wait()
 
 
 def test_deleting_it(tuned, start, tmp_path, tiny):

@@ -608,7 +608,7 @@ def test_a_base_stays_as_long_as_something_is_served_on_it(place):
     assert place.seen(done.id)["job"]["base"] == str(place.data / "jobs" / done.id / "base/model.gguf")
     c.models.delete(point.fine_tuned_model_checkpoint)
     until(lambda: not (one / "base").exists())
-    assert os.listdir(place.data / "jobs" / done.id / "base") == ["model.gguf"]
+    until(lambda: os.listdir(place.data / "jobs" / done.id / "base") == ["model.gguf"])
 
 
 def test_bases_whose_files_are_gone(place):

@@ -55,6 +55,8 @@ def main():
     results["make_scratch.py"] = subprocess.run(scratch).returncode == 0
     adapters = [sys.executable, str(HERE / "make_adapter.py"), "real", "--bin", str(BIN), "--model", str(MODEL)]
     results["make_adapter.py"] = subprocess.run(adapters).returncode == 0
+    export = [sys.executable, str(HERE / "check_export.py"), "--bin", str(BIN), "--check", "--model", str(MODEL)]
+    results["check_export.py"] = subprocess.run(export).returncode == 0
     training = [sys.executable, str(HERE / "check_training.py"), "--bin", str(BIN), "--model", str(MODEL)]
     results["check_training.py"] = subprocess.run(training).returncode == 0
     failed = sum(not ok for ok in results.values())

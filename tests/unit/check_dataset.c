@@ -206,6 +206,65 @@ START_TEST(masks_by_train_on)
 }
 END_TEST
 
+/* Tokens before the last answer, which one token ends and one follows. */
+static uint32_t prompt_of(const char *chat, struct pl_data_opts o)
+{
+    struct shown s;
+    struct pl_data_report r;
+    struct pl_err err;
+    o.prompt_limit = 0;
+    o.min_examples = 1;
+    ck_assert_int_eq(scan(chat, o, smollm2, &s, &r, &err), PL_OK);
+    const uint32_t n = (uint32_t)(r.n_tokens - r.n_loss_tokens) - 1;
+    pl_buf_fini(&s.text);
+    pl_data_report_fini(&r);
+    return n;
+}
+
+#define TURN(role, text) "<|im_start|>" role "\n" text "<|im_end|>\n"
+
+/* Of a prompt that is too long the oldest turns are left out, then the begin of the last one; the answer stays whole. */
+START_TEST(prompts_that_are_too_long)
+{
+    struct pl_data_opts o = {.tok = bpe.tok, .train_on = PL_TRAIN_ON_LAST, .max_length = 4 /* does not count */};
+    static const char chat[] = CHAT(S("s") "," U("a") "," A("b") "," A("b") "," U("c") "," A("d") "," U("e") "," A("the end"));
+    static const char last[] = TURN("user", "e") "<|im_start|>assistant\n[the end<|im_end|>]\n";
+    char expected[400];
+    struct pl_data_opts whole = o;
+    whole.max_length = 0;
+    o.prompt_limit = prompt_of(chat, whole);
+    snprintf(expected, sizeof expected,
+             TURN("system", "s") TURN("user", "a") TURN("assistant", "b") TURN("assistant", "b") TURN("user", "c") TURN("assistant", "d") "%s", last);
+    expect(chat, o, smollm2, expected);
+    o.prompt_limit--;
+    snprintf(expected, sizeof expected, TURN("system", "s") TURN("user", "c") TURN("assistant", "d") "%s", last);
+    expect(chat, o, smollm2, expected);
+    o.prompt_limit = prompt_of(CHAT(S("s") "," U("c") "," A("d") "," U("e") "," A("x")), whole) - 1;
+    snprintf(expected, sizeof expected, TURN("system", "s") "%s", last);
+    expect(chat, o, smollm2, expected);
+    o.prompt_limit = prompt_of(CHAT(S("s") "," U("e") "," A("x")), whole) - 1;
+    expect(chat, o, smollm2, expected + strlen("<|im_start|>"));
+    o.prompt_limit = 1;
+    expect(chat, o, smollm2, strchr(last, '[') - 1);
+    /* the last answer that counts, with what follows it */
+    o.prompt_limit = prompt_of(CHAT(S("s") "," U("c") "," A("x")), whole);
+    expect(CHAT(S("s") "," U("a") "," A("b") "," U("c") "," A("d") "," U("e") "," SKIP("f")), o, smollm2,
+           TURN("system", "s") TURN("user", "c") "<|im_start|>assistant\n[d<|im_end|>]\n" TURN("user", "e") TURN("assistant", "f"));
+    /* what was left out is told */
+    struct shown s;
+    struct pl_data_report r;
+    struct pl_err err;
+    o.min_examples = 1;
+    ck_assert_int_eq(scan(chat, o, smollm2, &s, &r, &err), PL_OK);
+    ck_assert_uint_eq(r.n_cut, 1);
+    ck_assert_uint_eq(r.n_examples, 1);
+    pl_buf_fini(&s.text);
+    pl_data_report_fini(&r);
+    o.prompt_limit = 2;
+    expect("{\"prompt\":\"wxyz\",\"completion\":\"v\"}\n", o, NULL, "yz[v<|im_end|>]");
+}
+END_TEST
+
 START_TEST(masks_of_odd_templates)
 {
     const struct pl_data_opts o = {.tok = bpe.tok};
@@ -456,6 +515,7 @@ Suite *suite_dataset(void)
     tcase_set_timeout(c, 60);
     tcase_add_test(c, masks_of_chats);
     tcase_add_test(c, masks_by_train_on);
+    tcase_add_test(c, prompts_that_are_too_long);
     tcase_add_test(c, masks_of_odd_templates);
     tcase_add_test(c, masks_with_sentencepiece);
     tcase_add_test(c, completions_pairs_texts);

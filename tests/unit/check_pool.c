@@ -13,6 +13,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "core/base/clock.h"
+
 Suite *suite_pool(void);
 
 static struct pl_pool *pool_of(unsigned n)
@@ -237,6 +239,45 @@ START_TEST(turns_alternate)
 }
 END_TEST
 
+static uint64_t between_turns(struct pl_pool *p, unsigned turn_ms, unsigned thousandths)
+{
+    pl_pool_rest(p, thousandths);
+    pl_pool_turn(p);
+    usleep(turn_ms * 1000);
+    pl_pool_turn_end(p);
+    const uint64_t over = pl_now_ns();
+    pl_pool_turn(p);
+    const uint64_t next = pl_now_ns();
+    pl_pool_rest(p, 0);
+    pl_pool_turn_end(p);
+    return (next - over) / 1000000;
+}
+
+/* The next turn begins after a part of the last one's time; what has passed by itself counts. */
+START_TEST(rests_between_turns)
+{
+    struct pl_pool *p = pool_of(1);
+    ck_assert_uint_ge(between_turns(p, 60, 500), 29);
+    ck_assert_uint_ge(between_turns(p, 20, 2000), 39);
+    uint64_t least = UINT64_MAX; /* of many, for the machine may be busy */
+    for (int i = 0; i < 20; i++) {
+        const uint64_t ms = between_turns(p, 50, 0);
+        least = ms < least ? ms : least;
+    }
+    ck_assert_uint_lt(least, 20);
+    pl_pool_rest(p, 1000);
+    pl_pool_turn(p);
+    usleep(30000);
+    pl_pool_turn_end(p);
+    usleep(60000);
+    const uint64_t before = pl_now_ns();
+    pl_pool_turn(p);
+    ck_assert_uint_lt(pl_now_ns() - before, UINT64_C(30000000)); /* no rest is left */
+    pl_pool_turn_end(p);
+    pl_pool_free(p);
+}
+END_TEST
+
 START_TEST(sizes)
 {
     cpu_set_t set;
@@ -267,6 +308,7 @@ Suite *suite_pool(void)
     tcase_add_test(tc, one_processor_for_all);
     tcase_add_test(tc, memory_ahead);
     tcase_add_test(tc, turns_alternate);
+    tcase_add_test(tc, rests_between_turns);
     tcase_add_test(tc, sizes);
     suite_add_tcase(s, tc);
     return s;
