@@ -15,7 +15,7 @@
 extern "C" {
 #endif
 
-#define PL_CUDA_NO_ROW UINT32_MAX /* of an embedding: zeros */
+#define PL_CUDA_NO_ROW UINT32_MAX /* of an embedding: zeros; as a slot: nothing is written */
 
 /* A float32 matrix; row r starts at p + r * stride. */
 struct pl_cuda_mat {

@@ -24,6 +24,8 @@ static __device__ __forceinline__ void put(__nv_bfloat16 *to, float v)
 template <class T> static __global__ void kv_write_kernel(pl_cuda_kv kv, uint32_t layer, pl_cuda_mat k, pl_cuda_mat v, const uint32_t *slot)
 {
     const uint32_t t = blockIdx.x, h = blockIdx.y, D = kv.head_dim, at = slot[t] % PL_CUDA_PAGE;
+    if (slot[t] == PL_CUDA_NO_ROW)
+        return;
     uint8_t *const page = kv.data + layer * kv.layer_bytes + slot[t] / PL_CUDA_PAGE * kv.page_bytes + static_cast<size_t>(h) * kv.head_bytes;
     for (uint32_t i = threadIdx.x; i < D; i += KV_THREADS) {
         put(reinterpret_cast<T *>(page) + at * D + i, k.p[t * k.stride + h * D + i]);
@@ -65,6 +67,8 @@ static __global__ void kv_round_kernel(pl_cuda_kv kv, uint32_t layer, pl_cuda_ma
 {
     SHARED float x[MAX_DIM];
     const uint32_t t = blockIdx.x, h = blockIdx.y, D = kv.head_dim, at = slot[t] % PL_CUDA_PAGE, n_blocks = (D + 31) / 32, lane = threadIdx.x % WARP;
+    if (slot[t] == PL_CUDA_NO_ROW)
+        return;
     const pl_cuda_mat in = blockIdx.z == 0 ? k : v;
     uint8_t *const page = kv.data + layer * kv.layer_bytes + slot[t] / PL_CUDA_PAGE * kv.page_bytes + static_cast<size_t>(h) * kv.head_bytes;
     int8_t *const rows = reinterpret_cast<int8_t *>(page + (blockIdx.z == 0 ? 0 : kv.values));

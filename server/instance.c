@@ -132,7 +132,10 @@ pl_status pl_instance_device(struct pl_device **out, const struct pl_config *c, 
     const char *name = local_rank > 0 && strcmp(c->device, "cuda") == 0 ? own : c->device;
     if (ranks && strcmp(name, "auto") == 0)
         name = "cpu"; /* ranks that find for themselves what there is could find different kinds */
-    return pl_device_open(out, name, c->cuda_library, pool, err);
+    const pl_status rc = pl_device_open(out, name, c->cuda_library, pool, err);
+    if (rc == PL_OK && (*out)->ops->record_set != NULL)
+        (*out)->ops->record_set(*out, strcmp(c->cuda_graphs, "on") == 0);
+    return rc;
 }
 
 /* The system would rather end the daemon than refuse memory, so that it is asked first. */

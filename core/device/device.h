@@ -182,6 +182,17 @@ struct pl_device_ops {
     pl_status (*step_begin)(struct pl_device *dev, const struct pl_batch *b);
     pl_status (*step_end)(struct pl_device *dev);
 
+    /* Steps of one token for each sequence, each with a row, may be recorded and repeated by devices to which starting operations is dear;
+     * all four NULL: by others not. A step that is to be has record_tokens(n) tokens (0: it is not recorded); those that fill it up
+     * write nothing: their slot is PL_NO_ROW. Between step_begin and its operations record is called. When it sets *known, the operations
+     * are left out; else they follow, with nothing that waits for them. Then repeat does them. Either may say PL_ENOTSUP: the operations are then
+     * done as ever. whole: none of them failed.
+     * A step's operations follow from owner, kv, and the number of tokens; buffers are the same for the same owner. */
+    void (*record_set)(struct pl_device *dev, bool on);
+    uint32_t (*record_tokens)(struct pl_device *dev, uint32_t n_tokens);
+    pl_status (*record)(struct pl_device *dev, const void *owner, const struct pl_kvdev *kv, const struct pl_batch *b, bool *known);
+    pl_status (*repeat)(struct pl_device *dev, bool whole);
+
     /* out[n, C] (+)= rows idx[i] of w[*, C]; PL_NO_ROW is a row of zeros. add: accumulate (learned positions). */
     pl_status (*embed)(struct pl_device *dev, pl_view out, const struct pl_weight *w, const uint32_t *idx, bool add);
     /* out[T, C] = norm(x) * gain (+ bias); bias.buf NULL = none. gain and bias are [1, C]. out may be x. */

@@ -92,7 +92,7 @@ MUTANTS = [
     ("sampling, filters: no barrier", "sample.cu", "s.amounts[i] = 0;\n        __syncthreads();", "s.amounts[i] = 0;"),
     ("sampling, edits", "sample.cu", "i < d.seen; i += THREADS", "i + 1 < d.seen; i += THREADS"),
     ("sampling, edits", "sample.cu", "*at > 0 ? __fdiv_rn", "*at < 0 ? __fdiv_rn"),
-    ("sampling, alternatives", "sample.cu", "x[i] == after.value && i > after.at", "x[i] == after.value && i > after.at + 1"),
+    ("sampling, alternatives", "sample.cu", "x[i] == after.value && i > after.at", "x[i] == after.value && i >= after.at"),
 ]
 
 

@@ -53,6 +53,16 @@ def test_same_text_as_the_cpu(start, models, kind):
     assert answers(cuda) == first, "from cached pages"
 
 
+def test_without_graphs(start, models):
+    """Recorded steps give what steps that run kernel by kernel give; where recording fails it is told once, and all goes on."""
+    args = ["--alias", "m", "--batch-tokens", 32, "--max-sequences", 4, "--speculation", "off", *device_args("cuda-emulated")]
+    model = models("device-f32", *MODELS["f32"])
+    recorded = answers(start(*args, model=model))
+    assert answers(start(*args, "--cuda-graphs", "off", model=model)) == recorded
+    d = start(*args, model=model, env={"PARLEY_EMU_FAULT": "graphs"})
+    assert answers(d) == recorded and d.log.count("cannot be recorded as a CUDA graph") == 1
+
+
 def test_second_gpu_and_cache_size(start, tiny):
     d = start("--alias", "m", "--device", "cuda:1", "--cuda-library", EMULATED, "--cuda-memory-percent", 2, "--kv-type", "q8_0", model=tiny)
     assert "cuda:1 (emulated)" in d.log
