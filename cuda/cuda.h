@@ -135,7 +135,8 @@ bool pl_cuda_batch_on_device(struct pl_cuda *c, const struct pl_batch *b, struct
 pl_status pl_cuda_alloc(struct pl_cuda *c, void **p, size_t n) PL_MUST_CHECK;
 void pl_cuda_release(struct pl_cuda *c, void *p);
 
-/* The most that products by cuBLAS, of T rows, and attention take as scratch. */
+/* The most that products by cuBLAS, sampling, both of T rows, and attention take as scratch. */
+size_t pl_cuda_sample_bytes(size_t T, size_t V);
 size_t pl_cuda_split_bytes(size_t T, size_t K, size_t N);
 size_t pl_cuda_attn_bytes(const struct pl_step_shape *s);
 /* Spans of the batch's longest context, and what that is rounded up to in steps that are recorded. */
