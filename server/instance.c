@@ -226,6 +226,8 @@ static pl_status open_engine(struct pl_instance *m, const struct pl_instance_opt
         return rc;
     const struct pl_kv_shape page = pl_model_kv_shape(m->model, PL_KV_PAGE, 1, e.kv_dtype);
     const size_t page_bytes = m->device->ops->kv_bytes(m->device, &page);
+    if (page_bytes == 0)
+        return pl_fail_param(err, PL_EINVAL, "kv-type", "%s has no KV cache of type %s: take --kv-type q8_0", m->device->ops->name, c->kv_type);
     if ((rc = choose_pages(o, page_bytes, &e, err)) != PL_OK)
         return rc;
     if (strcmp(c->speculation, "ngram") == 0) {

@@ -101,9 +101,10 @@ struct pl_plus {
 enum { PL_MAX_HEAD_DIM = 256, PL_MAX_QUERIES_PER_KV = 16 };
 
 /* Element types of a cache. F16: 16 bits, in the form that the device multiplies best, as near to F32 as half floats are or nearer.
- * Q8_0: int8 with a scale per 32 elements of a head, a little more than half of F16. */
-#define PL_KV_TYPE_LIST(X) X("f32", PL_F32) X("f16", PL_F16) X("bf16", PL_BF16) X("q8_0", PL_Q8_0)
-#define PL_KV_TYPES "f32, f16, bf16 or q8_0"
+ * Q8_0: int8 with a scale per 32 elements of a head, a little more than half of F16. F8: e4m3, with a power of two for each token's key
+ * (or value) of a head, half of F16; not on every device. */
+#define PL_KV_TYPE_LIST(X) X("f32", PL_F32) X("f16", PL_F16) X("bf16", PL_BF16) X("q8_0", PL_Q8_0) X("fp8", PL_F8)
+#define PL_KV_TYPES "f32, f16, bf16, q8_0 or fp8"
 
 /* false when there is no such type. */
 static inline bool pl_kv_type(const char *name, pl_dtype *type)
@@ -170,7 +171,7 @@ struct pl_device_ops {
     size_t (*work_bytes)(struct pl_device *dev, const struct pl_step_shape *s);
     pl_status (*reserve)(struct pl_device *dev, const struct pl_step_shape *s);
 
-    size_t (*kv_bytes)(struct pl_device *dev, const struct pl_kv_shape *shape); /* what kv_new would take */
+    size_t (*kv_bytes)(struct pl_device *dev, const struct pl_kv_shape *shape); /* what kv_new would take; 0 = the device lacks the type */
     pl_status (*kv_new)(struct pl_device *dev, const struct pl_kv_shape *shape, struct pl_kvdev **out);
     void (*kv_free)(struct pl_device *dev, struct pl_kvdev *kv);
     /* Copies what page `from` holds of each layer to page `to`, between steps. NULL = the device cannot. */

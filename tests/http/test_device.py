@@ -63,6 +63,14 @@ def test_without_graphs(start, models):
     assert answers(d) == recorded and d.log.count("cannot be recorded as a CUDA graph") == 1
 
 
+def test_fp8_cache(start, tiny):
+    """On a GPU; refused where there is none."""
+    d = start("--alias", "m", "--kv-type", "fp8", *device_args("cuda-emulated"), model=tiny)
+    assert len(answers(d)) == len(PROMPTS)
+    line = refused("--device", "cpu", "--kv-type", "fp8", model=tiny)
+    assert "has no KV cache of type fp8: take --kv-type q8_0" in line and "\n" not in line, line
+
+
 def test_second_gpu_and_cache_size(start, tiny):
     d = start("--alias", "m", "--device", "cuda:1", "--cuda-library", EMULATED, "--cuda-memory-percent", 2, "--kv-type", "q8_0", model=tiny)
     assert "cuda:1 (emulated)" in d.log
