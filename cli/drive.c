@@ -14,6 +14,10 @@ bool drive_open(struct drive *d, const struct cli_model *m, uint32_t n_seqs, uin
     const struct pl_kv_shape shape = pl_model_kv_shape(m->model, PL_KV_PAGE, n_seqs * d->pages_per_seq, kv_type);
     uint32_t n_ctx = pl_model_spec(m->model)->n_ctx;
     m->dev->ops->attach(m->dev);
+    if (m->dev->ops->kv_bytes(m->dev, &shape) == 0) {
+        fprintf(stderr, "parley: %s has no cache of this type: take --kv-type q8_0\n", m->dev->ops->name);
+        return false;
+    }
     if (longest > n_ctx) {
         fprintf(stderr, "parley: %u tokens are more than the model's context of %u\n", longest, n_ctx);
         return false;

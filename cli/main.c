@@ -13,7 +13,7 @@ static const char help[] =
     "    parley chat --model FILE [--system TEXT] [--temperature X] [--max-tokens N] [--seed N] [--threads N]\n"
     "        talk to a model; /reset forgets, /quit or Ctrl-D leaves\n"
     "    parley bench --model FILE [--prompt 128,512] [--batch 1,16] [--context 0] [--gen 64] [--repeat 3] [--threads N] [--device NAME]\n"
-    "                 [--kv-type f16|bf16|f32|q8_0] [--load-format gguf|dummy] [--json]\n"
+    "                 [--kv-type f16|bf16|f32|q8_0|fp8] [--load-format gguf|dummy] [--json]\n"
     "        prefill and decode speed, as a table or as JSON; lists have commas between, contexts are filled first;\n"
     "        --load-format dummy --model SHAPE[:TYPE]: random weights of a well-known shape (" PL_DUMMY_NAMES "), no file needed\n"
     "    parley bench --ops --model FILE [--threads N] [--device NAME] [--json]\n"

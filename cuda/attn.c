@@ -9,15 +9,22 @@ enum {
     MAX_PARTIAL = 16 << 20    /* floats of results that wait to be folded, of thousands of warps; more tiles go in several rounds */
 };
 
+bool pl_cuda_reserve_tiles(struct pl_cuda *c, uint32_t n)
+{
+    if (n <= c->tiles_cap)
+        return true;
+    struct pl_cuda_attn_tile *grown = realloc(c->tiles, n * sizeof *grown);
+    if (grown == NULL)
+        return false;
+    c->tiles = grown;
+    c->tiles_cap = n;
+    return true;
+}
+
 static bool make_tiles(struct pl_cuda *c, const struct pl_batch *b, uint32_t tokens, uint32_t *n_tiles)
 {
-    if (b->n_tokens > c->tiles_cap) {
-        struct pl_cuda_attn_tile *grown = realloc(c->tiles, b->n_tokens * sizeof *grown);
-        if (grown == NULL)
-            return false;
-        c->tiles = grown;
-        c->tiles_cap = b->n_tokens;
-    }
+    if (!pl_cuda_reserve_tiles(c, b->n_tokens))
+        return false;
     *n_tiles = 0;
     for (uint32_t s = 0; s < b->n_seqs; s++)
         for (uint32_t t = b->q_start[s], end = b->q_start[s + 1]; t < end; t += tokens)
@@ -25,8 +32,7 @@ static bool make_tiles(struct pl_cuda *c, const struct pl_batch *b, uint32_t tok
     return true;
 }
 
-/* Spans of the longest context */
-static uint32_t most_spans(const struct pl_batch *b)
+uint32_t pl_cuda_spans(const struct pl_batch *b)
 {
     uint32_t most = 0;
     for (uint32_t t = 0; t < b->n_tokens; t++)
@@ -58,7 +64,7 @@ static size_t tiles_at_once(size_t one, size_t n_tiles)
 size_t pl_cuda_attn_bytes(const struct pl_step_shape *s)
 {
     const struct pl_cuda_kv kv = {.n_kv_heads = s->n_kv_heads, .head_dim = s->head_dim};
-    const size_t one = pl_cuda_attn_partial(&kv, 1, (s->n_ctx + PL_CUDA_SPAN - 1) / PL_CUDA_SPAN);
+    const size_t one = pl_cuda_attn_partial(&kv, 1, pl_cuda_round_spans((s->n_ctx + PL_CUDA_SPAN - 1) / PL_CUDA_SPAN));
     const size_t most = one > MAX_PARTIAL ? one : MAX_PARTIAL; /* shorter contexts may fill it better than the longest */
     return (s->n_tokens * one < most ? s->n_tokens * one : most) * sizeof(float);
 }
@@ -101,7 +107,7 @@ pl_status pl_cuda_attn_op(struct pl_device *dev, pl_view out, pl_view q, const s
     if (kv->kv.rotate_bits > 0 && (a.plan.rotated = pl_cuda_scratch(c, PL_CUDA_SCRATCH_PRODUCT, (size_t)q.rows * q.cols * sizeof(float))) == NULL)
         return pl_cuda_failed(c);
     a.plan.shared = c->shared;
-    a.plan.n_spans = most_spans(b);
+    a.plan.n_spans = c->record.n_spans > 0 ? c->record.n_spans : pl_cuda_spans(b);
     if (a.plan.n_spans > 1 && (a.plan.n_tiles == b->n_tokens || a.plan.n_tiles * (size_t)G < (size_t)WARPS_PER_SM * c->n_sms))
         return share_out(c, &a);
     return launch(c, &a);

@@ -9,7 +9,7 @@
  * order elements of a head, or positions, are taken, as long as both factors agree.
  *
  * Queries and weights are split into two 16-bit halves, whose products are added: 22 bits (f16) or 16 bits (bf16) of each count.
- * Keys and values that are not 16-bit floats themselves (f32, q8_0) are split as well, into bf16.
+ * Keys and values that are not 16-bit floats themselves (f32, q8_0) are split as well, into bf16; fp8 with its power of two is a bf16.
  * Source: Dao 2023, FlashAttention-2; Milakov and Gimelshein 2018, "Online normalizer calculation for softmax".
  * SPDX-License-Identifier: Apache-2.0 */
 #include "core/model/dtype.h"
@@ -35,7 +35,7 @@ struct job {
 
 template <int TYPE> struct kv_type {
     static constexpr bool wide = TYPE == PL_F32 || TYPE == PL_Q8_0; /* split in two */
-    static constexpr bool bf16 = wide || TYPE == PL_BF16;
+    static constexpr bool bf16 = wide || TYPE == PL_BF16 || TYPE == PL_F8;
 };
 
 /* ---- halves ---------------------------------------------------------------------------------------------------------- */
@@ -69,7 +69,21 @@ template <int TYPE>
 __device__ __forceinline__ eight<TYPE> load_eight(const uint8_t *head, uint32_t at, uint32_t scales, uint32_t position, uint32_t D, uint32_t d)
 {
     eight<TYPE> e;
-    if constexpr (!kv_type<TYPE>::wide) {
+    if constexpr (TYPE == PL_F8) {
+        const uint2 v = __ldg(reinterpret_cast<const uint2 *>(head + at + position * D + d));
+        const uint32_t scale = __ldg(head + scales + position);
+        const float up = scale == 255 ? nanf("") : __uint_as_float((scale + 8) << 23); /* e4m3 as half floats are 2^-8 of what they mean */
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            uint32_t bits[2];
+#pragma unroll
+            for (int k = 0; k < 2; k++) {
+                const uint32_t code = (i < 2 ? v.x : v.y) >> (i % 2 * 16 + k * 8);
+                bits[k] = __float_as_uint(__fmul_rn(__half2float(__ushort_as_half(static_cast<unsigned short>((code & 0x80) << 8 | (code & 0x7f) << 7))), up));
+            }
+            e.high[i] = __byte_perm(bits[0], bits[1], 0x7632);
+        }
+    } else if constexpr (!kv_type<TYPE>::wide) {
         const uint4 v = __ldg(reinterpret_cast<const uint4 *>(head + at + (position * D + d) * 2));
         e.high[0] = v.x, e.high[1] = v.y, e.high[2] = v.z, e.high[3] = v.w;
     } else {
@@ -611,6 +625,7 @@ cudaError_t run(cudaStream_t s, const job &j)
     case PL_F16: return run_type<PL_F16>(s, j);
     case PL_BF16: return run_type<PL_BF16>(s, j);
     case PL_Q8_0: return run_type<PL_Q8_0>(s, j);
+    case PL_F8: return run_type<PL_F8>(s, j);
     default: return cudaErrorInvalidValue;
     }
 }

@@ -54,6 +54,27 @@ struct pl_cuda_stage {
 enum pl_cuda_scratch_kind { PL_CUDA_SCRATCH_PRODUCT, PL_CUDA_SCRATCH_SPLIT, PL_CUDA_SCRATCH_QUANT, PL_CUDA_SCRATCH_ATTN, PL_CUDA_SCRATCH_LORA,
                             PL_CUDA_SCRATCH_SAMPLE, PL_CUDA_SCRATCH_KINDS };
 
+/* Steps of decodes as CUDA graphs (record.c). */
+enum { PL_CUDA_RECORDED = 64 };
+struct pl_cuda_recorded {
+    const void *owner, *kv, *stage; /* with the two sizes, the key; owner NULL = empty */
+    uint32_t n_tokens, n_spans;
+    cudaGraphExec_t exec; /* NULL = not yet */
+    bool seen;
+    uint32_t n_failed;
+    unsigned freed; /* when it was captured */
+    uint64_t used;  /* last, by the record's clock */
+};
+
+struct pl_cuda_record {
+    bool off, on, broken; /* not wanted; this step is being captured, which something has made impossible */
+    bool told;
+    uint32_t n_spans;    /* of attention in this step, 0 = what its batch has */
+    atomic_uint freed;   /* how often memory was given back */
+    uint64_t clock;
+    struct pl_cuda_recorded steps[PL_CUDA_RECORDED], *current;
+};
+
 struct pl_cuda {
     struct pl_device base;
     struct pl_device_ops ops; /* base.ops; its name is below */
@@ -72,6 +93,7 @@ struct pl_cuda {
         size_t cap;
     } scratch[PL_CUDA_SCRATCH_KINDS];
     void *blas_work; /* cuBLAS's; NULL = its own */
+    struct pl_cuda_record record;
     struct pl_cuda_attn_tile *tiles; /* of the last attention, on the host */
     size_t tiles_cap;
 };
@@ -113,14 +135,31 @@ bool pl_cuda_batch_on_device(struct pl_cuda *c, const struct pl_batch *b, struct
 pl_status pl_cuda_alloc(struct pl_cuda *c, void **p, size_t n) PL_MUST_CHECK;
 void pl_cuda_release(struct pl_cuda *c, void *p);
 
-/* The most that products by cuBLAS, of T rows, and attention take as scratch. */
+/* The most that products by cuBLAS, sampling, both of T rows, and attention take as scratch. */
+size_t pl_cuda_sample_bytes(size_t T, size_t V);
 size_t pl_cuda_split_bytes(size_t T, size_t K, size_t N);
 size_t pl_cuda_attn_bytes(const struct pl_step_shape *s);
+/* Spans of the batch's longest context, and what that is rounded up to in steps that are recorded. */
+uint32_t pl_cuda_spans(const struct pl_batch *b);
+static inline uint32_t pl_cuda_round_spans(uint32_t n)
+{
+    uint32_t rounded = 1;
+    while (rounded < n)
+        rounded *= 2;
+    return rounded;
+}
+/* c->tiles has room for n. */
+bool pl_cuda_reserve_tiles(struct pl_cuda *c, uint32_t n);
+void pl_cuda_record_close(struct pl_cuda *c);
 
 /* What the library exports. */
 __attribute__((visibility("default"))) pl_cuda_open_fn pl_cuda_open;
 
 /* The operations of device.h, one family per file. */
+void pl_cuda_record_set(struct pl_device *dev, bool on);
+uint32_t pl_cuda_record_tokens(struct pl_device *dev, uint32_t n_tokens);
+pl_status pl_cuda_record_op(struct pl_device *dev, const void *owner, const struct pl_kvdev *kv, const struct pl_batch *b, bool *known);
+pl_status pl_cuda_repeat_op(struct pl_device *dev, bool whole);
 pl_status pl_cuda_embed_op(struct pl_device *dev, pl_view out, const struct pl_weight *w, const uint32_t *idx, bool add);
 pl_status pl_cuda_norm_op(struct pl_device *dev, pl_norm_kind kind, pl_view out, pl_view x, pl_view gain, pl_view bias, float eps);
 pl_status pl_cuda_rope_op(struct pl_device *dev, pl_rope_kind kind, pl_view x, uint32_t head_dim, uint32_t n_dims, pl_view freq, const uint32_t *pos);

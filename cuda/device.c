@@ -16,6 +16,11 @@ pl_status pl_cuda_check(struct pl_cuda *c, cudaError_t e, const char *what)
         (void)cudaGetLastError(); /* it is not sticky, but for the next who asks */
         return PL_ENOMEM;
     }
+    if (e != cudaSuccess && c->record.on) {
+        (void)cudaGetLastError();
+        c->record.broken = true; /* the device is as it was */
+        return PL_ENOTSUP;
+    }
     if (e != cudaSuccess && !atomic_exchange(&c->lost, true) && c->report != NULL) {
         char text[300];
         snprintf(text, sizeof text, "%s failed: %s: %s", c->name, what, cudaGetErrorString(e));
@@ -38,6 +43,7 @@ void pl_cuda_release(struct pl_cuda *c, void *p)
 {
     if (p == NULL || pl_cuda_check(c, cudaSetDevice(c->index), "choosing the GPU") != PL_OK)
         return; /* a lost device's memory goes with it */
+    atomic_fetch_add(&c->record.freed, 1);
     (void)!pl_cuda_check(c, cudaFree(p), "freeing memory");
 }
 
@@ -112,6 +118,10 @@ pl_status pl_cuda_scratch_grow(struct pl_cuda *c, enum pl_cuda_scratch_kind kind
 
 void *pl_cuda_scratch(struct pl_cuda *c, enum pl_cuda_scratch_kind kind, size_t n)
 {
+    if (n > c->scratch[kind].cap && c->record.on) {
+        c->record.broken = true;
+        return NULL;
+    }
     size_t cap = 1 << 16;
     while (cap < n)
         cap *= 2;
@@ -209,14 +219,21 @@ static bool upload(struct pl_cuda *c, const void *const *from, const size_t *n, 
 const void *pl_cuda_upload(struct pl_cuda *c, const void *from, size_t n)
 {
     const void *to = find(&c->stage, from, n);
-    return to != NULL || upload(c, &from, &n, 1, &to) ? to : NULL;
+    if (to == NULL && c->record.on)
+        c->record.broken = true;
+    return to != NULL || (!c->record.on && upload(c, &from, &n, 1, &to)) ? to : NULL;
 }
 
+/* Each array lies where it does for any batch of as many tokens, sequences and rows: pages, of which there may be any number, come last.
+ * Steps that may be recorded have attention's tiles there too. */
 static bool upload_batch(struct pl_cuda *c, const struct pl_batch *b)
 {
     const size_t T = b->n_tokens * sizeof(uint32_t), S = b->n_seqs * sizeof(uint32_t), one = sizeof(uint32_t);
-    const void *const from[] = {b->tokens, b->pos, b->slot, b->q_start, b->ctx, b->page_start, b->pages, b->rows};
-    const size_t n[] = {T, T, T, S + one, S, S + one, b->page_start[b->n_seqs] * one, b->n_rows * one};
+    const uint32_t n_tiles = b->n_tokens == b->n_seqs && pl_cuda_reserve_tiles(c, b->n_seqs) ? b->n_seqs : 0;
+    for (uint32_t i = 0; i < n_tiles; i++)
+        c->tiles[i] = (struct pl_cuda_attn_tile){i, i, 1};
+    const void *const from[] = {b->tokens, b->pos, b->slot, b->q_start, b->ctx, b->page_start, b->rows, c->tiles, b->pages};
+    const size_t n[] = {T, T, T, S + one, S, S + one, b->n_rows * one, n_tiles * sizeof *c->tiles, b->page_start[b->n_seqs] * one};
     const void *to[sizeof n / sizeof n[0]];
     return upload(c, from, n, sizeof n / sizeof n[0], to);
 }
@@ -250,6 +267,7 @@ static pl_status step_end(struct pl_device *dev)
 {
     struct pl_cuda *c = pl_cuda_of(dev);
     c->in_step = false;
+    c->record.n_spans = 0;
     return sync(c, "a step");
 }
 
@@ -269,6 +287,7 @@ static void close_device(struct pl_device *dev)
     (void)cudaSetDevice(c->index);
     if (c->stream != NULL)
         (void)cudaStreamSynchronize(c->stream);
+    pl_cuda_record_close(c);
     empty_stage(c);
     drop_stage(c);
     for (int i = 0; i < PL_CUDA_SCRATCH_KINDS; i++)
@@ -331,6 +350,7 @@ static const struct pl_device_ops cuda_ops = {
     .work_bytes = pl_cuda_work_bytes, .reserve = pl_cuda_reserve,
     .kv_bytes = pl_cuda_kv_bytes, .kv_new = pl_cuda_kv_new, .kv_free = pl_cuda_kv_free, .kv_copy = pl_cuda_kv_copy,
     .step_begin = step_begin, .step_end = step_end,
+    .record_set = pl_cuda_record_set, .record_tokens = pl_cuda_record_tokens, .record = pl_cuda_record_op, .repeat = pl_cuda_repeat_op,
     .embed = pl_cuda_embed_op, .norm = pl_cuda_norm_op, .matmul = pl_cuda_matmul_op, .matmul_glu = pl_cuda_matmul_glu_op,
     .lora = pl_cuda_lora_op, .rope = pl_cuda_rope_op, .kv_write = pl_cuda_kv_write_op, .attn = pl_cuda_attn_op, .act = pl_cuda_act_op,
     .gather = pl_cuda_gather_op, .sample = pl_cuda_sample_op,

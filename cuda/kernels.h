@@ -15,7 +15,7 @@
 extern "C" {
 #endif
 
-#define PL_CUDA_NO_ROW UINT32_MAX /* of an embedding: zeros */
+#define PL_CUDA_NO_ROW UINT32_MAX /* of an embedding: zeros; as a slot: nothing is written */
 
 /* A float32 matrix; row r starts at p + r * stride. */
 struct pl_cuda_mat {
@@ -40,8 +40,9 @@ struct pl_cuda_parts {
 
 /* Pages of a cache, per layer, page and key/value head (32 positions, D elements):
  *
- *   keys          [32][D]            rows of D elements, Q8_0: int8
+ *   keys          [32][D]            rows of D elements, Q8_0: int8, F8: e4m3
  *   key scales    f16 [32][D / 32]   Q8_0 only, D / 32 rounded up
+ *                 uint8 [32]         F8 only: elements are worth 2^(scale - 127) times what they say; 255 = NaN
  *   values        [32][D]
  *   value scales  as for keys
  *

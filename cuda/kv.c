@@ -6,9 +6,9 @@
 
 static void measure(struct pl_kvdev *d, const struct pl_kv_shape *s)
 {
-    const bool rounded = s->dtype == PL_Q8_0;
-    const uint32_t element = rounded ? 1 : pl_dtype_block_bytes(s->dtype), half = 2 * PL_CUDA_PAGE;
-    const uint32_t rows = PL_CUDA_PAGE * s->head_dim * element, scales = rounded ? (s->head_dim + 31) / 32 * half : 0;
+    const bool rounded = s->dtype == PL_Q8_0, bytes = s->dtype == PL_F8;
+    const uint32_t element = rounded || bytes ? 1 : pl_dtype_block_bytes(s->dtype), half = 2 * PL_CUDA_PAGE;
+    const uint32_t rows = PL_CUDA_PAGE * s->head_dim * element, scales = rounded ? (s->head_dim + 31) / 32 * half : bytes ? PL_CUDA_PAGE : 0;
     struct pl_cuda_kv k = {.dtype = s->dtype, .n_layers = s->n_layers, .n_pages = s->n_pages, .n_kv_heads = s->n_kv_heads, .head_dim = s->head_dim};
     k.key_scales = rows;
     k.values = rows + scales;
@@ -32,7 +32,7 @@ size_t pl_cuda_kv_bytes(struct pl_device *dev, const struct pl_kv_shape *shape)
 pl_status pl_cuda_kv_new(struct pl_device *dev, const struct pl_kv_shape *shape, struct pl_kvdev **out)
 {
     const pl_dtype t = shape->dtype;
-    if ((t != PL_F32 && t != PL_F16 && t != PL_BF16 && t != PL_Q8_0) || shape->page_size != PL_CUDA_PAGE || shape->head_dim > PL_MAX_HEAD_DIM ||
+    if ((t != PL_F32 && t != PL_F16 && t != PL_BF16 && t != PL_Q8_0 && t != PL_F8) || shape->page_size != PL_CUDA_PAGE || shape->head_dim > PL_MAX_HEAD_DIM ||
         shape->head_dim % 8 != 0)
         return PL_ENOTSUP;
     struct pl_kvdev *d = calloc(1, sizeof *d);

@@ -24,6 +24,8 @@ static __device__ __forceinline__ void put(__nv_bfloat16 *to, float v)
 template <class T> static __global__ void kv_write_kernel(pl_cuda_kv kv, uint32_t layer, pl_cuda_mat k, pl_cuda_mat v, const uint32_t *slot)
 {
     const uint32_t t = blockIdx.x, h = blockIdx.y, D = kv.head_dim, at = slot[t] % PL_CUDA_PAGE;
+    if (slot[t] == PL_CUDA_NO_ROW)
+        return;
     uint8_t *const page = kv.data + layer * kv.layer_bytes + slot[t] / PL_CUDA_PAGE * kv.page_bytes + static_cast<size_t>(h) * kv.head_bytes;
     for (uint32_t i = threadIdx.x; i < D; i += KV_THREADS) {
         put(reinterpret_cast<T *>(page) + at * D + i, k.p[t * k.stride + h * D + i]);
@@ -65,6 +67,8 @@ static __global__ void kv_round_kernel(pl_cuda_kv kv, uint32_t layer, pl_cuda_ma
 {
     SHARED float x[MAX_DIM];
     const uint32_t t = blockIdx.x, h = blockIdx.y, D = kv.head_dim, at = slot[t] % PL_CUDA_PAGE, n_blocks = (D + 31) / 32, lane = threadIdx.x % WARP;
+    if (slot[t] == PL_CUDA_NO_ROW)
+        return;
     const pl_cuda_mat in = blockIdx.z == 0 ? k : v;
     uint8_t *const page = kv.data + layer * kv.layer_bytes + slot[t] / PL_CUDA_PAGE * kv.page_bytes + static_cast<size_t>(h) * kv.head_bytes;
     int8_t *const rows = reinterpret_cast<int8_t *>(page + (blockIdx.z == 0 ? 0 : kv.values));
@@ -79,6 +83,47 @@ static __global__ void kv_round_kernel(pl_cuda_kv kv, uint32_t layer, pl_cuda_ma
     }
 }
 
+/* e4m3 of x, whose size is 448 at most: 3 bits of mantissa, to nearest even; below 2^-6 multiples of 2^-9 */
+static __device__ __forceinline__ uint8_t to_f8(float x)
+{
+    const uint32_t bits = __float_as_uint(fabsf(x)), normal = (bits + 0x7ffffu + (bits >> 20 & 1)) >> 20;
+    const uint32_t code = fabsf(x) < 0x1p-6f ? static_cast<uint32_t>(rintf(fabsf(x) * 0x1p9f)) : normal - (120u << 3);
+    return static_cast<uint8_t>(code | (x < 0 ? 0x80u : 0u));
+}
+
+/* The power of two that brings the largest of a head's elements to 224 … 448, as the byte that the cache holds */
+static __device__ __forceinline__ uint32_t f8_scale(float max)
+{
+    const int exponent = static_cast<int>(__float_as_uint(max) >> 23) - 127 - 8;
+    const int up = (__float_as_uint(max) & 0x7fffffu) > 0x600000u; /* more than 1.75 */
+    return static_cast<uint32_t>(::min(::max(exponent + up, -110), 119) + 127);
+}
+
+/* A warp for a token's key or value of one head */
+static __global__ void kv_f8_kernel(pl_cuda_kv kv, uint32_t layer, pl_cuda_mat k, pl_cuda_mat v, const uint32_t *slot)
+{
+    const uint32_t t = blockIdx.x, h = blockIdx.y, D = kv.head_dim, at = slot[t] % PL_CUDA_PAGE, lane = threadIdx.x;
+    if (slot[t] == PL_CUDA_NO_ROW)
+        return;
+    const pl_cuda_mat in = blockIdx.z == 0 ? k : v;
+    const float *const x = in.p + t * in.stride + h * D;
+    uint8_t *const page = kv.data + layer * kv.layer_bytes + slot[t] / PL_CUDA_PAGE * kv.page_bytes + static_cast<size_t>(h) * kv.head_bytes;
+    uint8_t *const row = page + (blockIdx.z == 0 ? 0 : kv.values) + at * D;
+    float max = 0;
+    bool finite = true;
+    for (uint32_t i = lane; i < D; i += WARP) {
+        max = fmaxf(max, fabsf(x[i]));
+        finite = finite && isfinite(x[i]);
+    }
+    finite = __all_sync(ALL_LANES, finite) != 0;
+    const uint32_t scale = f8_scale(warp_max(max));
+    const float down = __uint_as_float((254u - scale) << 23);
+    for (uint32_t i = lane; i < D; i += WARP)
+        row[i] = finite ? to_f8(__fmul_rn(x[i], down)) : 0;
+    if (lane == 0)
+        page[(blockIdx.z == 0 ? kv.key_scales : kv.value_scales) + at] = static_cast<uint8_t>(finite ? scale : 255u);
+}
+
 cudaError_t pl_cuda_kv_write(cudaStream_t s, struct pl_cuda_kv kv, uint32_t layer, struct pl_cuda_mat k, struct pl_cuda_mat v, const uint32_t *slot)
 {
     const dim3 grid(k.rows, kv.n_kv_heads);
@@ -86,6 +131,7 @@ cudaError_t pl_cuda_kv_write(cudaStream_t s, struct pl_cuda_kv kv, uint32_t laye
     case PL_F32: LAUNCH((kv_write_kernel<float>), grid, KV_THREADS, 0, s, kv, layer, k, v, slot); break;
     case PL_F16: LAUNCH((kv_write_kernel<__half>), grid, KV_THREADS, 0, s, kv, layer, k, v, slot); break;
     case PL_BF16: LAUNCH((kv_write_kernel<__nv_bfloat16>), grid, KV_THREADS, 0, s, kv, layer, k, v, slot); break;
+    case PL_F8: LAUNCH(kv_f8_kernel, dim3(k.rows, kv.n_kv_heads, 2), WARP, 0, s, kv, layer, k, v, slot); break;
     default: LAUNCH(kv_round_kernel, dim3(k.rows, kv.n_kv_heads, 2), KV_THREADS, 0, s, kv, layer, k, v, slot);
     }
     return cudaGetLastError();

@@ -74,7 +74,10 @@ pl_status pl_instance_device(struct pl_device **out, const struct pl_config *c, 
     const char *name = local_rank > 0 && strcmp(c->device, "cuda") == 0 ? own : c->device;
     if (ranks && strcmp(name, "auto") == 0)
         name = "cpu"; /* ranks that find for themselves what there is could find different kinds */
-    return pl_device_open(out, name, c->cuda_library, pool, err);
+    const pl_status rc = pl_device_open(out, name, c->cuda_library, pool, err);
+    if (rc == PL_OK && (*out)->ops->record_set != NULL)
+        (*out)->ops->record_set(*out, strcmp(c->cuda_graphs, "on") == 0);
+    return rc;
 }
 
 /* The system would rather end the daemon than refuse memory, so that it is asked first. */
@@ -173,6 +176,8 @@ static pl_status open_engine(struct pl_instance *m, const struct pl_instance_opt
         return rc;
     const struct pl_kv_shape page = pl_model_kv_shape(m->model, PL_KV_PAGE, 1, e.kv_dtype);
     const size_t page_bytes = m->device->ops->kv_bytes(m->device, &page);
+    if (page_bytes == 0)
+        return pl_fail_param(err, PL_EINVAL, "kv-type", "%s has no KV cache of type %s: take --kv-type q8_0", m->device->ops->name, c->kv_type);
     if ((rc = choose_pages(o, page_bytes, &e, err)) != PL_OK)
         return rc;
     if (strcmp(c->speculation, "ngram") == 0) {

@@ -101,9 +101,10 @@ struct pl_plus {
 enum { PL_MAX_HEAD_DIM = 256, PL_MAX_QUERIES_PER_KV = 16 };
 
 /* Element types of a cache. F16: 16 bits, in the form that the device multiplies best, as near to F32 as half floats are or nearer.
- * Q8_0: int8 with a scale per 32 elements of a head, a little more than half of F16. */
-#define PL_KV_TYPE_LIST(X) X("f32", PL_F32) X("f16", PL_F16) X("bf16", PL_BF16) X("q8_0", PL_Q8_0)
-#define PL_KV_TYPES "f32, f16, bf16 or q8_0"
+ * Q8_0: int8 with a scale per 32 elements of a head, a little more than half of F16. F8: e4m3, with a power of two for each token's key
+ * (or value) of a head, half of F16; not on every device. */
+#define PL_KV_TYPE_LIST(X) X("f32", PL_F32) X("f16", PL_F16) X("bf16", PL_BF16) X("q8_0", PL_Q8_0) X("fp8", PL_F8)
+#define PL_KV_TYPES "f32, f16, bf16, q8_0 or fp8"
 
 /* false when there is no such type. */
 static inline bool pl_kv_type(const char *name, pl_dtype *type)
@@ -170,7 +171,7 @@ struct pl_device_ops {
     size_t (*work_bytes)(struct pl_device *dev, const struct pl_step_shape *s);
     pl_status (*reserve)(struct pl_device *dev, const struct pl_step_shape *s);
 
-    size_t (*kv_bytes)(struct pl_device *dev, const struct pl_kv_shape *shape); /* what kv_new would take */
+    size_t (*kv_bytes)(struct pl_device *dev, const struct pl_kv_shape *shape); /* what kv_new would take; 0 = the device lacks the type */
     pl_status (*kv_new)(struct pl_device *dev, const struct pl_kv_shape *shape, struct pl_kvdev **out);
     void (*kv_free)(struct pl_device *dev, struct pl_kvdev *kv);
     /* Copies what page `from` holds of each layer to page `to`, between steps. NULL = the device cannot. */
@@ -181,6 +182,17 @@ struct pl_device_ops {
 
     pl_status (*step_begin)(struct pl_device *dev, const struct pl_batch *b);
     pl_status (*step_end)(struct pl_device *dev);
+
+    /* Steps of one token for each sequence, each with a row, may be recorded and repeated by devices to which starting operations is dear;
+     * all four NULL: by others not. A step that is to be has record_tokens(n) tokens (0: it is not recorded); those that fill it up
+     * write nothing: their slot is PL_NO_ROW. Between step_begin and its operations record is called. When it sets *known, the operations
+     * are left out; else they follow, with nothing that waits for them. Then repeat does them. Either may say PL_ENOTSUP: the operations are then
+     * done as ever. whole: none of them failed.
+     * A step's operations follow from owner, kv, and the number of tokens; buffers are the same for the same owner. */
+    void (*record_set)(struct pl_device *dev, bool on);
+    uint32_t (*record_tokens)(struct pl_device *dev, uint32_t n_tokens);
+    pl_status (*record)(struct pl_device *dev, const void *owner, const struct pl_kvdev *kv, const struct pl_batch *b, bool *known);
+    pl_status (*repeat)(struct pl_device *dev, bool whole);
 
     /* out[n, C] (+)= rows idx[i] of w[*, C]; PL_NO_ROW is a row of zeros. add: accumulate (learned positions). */
     pl_status (*embed)(struct pl_device *dev, pl_view out, const struct pl_weight *w, const uint32_t *idx, bool add);

@@ -231,7 +231,8 @@ void pl_dtype_unpack(pl_dtype t, const void *block, uint8_t *q, float *scale, fl
     case PL_Q6_K: unpack_q6_k(b, q, scale); break;
     case PL_F32:
     case PL_F16:
-    case PL_BF16: PL_ASSERT(!"only block types are unpacked");
+    case PL_BF16:
+    case PL_F8: PL_ASSERT(!"only block types are unpacked");
     }
 }
 
@@ -456,6 +457,7 @@ void pl_quant_row(pl_dtype t, const float *in, void *row, size_t n)
         case PL_Q4_K: write_q45_k(in, b, 16); break;
         case PL_Q5_K: write_q45_k(in, b, 32); break;
         case PL_Q6_K: write_q6_k(in, b); break;
+        case PL_F8: PL_ASSERT(!"a type of caches only");
         }
     }
 }

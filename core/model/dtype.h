@@ -32,6 +32,7 @@ typedef enum {
 #define X(name, number, elements, bytes) PL_##name = number,
     PL_DTYPE_LIST(X)
 #undef X
+    PL_F8 = 200, /* of caches only (device.h) */
 } pl_dtype;
 
 /* NULL / 0 for a number that is not in the list. */

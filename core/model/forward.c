@@ -167,14 +167,43 @@ static pl_status enqueue(struct pl_model *m, struct pl_kvdev *kv, const struct p
     return m->comm->ops->gather(m->comm, m->dev, logits, part, m->part.v_first);
 }
 
+/* Does what b is filled up to as a step that is recorded, where that may be: what adapters need is uploaded by each step, and what ranks
+ * say to each other is no operation of a device. */
+static pl_status compute(struct pl_model *m, struct pl_kvdev *kv, const struct pl_batch *b)
+{
+    const struct pl_device_ops *ops = m->dev->ops;
+    bool known = false;
+    pl_status rc = ops->record != NULL && m->part.size == 1 && pl_fill_decodes(b) ? ops->record(m->dev, m, kv, b, &known) : PL_ENOTSUP;
+    if (rc == PL_OK) {
+        const pl_status made = known ? PL_OK : enqueue(m, kv, b);
+        rc = ops->repeat(m->dev, made == PL_OK);
+    }
+    return rc == PL_ENOTSUP ? enqueue(m, kv, b) : rc;
+}
+
+/* The batch with which the device is called. */
+static pl_status fill_up(struct pl_model *m, const struct pl_batch *b, struct pl_batch *filled)
+{
+    const bool may = m->dev->ops->record != NULL && m->part.size == 1 && pl_fill_decodes(b);
+    const uint32_t n = may ? m->dev->ops->record_tokens(m->dev, b->n_tokens) : 0;
+    *filled = *b;
+    if (n <= b->n_tokens || n > m->max_tokens || n > m->max_rows)
+        return PL_OK;
+    return pl_fill(&m->fill, b, n, filled) ? PL_OK : PL_ENOMEM;
+}
+
 pl_status pl_model_forward(struct pl_model *m, struct pl_kvdev *kv, const struct pl_batch *b, const float **logits)
 {
     *logits = NULL;
     if (b->n_tokens == 0 || b->n_tokens > m->max_tokens || b->n_rows > m->max_rows || b->n_rows > b->n_tokens)
         return PL_EINVAL;
-    STEP(step_begin, b);
+    struct pl_batch filled;
+    pl_status rc = fill_up(m, b, &filled);
+    if (rc != PL_OK)
+        return rc;
+    STEP(step_begin, &filled);
     const bool wanted = b->n_rows > 0 && m->part.rank == 0;
-    pl_status rc = enqueue(m, kv, b);
+    rc = compute(m, kv, &filled);
     if (rc == PL_OK && wanted && b->draws != NULL)
         rc = m->dev->ops->sample(m->dev, first_rows(m->logits, b->n_rows), b->draws, b->drawn);
     const pl_status end = m->dev->ops->step_end(m->dev);

@@ -540,6 +540,7 @@ void pl_model_free(struct pl_model *m)
         if (m->work[i] != NULL)
             m->dev->ops->buf_free(m->dev, m->work[i]);
     free(m->host_logits);
+    pl_fill_fini(&m->fill);
     free(m->own_tokens);
     free(m->layers);
     free(m);

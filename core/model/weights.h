@@ -7,6 +7,7 @@
 #define PL_MODEL_WEIGHTS_H
 
 #include "core/comm/comm.h"
+#include "core/model/fill.h"
 #include "core/model/lora.h"
 #include "core/model/model.h"
 #include "core/model/part.h"
@@ -104,6 +105,7 @@ struct pl_model {
     pl_view logits;            /* [R, V]; rank 0: of the whole model */
     uint32_t *own_tokens;      /* [T] rows of the part of the embedding; PL_NO_ROW = another rank's */
     struct pl_loras loras;     /* adapters, see lora.h */
+    struct pl_fill fill;       /* of steps that are recorded */
     float *host_logits;        /* where the device's memory cannot be read in place, else NULL */
 };
 

@@ -167,6 +167,8 @@ pl_status pl_engine_new_ranks(struct pl_engine **out, const struct pl_engine_opt
     struct pl_engine_opts o = *opts;
     const struct pl_kv_shape shape = pl_model_kv_shape(model, PL_KV_PAGE, 1, o.kv_dtype);
     uint64_t page_bytes = dev->ops->kv_bytes(dev, &shape), wanted = o.n_pages;
+    if (page_bytes == 0)
+        return pl_fail_param(err, PL_EINVAL, "kv-type", "%s has no KV cache of this type: take --kv-type q8_0 or f16", dev->ops->name);
     if (wanted == 0 && dev->ops->memory != NULL) {
         const pl_status rc = pages_on_device(&o, dev, page_bytes, &wanted, err);
         if (rc != PL_OK)

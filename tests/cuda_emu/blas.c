@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "core/model/dtype.h"
+#include "tests/cuda_emu/graphs.h"
 
 static float *widen(int dtype, const void *from, size_t n)
 {
@@ -15,24 +16,44 @@ static float *widen(int dtype, const void *from, size_t n)
     return to;
 }
 
-static int product(const struct pl_cublas *b, int dtype, int n_rows, int n_out, int n_in, const void *x, const void *w, float *y)
+struct call {
+    int dtype;
+    size_t T, N, K;
+    const void *x, *w;
+    float *y;
+};
+
+static int multiply(const struct call *c)
 {
-    const size_t K = (size_t)n_in, N = (size_t)n_out, T = (size_t)n_rows;
-    const char *fault = getenv("PARLEY_EMU_FAULT");
-    (void)b;
-    if (fault != NULL && strncmp(fault, "blas:", 5) == 0)
-        return atoi(fault + 5);
-    float *fx = widen(dtype, x, T * K), *fw = widen(dtype, w, N * K);
+    float *fx = widen(c->dtype, c->x, c->T * c->K), *fw = widen(c->dtype, c->w, c->N * c->K);
     const bool ok = fx != NULL && fw != NULL;
-    for (size_t t = 0; ok && t < T; t++)
-        for (size_t n = 0; n < N; n++) {
+    for (size_t t = 0; ok && t < c->T; t++)
+        for (size_t n = 0; n < c->N; n++) {
             float sum = 0;
-            for (size_t k = 0; k < K; k++)
-                sum += fx[t * K + k] * fw[n * K + k];
-            y[t * N + n] = sum;
+            for (size_t k = 0; k < c->K; k++)
+                sum += fx[t * c->K + k] * fw[n * c->K + k];
+            c->y[t * c->N + n] = sum;
         }
     free(fx), free(fw);
     return ok ? 0 : PL_CUBLAS_NO_MEMORY;
+}
+
+static void run(void *call)
+{
+    if (multiply(call) != 0)
+        abort();
+}
+
+static int product(const struct pl_cublas *b, int dtype, int n_rows, int n_out, int n_in, const void *x, const void *w, float *y)
+{
+    const struct call c = {dtype, (size_t)n_rows, (size_t)n_out, (size_t)n_in, x, w, y};
+    const char *fault = getenv("PARLEY_EMU_FAULT");
+    if (fault != NULL && strncmp(fault, "blas:", 5) == 0)
+        return atoi(fault + 5);
+    if (!emu_capturing(b->handle))
+        return multiply(&c);
+    emu_capture_bytes(run, &c, sizeof c);
+    return 0;
 }
 
 static int work_in(const struct pl_cublas *b, void *memory, size_t n)
@@ -53,7 +74,7 @@ static void close_blas(struct pl_cublas *b)
 
 pl_status pl_cublas_open(struct pl_cublas *blas, cudaStream_t stream, struct pl_err *err)
 {
-    (void)stream, (void)err;
-    *blas = (struct pl_cublas){.product = product, .work_in = work_in, .status_name = status_name, .close = close_blas};
+    (void)err;
+    *blas = (struct pl_cublas){.handle = stream, .product = product, .work_in = work_in, .status_name = status_name, .close = close_blas};
     return PL_OK;
 }

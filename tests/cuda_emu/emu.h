@@ -12,6 +12,7 @@ extern "C" {
 /* Threads of a block run from the last to the first: a result that changes lacks a barrier. */
 __attribute__((visibility("default"))) void emu_set_reverse(bool reverse);
 __attribute__((visibility("default"))) unsigned long emu_launches(void);
+__attribute__((visibility("default"))) unsigned long emu_graph_launches(void);
 
 #ifdef __cplusplus
 }

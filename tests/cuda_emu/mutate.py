@@ -38,6 +38,10 @@ MUTANTS = [
     ("cache, rounding", "kv.cu", "scales + at * n_blocks + b", "scales + at * n_blocks + b / 2"),
     ("cache, rounding", "kv.cu", "k < n / 2; k += KV_THREADS", "k + 1 < n / 2; k += KV_THREADS"),
     ("cache, rounding: no barrier", "kv.cu", "x[i + distance] = a - b;\n        }\n        __syncthreads();", "x[i + distance] = a - b;\n        }"),
+    ("cache, fp8", "kv.cu", "+ 0x7ffffu + (bits >> 20 & 1)", "+ 0x80000u"),
+    ("cache, fp8", "kv.cu", "> 0x600000u", "> 0x700000u"),
+    ("cache, fp8", "kv.cu", "kv.key_scales : kv.value_scales) + at]", "kv.key_scales : kv.value_scales) + at / 2]"),
+    ("attention, fp8", "attn.cu", "i % 2 * 16 + k * 8", "i % 2 * 16 + k * 4"),
     ("dense, few rows", "dense.cu", "k < w.cols; k += STEPS * WARP * N", "k + N < w.cols; k += STEPS * WARP * N"),
     ("dense, few rows", "dense.cu", "if (k + s * WARP * N >= cols)", "if (k + (s + 1) * WARP * N >= cols)"),
     ("dense, few rows", "dense.cu", "next.load(rows, k + STEPS * WARP * N, w.cols)", "next.load(rows, k + STEPS * WARP * N, w.cols - N)"),
@@ -92,7 +96,7 @@ MUTANTS = [
     ("sampling, filters: no barrier", "sample.cu", "s.amounts[i] = 0;\n        __syncthreads();", "s.amounts[i] = 0;"),
     ("sampling, edits", "sample.cu", "i < d.seen; i += THREADS", "i + 1 < d.seen; i += THREADS"),
     ("sampling, edits", "sample.cu", "*at > 0 ? __fdiv_rn", "*at < 0 ? __fdiv_rn"),
-    ("sampling, alternatives", "sample.cu", "x[i] == after.value && i > after.at", "x[i] == after.value && i > after.at + 1"),
+    ("sampling, alternatives", "sample.cu", "x[i] == after.value && i > after.at", "x[i] == after.value && i >= after.at"),
 ]
 
 

@@ -1,5 +1,6 @@
 /* runtime: the CUDA runtime's calls on host memory. The environment can make it fail as real machines do:
  *     PARLEY_EMU_FAULT=no-driver | old-driver | no-gpu | lost:N    the last one after N times of waiting for the device
+ *     PARLEY_EMU_FAULT=graphs    graphs.c
  *     PARLEY_EMU_MEMORY_MB=N     the device's memory (default 1024)
  * SPDX-License-Identifier: Apache-2.0 */
 #include <stdatomic.h>
@@ -9,6 +10,7 @@
 #include <string.h>
 
 #include "cuda_runtime_api.h"
+#include "graphs.h"
 
 enum { GPUS = 2, HEADER = 256, LARGE = 16 << 20 };
 
@@ -112,6 +114,8 @@ cudaError_t cudaMemGetInfo(size_t *free, size_t *total)
 
 cudaError_t cudaMalloc(void **p, size_t n)
 {
+    if (emu_capture_forbids())
+        return failed(cudaErrorStreamCaptureUnsupported);
     uint8_t *all;
     if (n > memory() - used || posix_memalign((void **)&all, 256, n + HEADER) != 0)
         return failed(cudaErrorMemoryAllocation);
@@ -125,6 +129,8 @@ cudaError_t cudaMalloc(void **p, size_t n)
 
 cudaError_t cudaFree(void *p)
 {
+    if (emu_capture_forbids())
+        return failed(cudaErrorStreamCaptureUnsupported);
     if (p == NULL)
         return cudaSuccess;
     size_t n;
@@ -136,6 +142,8 @@ cudaError_t cudaFree(void *p)
 
 cudaError_t cudaHostAlloc(void **p, size_t n, unsigned flags)
 {
+    if (emu_capture_forbids())
+        return failed(cudaErrorStreamCaptureUnsupported);
     (void)flags;
     *p = malloc(n);
     return *p != NULL ? cudaSuccess : failed(cudaErrorMemoryAllocation);
@@ -143,30 +151,49 @@ cudaError_t cudaHostAlloc(void **p, size_t n, unsigned flags)
 
 cudaError_t cudaFreeHost(void *p)
 {
+    if (emu_capture_forbids())
+        return failed(cudaErrorStreamCaptureUnsupported);
     free(p);
     return cudaSuccess;
 }
 
 cudaError_t cudaMemcpy(void *to, const void *from, size_t n, enum cudaMemcpyKind kind)
 {
+    if (emu_capture_forbids())
+        return failed(cudaErrorStreamCaptureUnsupported);
     (void)kind;
     memcpy(to, from, n);
     return cudaSuccess;
 }
 
-cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, enum cudaMemcpyKind kind, cudaStream_t s)
+struct copy {
+    char *to;
+    const char *from;
+    size_t to_pitch, from_pitch, width, height;
+};
+
+static void run_copy(void *p)
 {
-    (void)s;
-    return cudaMemcpy(to, from, n, kind);
+    const struct copy *c = p;
+    for (size_t i = 0; i < c->height; i++)
+        memcpy(c->to + i * c->to_pitch, c->from + i * c->from_pitch, c->width);
 }
 
 cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width, size_t height, enum cudaMemcpyKind kind,
                               cudaStream_t s)
 {
-    (void)kind, (void)s;
-    for (size_t i = 0; i < height; i++)
-        memcpy((char *)to + i * to_pitch, (const char *)from + i * from_pitch, width);
+    struct copy c = {to, from, to_pitch, from_pitch, width, height};
+    (void)kind;
+    if (emu_capturing(s))
+        emu_capture_bytes(run_copy, &c, sizeof c);
+    else
+        run_copy(&c);
     return cudaSuccess;
+}
+
+cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, enum cudaMemcpyKind kind, cudaStream_t s)
+{
+    return cudaMemcpy2DAsync(to, n, from, n, n, 1, kind, s);
 }
 
 cudaError_t cudaMemset(void *p, int value, size_t n)
@@ -175,10 +202,26 @@ cudaError_t cudaMemset(void *p, int value, size_t n)
     return cudaSuccess;
 }
 
+struct filling {
+    void *p;
+    int value;
+    size_t n;
+};
+
+static void run_filling(void *p)
+{
+    const struct filling *f = p;
+    memset(f->p, f->value, f->n);
+}
+
 cudaError_t cudaMemsetAsync(void *p, int value, size_t n, cudaStream_t s)
 {
-    (void)s;
-    return cudaMemset(p, value, n);
+    struct filling f = {p, value, n};
+    if (emu_capturing(s))
+        emu_capture_bytes(run_filling, &f, sizeof f);
+    else
+        run_filling(&f);
+    return cudaSuccess;
 }
 
 /* ---- streams and events: nothing is ever under way -------------------------------------------------------------------------- */
@@ -198,6 +241,8 @@ cudaError_t cudaStreamDestroy(cudaStream_t s)
 
 cudaError_t cudaStreamSynchronize(cudaStream_t s)
 {
+    if (emu_capture_forbids())
+        return failed(cudaErrorStreamCaptureUnsupported);
     (void)s;
     static atomic_ulong waits;
     const char *f = getenv("PARLEY_EMU_FAULT");
@@ -208,6 +253,8 @@ cudaError_t cudaStreamSynchronize(cudaStream_t s)
 
 cudaError_t cudaDeviceSynchronize(void)
 {
+    if (emu_capture_forbids())
+        return failed(cudaErrorStreamCaptureUnsupported);
     return cudaSuccess;
 }
 

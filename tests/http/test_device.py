@@ -94,6 +94,24 @@ def test_several_models_on_one_gpu(start, models):
     assert d.log.count("model two is in memory") == 3 and d.get("/health")[0] == 200
 
 
+def test_without_graphs(start, models):
+    """Recorded steps give what steps that run kernel by kernel give; where recording fails it is told once, and all goes on."""
+    args = ["--alias", "m", "--batch-tokens", 32, "--max-sequences", 4, "--speculation", "off", *device_args("cuda-emulated")]
+    model = models("device-f32", *MODELS["f32"])
+    recorded = answers(start(*args, model=model))
+    assert answers(start(*args, "--cuda-graphs", "off", model=model)) == recorded
+    d = start(*args, model=model, env={"PARLEY_EMU_FAULT": "graphs"})
+    assert answers(d) == recorded and d.log.count("cannot be recorded as a CUDA graph") == 1
+
+
+def test_fp8_cache(start, tiny):
+    """On a GPU; refused where there is none."""
+    d = start("--alias", "m", "--kv-type", "fp8", *device_args("cuda-emulated"), model=tiny)
+    assert len(answers(d)) == len(PROMPTS)
+    line = refused("--device", "cpu", "--kv-type", "fp8", model=tiny)
+    assert "has no KV cache of type fp8: take --kv-type q8_0" in line and "\n" not in line, line
+
+
 def test_second_gpu_and_cache_size(start, tiny):
     d = start("--alias", "m", "--device", "cuda:1", "--cuda-library", EMULATED, "--cuda-memory-percent", 2, "--kv-type", "q8_0", model=tiny)
     assert "cuda:1 (emulated)" in d.log

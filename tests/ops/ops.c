@@ -244,6 +244,32 @@ static size_t run_embed(struct machine *m, const struct row *r, float *out)
     return (size_t)r->T * r->K;
 }
 
+/* The nearest number that e4m3 has, ties to the one with an even code; by trying all of them. */
+static float nearest_f8(float x)
+{
+    float best = 0, least = INFINITY;
+    for (int code = 0; code < 127; code++) {
+        const float v = code < 8 ? (float)code * 0x1p-9f : ldexpf(1 + (float)(code % 8) / 8, code / 8 - 7), off = fabsf(fabsf(x) - v);
+        if (off < least || (off == least && code % 2 == 0))
+            least = off, best = v;
+    }
+    return copysignf(best, x);
+}
+
+/* What a cache of F8 makes of keys or values. */
+static void round_f8(float *x, size_t n, uint32_t D)
+{
+    for (size_t at = 0; at < n; at += D) {
+        float max = 0, power = 0x1p-110f;
+        for (uint32_t i = 0; i < D; i++)
+            max = fmaxf(max, fabsf(x[at + i]));
+        while (max > 448 * power)
+            power *= 2;
+        for (uint32_t i = 0; i < D; i++)
+            x[at + i] = nearest_f8(x[at + i] / power) * power;
+    }
+}
+
 /* Fills the pages of all sequences token by token, then attends with the newest tokens. only: run sequence `only` alone. */
 static size_t run_attn_of(struct machine *m, const struct row *r, int only, float *out)
 {
@@ -251,7 +277,8 @@ static size_t run_attn_of(struct machine *m, const struct row *r, int only, floa
     uint32_t H = r->N, G = r->K >> 16, D = r->K & 0xffff, n_seqs = 0, T = 0, at = 0;
     uint32_t *pos = malloc(4096 * 8), *slot = pos + 4096, q_start[20] = {0}, page_start[20] = {0}, pages[1024], ctx[20];
     struct pl_kvdev *kv;
-    struct pl_kv_shape shape = {2, G, D, PL_KV_PAGE, 1024, (pl_dtype)r->kind};
+    const bool f8 = r->kind == PL_F8 && !device_is_cuda(m->name); /* the host's: numbers that F8 has, in F32 */
+    struct pl_kv_shape shape = {2, G, D, PL_KV_PAGE, 1024, f8 ? PL_F32 : (pl_dtype)r->kind};
     must(ops->kv_new(m->dev, &shape, &kv));
     float *q_all = fill((size_t)64 * H * D);
     for (uint32_t s = 0; r->ctx[s] != 0; s++) {
@@ -261,6 +288,8 @@ static size_t run_attn_of(struct machine *m, const struct row *r, int only, floa
         for (uint32_t i = 0; i < n; i += 64) { /* keys and values, 64 at a time */
             uint32_t c = n - i < 64 ? n - i : 64;
             float *k = fill((size_t)c * G * D), *v = fill((size_t)c * G * D);
+            if (f8)
+                round_f8(k, (size_t)c * G * D, D), round_f8(v, (size_t)c * G * D, D);
             for (uint32_t t = 0; t < c; t++) {
                 one_pos[t] = i + t;
                 one_slot[t] = pages[first + (i + t) / PL_KV_PAGE] * PL_KV_PAGE + (i + t) % PL_KV_PAGE;
@@ -339,6 +368,8 @@ static const struct row fixed[] = {
     {ATTN, PL_BF16, 1, 16, GD(1, 256), false, 1e-10, ctx_one}, {ATTN, PL_Q8_0, 5, 16, GD(1, 256), false, ROUNDED, ctx_long},
     {ATTN, PL_F16, 17, 8, GD(2, 112), false, ROUNDED16, ctx_long}, {ATTN, PL_F32, 1, 8, GD(2, 112), false, 1e-10, ctx_one},
     {ATTN, PL_BF16, 5, 8, GD(2, 112), false, 1e-10, ctx_short}, {ATTN, PL_Q8_0, 17, 8, GD(2, 112), false, ROUNDED, ctx_long},
+    {ATTN, PL_F8, 5, 9, GD(3, 64), false, 1e-10, ctx_short}, {ATTN, PL_F8, 17, 6, GD(2, 80), false, 1e-10, ctx_long},
+    {ATTN, PL_F8, 1, 16, GD(1, 256), false, 1e-10, ctx_one}, {ATTN, PL_F8, 3, 2, GD(1, 24), false, 1e-10, ctx_short},
     {ATTN, PL_BF16, 1, 4, GD(2, 32), false, 1e-10, ctx_edge},
     /* few rows of gates and their like, fused; rows whose lanes have several pieces and some that are left over */
     {MATMUL_GLU, PL_Q4_K, 3, 40, 512, false, 1e-9, NULL}, {MATMUL_GLU, PL_BF16, 1, 37, 2216, false, 1e-9, NULL},
@@ -544,6 +575,8 @@ static void copies(struct machine *m, const char *isa)
     for (size_t d = 0; d < 3; d++) /* the float types come first */
         copied_page(m, isa, dtypes[d]);
     copied_page(m, isa, PL_Q8_0);
+    if (device_is_cuda(isa))
+        copied_page(m, isa, PL_F8);
 }
 
 static void nans(struct machine *m, const char *isa)
@@ -553,6 +586,8 @@ static void nans(struct machine *m, const char *isa)
     for (size_t d = 0; d < 3; d++) /* the float types come first */
         nan_in_attn(m, isa, dtypes[d]);
     nan_in_attn(m, isa, PL_Q8_0);
+    if (device_is_cuda(isa))
+        nan_in_attn(m, isa, PL_F8);
 }
 
 /* The reference product itself, against de-quantized weights in double: int8 activations account for what remains, about

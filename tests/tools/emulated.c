@@ -46,6 +46,18 @@ void emulated_reverse(bool reverse)
     dlclose(handle);
 }
 
+unsigned long emulated_graph_launches(void)
+{
+    void *handle = dlopen(library(), RTLD_NOW | RTLD_NOLOAD);
+    unsigned long (*count)(void) = NULL;
+    if (handle == NULL)
+        return 0;
+    *(void **)&count = dlsym(handle, "emu_graph_launches");
+    const unsigned long n = count();
+    dlclose(handle);
+    return n;
+}
+
 bool device_is_cuda(const char *name)
 {
     return name != NULL && strncmp(name, "cuda", 4) == 0;

@@ -22,9 +22,7 @@ static const struct {
     const char *name;
     pl_dtype type;
 } types[] = {
-#define X(name, type) {name, type},
-    PL_KV_TYPE_LIST(X)
-#undef X
+    {"f32", PL_F32}, {"f16", PL_F16}, {"bf16", PL_BF16}, {"q8_0", PL_Q8_0}, /* those of the CPU */
 };
 
 struct loaded {

@@ -35,10 +35,17 @@ static void measure(struct pl_kvdev *kv, const struct pl_kv_shape *s)
     kv->bytes = kv->page_bytes * s->n_pages;
 }
 
+static bool has_type(pl_dtype t)
+{
+    return t == PL_F32 || t == PL_F16 || t == PL_BF16 || t == PL_Q8_0;
+}
+
 size_t pl_cpu_kv_bytes(struct pl_device *dev, const struct pl_kv_shape *shape)
 {
     (void)dev;
     struct pl_kvdev kv;
+    if (!has_type(shape->dtype))
+        return 0;
     measure(&kv, shape);
     return kv.bytes;
 }
@@ -46,9 +53,7 @@ size_t pl_cpu_kv_bytes(struct pl_device *dev, const struct pl_kv_shape *shape)
 pl_status pl_cpu_kv_new(struct pl_device *dev, const struct pl_kv_shape *shape, struct pl_kvdev **out)
 {
     (void)dev;
-    const pl_dtype t = shape->dtype;
-    const bool known = t == PL_F32 || t == PL_F16 || t == PL_BF16 || t == PL_Q8_0;
-    if (!known || shape->page_size != PL_CPU_PAGE || shape->head_dim > PL_CPU_MAX_DIM)
+    if (!has_type(shape->dtype) || shape->page_size != PL_CPU_PAGE || shape->head_dim > PL_CPU_MAX_DIM)
         return PL_ENOTSUP;
     struct pl_kvdev *kv = calloc(1, sizeof *kv);
     if (kv == NULL)

@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "cuda_runtime_api.h"
+#include "tests/cuda_emu/graphs.h"
 
 using std::isfinite;
 using std::isinf;
@@ -71,9 +72,26 @@ static inline unsigned emu_lane()
     return emu_thread % 32;
 }
 
-template <class F> static inline void emu_launch(const char *kernel, dim3 grid, dim3 block, size_t shared, cudaStream_t, const F &f)
+template <class F> struct emu_kernel {
+    const char *name;
+    dim3 grid, block;
+    size_t shared;
+    F f; /* with its arguments */
+    static void run(void *p)
+    {
+        const emu_kernel &k = *static_cast<emu_kernel *>(p);
+        emu_run(k.name, k.grid, k.block, k.shared, [](const void *f) { (*static_cast<const F *>(f))(); }, &k.f);
+    }
+    static void drop(void *p) { delete static_cast<emu_kernel *>(p); }
+};
+
+template <class F> static inline void emu_launch(const char *name, dim3 grid, dim3 block, size_t shared, cudaStream_t s, const F &f)
 {
-    emu_run(kernel, grid, block, shared, [](const void *p) { (*static_cast<const F *>(p))(); }, &f);
+    emu_kernel<F> k = {name, grid, block, shared, f};
+    if (emu_capturing(s))
+        emu_capture(k.run, k.drop, new emu_kernel<F>(k));
+    else
+        k.run(&k);
 }
 
 template <class F> static inline cudaError_t cudaFuncSetAttribute(F, cudaFuncAttribute, int)

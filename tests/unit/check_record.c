@@ -1,0 +1,169 @@
+/* check_record: steps that the CUDA device (emulated) records as graphs and repeats give the bits of steps that run kernel by
+ * kernel, whatever the number of sequences and the length of their contexts; where recording fails, steps run as ever.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include <check.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/mem.h"
+#include "core/model/fill.h"
+#include "tests/tools/emulated.h"
+#include "tests/tools/run_model.h"
+#include "tests/tools/tiny_model.h"
+
+Suite *suite_record(void);
+
+enum { MOST = 20, MAX_TOKENS = 32 };
+
+struct world {
+    void *bytes;
+    struct pl_gguf *g;
+    struct runner r;
+    uint32_t n_vocab;
+};
+
+/* False, with a line, where the emulated device was not built. */
+static bool open_world(struct world *w, const char *const *flags, size_t n_flags)
+{
+    struct tiny_options o = tiny_defaults();
+    struct pl_err err = {0};
+    size_t n;
+    ck_assert_int_eq(tiny_options_flags(&o, flags, n_flags, &err), PL_OK);
+    struct gguf_out *out = tiny_model(&o, &err);
+    *w = (struct world){.bytes = gguf_out_bytes(out, &n)};
+    gguf_out_free(out);
+    ck_assert_int_eq(pl_gguf_open_memory(&w->g, w->bytes, n, &err), PL_OK);
+    const pl_status rc = runner_open(&w->r, w->g, "cuda-emulated", 1, MAX_TOKENS, &err);
+    if (rc == PL_ENOTSUP) {
+        printf("record: skipped: %s\n", err.msg);
+        runner_close(&w->r);
+        pl_gguf_close(w->g);
+        free(w->bytes);
+        return false;
+    }
+    ck_assert_msg(rc == PL_OK, "%s", err.msg);
+    w->n_vocab = pl_model_spec(w->r.model)->n_vocab;
+    return true;
+}
+
+static void close_world(struct world *w)
+{
+    runner_close(&w->r);
+    pl_gguf_close(w->g);
+    free(w->bytes);
+}
+
+/* Sequences that are decoded side by side, token by token, and end one after the other. */
+static float *decode(struct world *w, const uint32_t *lengths, uint32_t n_seqs, pl_dtype kv, size_t *n)
+{
+    struct run_seq seqs[MOST];
+    int32_t tokens[MOST][256];
+    *n = 0;
+    for (uint32_t s = 0; s < n_seqs; s++)
+        *n += (size_t)lengths[s] * w->n_vocab;
+    float *logits = pl_xcalloc(*n, sizeof *logits), *at = logits;
+    for (uint32_t s = 0; s < n_seqs; s++) {
+        for (uint32_t i = 0; i < lengths[s]; i++)
+            tokens[s][i] = (int32_t)((i * 7 + s * 13 + 3) % 90);
+        seqs[s] = (struct run_seq){.tokens = tokens[s], .n = lengths[s], .chunk = 1, .logits = at};
+        at += (size_t)lengths[s] * w->n_vocab;
+    }
+    ck_assert_int_eq(run_seqs(&w->r, seqs, n_seqs, kv), PL_OK);
+    return logits;
+}
+
+static const uint32_t some[] = {133, 130, 9, 6, 3}, many[] = {6, 6, 5, 5, 5, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 3, 2, 2};
+static const struct {
+    const char *flags[8];
+    size_t n_flags;
+    pl_dtype kv;
+    const uint32_t *lengths;
+    uint32_t n_seqs;
+} cases[] = {
+    {{"--layers", "2", "--heads", "4", "--kv-heads", "2"}, 6, PL_F16, some, PL_COUNT_OF(some)},
+    {{"--layers", "2", "--type", "q4_1"}, 4, PL_Q8_0, some, PL_COUNT_OF(some)},
+    {{"--layers", "2", "--arch", "gpt2"}, 4, PL_F32, some, PL_COUNT_OF(some)},
+    {{"--layers", "1", "--type", "f16"}, 4, PL_BF16, many, PL_COUNT_OF(many)}, /* cuBLAS */
+};
+
+START_TEST(same_bits)
+{
+    struct world w;
+    size_t n;
+    if (!open_world(&w, cases[_i].flags, cases[_i].n_flags))
+        return;
+    const struct pl_device_ops *ops = w.r.dev->ops;
+    float *recorded = decode(&w, cases[_i].lengths, cases[_i].n_seqs, cases[_i].kv, &n);
+    const unsigned long launches = emulated_graph_launches();
+    ck_assert_uint_gt(launches, cases[_i].lengths == some ? 120 : 0);
+    float *again = decode(&w, cases[_i].lengths, cases[_i].n_seqs, cases[_i].kv, &n); /* another cache: nothing of the old one is used */
+    ck_assert_uint_gt(emulated_graph_launches(), launches);
+    const unsigned long before = emulated_graph_launches();
+    ops->record_set(w.r.dev, false);
+    float *plain = decode(&w, cases[_i].lengths, cases[_i].n_seqs, cases[_i].kv, &n);
+    ck_assert_uint_eq(emulated_graph_launches(), before);
+    ck_assert_mem_eq(recorded, plain, n * sizeof *plain);
+    ck_assert_mem_eq(again, plain, n * sizeof *plain);
+    free(recorded), free(again), free(plain);
+    close_world(&w);
+}
+END_TEST
+
+START_TEST(no_graphs)
+{
+    struct world w;
+    size_t n;
+    ck_assert_int_eq(setenv("PARLEY_EMU_FAULT", "graphs", 1), 0);
+    if (!open_world(&w, cases[0].flags, cases[0].n_flags))
+        return;
+    static const uint32_t lengths[] = {9, 6, 3};
+    float *failing = decode(&w, lengths, 3, PL_F16, &n);
+    ck_assert_uint_eq(emulated_graph_launches(), 0);
+    w.r.dev->ops->record_set(w.r.dev, false);
+    float *plain = decode(&w, lengths, 3, PL_F16, &n);
+    ck_assert_mem_eq(failing, plain, n * sizeof *plain);
+    free(failing), free(plain);
+    close_world(&w);
+}
+END_TEST
+
+START_TEST(filling)
+{
+    static const int32_t tokens[] = {5, 6, 7};
+    static const uint32_t pos[] = {40, 0, 3}, slot[] = {72, 0, 35}, q_start[] = {0, 1, 2, 3}, ctx[] = {41, 1, 4}, rows[] = {0, 1, 2};
+    static const uint32_t page_start[] = {0, 2, 3, 4}, pages[] = {9, 2, 0, 1}, adapter[] = {0, 1, 0};
+    struct pl_batch b = {.n_tokens = 3, .n_seqs = 3, .n_rows = 3, .tokens = tokens, .pos = pos, .slot = slot, .q_start = q_start, .ctx = ctx,
+                         .page_start = page_start, .pages = pages, .rows = rows}, f;
+    struct pl_fill fill = {0};
+    ck_assert(pl_fill_decodes(&b) && pl_fill(&fill, &b, 8, &f));
+    ck_assert(f.n_tokens == 8 && f.n_seqs == 8 && f.n_rows == 8);
+    ck_assert_mem_eq(f.tokens, tokens, sizeof tokens);
+    ck_assert_mem_eq(f.pos, pos, sizeof pos);
+    ck_assert_mem_eq(f.slot, slot, sizeof slot);
+    ck_assert_mem_eq(f.ctx, ctx, sizeof ctx);
+    ck_assert_mem_eq(f.pages, pages, sizeof pages);
+    ck_assert_mem_eq(f.page_start, page_start, sizeof page_start);
+    for (uint32_t i = 0; i < 8; i++)
+        ck_assert(f.q_start[i + 1] == i + 1 && f.rows[i] == i && f.page_start[i] < f.page_start[i + 1]);
+    for (uint32_t i = 3; i < 8; i++)
+        ck_assert(f.slot[i] == PL_NO_ROW && f.pos[i] == 0 && f.ctx[i] == 1 && f.pages[f.page_start[i]] == 0);
+    b.adapter = adapter;
+    ck_assert(!pl_fill_decodes(&b));
+    b.adapter = NULL, b.n_rows = 2;
+    ck_assert(!pl_fill_decodes(&b));
+    pl_fill_fini(&fill);
+}
+END_TEST
+
+Suite *suite_record(void)
+{
+    Suite *s = suite_create("record");
+    TCase *t = tcase_create("record");
+    tcase_set_timeout(t, 300);
+    tcase_add_loop_test(t, same_bits, 0, (int)PL_COUNT_OF(cases));
+    tcase_add_test(t, no_graphs);
+    tcase_add_test(t, filling);
+    suite_add_tcase(s, t);
+    return s;
+}
