@@ -190,7 +190,8 @@ static void check_plus(const struct tally *t, struct pl_device *dev, const char 
     float *x = fill(T * K), *plus = fill(T * 2 * F), *weights = fill(2 * F * K), got[2][T * F], row[F];
     const size_t bytes = pl_dtype_row_bytes(type, K);
     uint8_t *data = pl_xmalloc(2 * F * bytes);
-    const struct pl_weight_src parts[2] = {{.dtype = type, .rows = F, .cols = K, .data = data}, {.dtype = type, .rows = F, .cols = K, .data = data + F * bytes}};
+    const struct pl_weight_src parts[2] = {{.dtype = type, .rows = F, .cols = K, .data = data},
+                                           {.dtype = type, .rows = F, .cols = K, .data = data + F * bytes}};
     for (size_t i = 0; i < 2 * F; i++)
         pl_quant_row(type, weights + i * K, data + i * bytes, K);
     for (uint32_t i = 0; i < T; i++) {
