@@ -156,7 +156,7 @@ ops: $(B)/ops $(B)/libparley_cuda_emu.so
 	$(B)/ops
 # Errors planted in the kernels of cuda/, one at a time: does the operation table notice?
 mutants: $(B)/ops $(B)/libparley_cuda_emu.so
-	$(PYTHON) tests/cuda_emu/mutate.py --ops $(B)/ops --out $(B)/mutants --objects '$(emu_obj)' --link '$(CXX) -shared -fsanitize=alignment,bounds' \
+	$(PYTHON) tests/cuda_emu/mutate.py --ops $(B)/ops --out $(B)/mutants --objects '$(emu_obj)' --link '$(CXX) -shared -Wl,-z,defs -fsanitize=alignment,bounds' \
 	    --cc '$(CC) $(CPPFLAGS) $(CUDA_CFLAGS) $(EMU)' --cxx '$(CXX) $(CPPFLAGS) $(EMU_CXXFLAGS) $(EMU) -x c++'
 test-http: all tools bench-tools $(B)/libparley_cuda_emu.so
 	PARLEYD=$(B)/parleyd PARLEY_TOOLS=$(B) $(PYTHON) -m pytest -q tests/http

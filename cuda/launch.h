@@ -5,6 +5,9 @@
  *     SHARED_DYNAMIC(type, name);                                      the shared_bytes, as an array of type
  *     SHARED type name[n];                                             shared memory of a size known here
  *
+ * Emulation spends its time with exchanges between lanes: those of sums, maxima and tensor cores (mma.h) are made at once there, unless it runs
+ * threads backwards; then, as on a GPU, the lanes make them.
+ *
  * A block has a multiple of 32 threads. Sums whose order matters use fmaf, or __fmul_rn and __fadd_rn, so that no compiler
  * contracts one kernel's and leaves another's.
  * SPDX-License-Identifier: Apache-2.0 */
@@ -36,6 +39,10 @@ enum { WARP = 32 };
 /* Sums over a warp's lanes; every lane gets the sum, in the same order everywhere. */
 static __device__ __forceinline__ float warp_sum(float v)
 {
+#ifndef __CUDACC__
+    if (!emu_backwards())
+        return emu_warp<emu_add>("warp_sum", v);
+#endif
     for (int i = WARP / 2; i > 0; i /= 2)
         v += __shfl_xor_sync(ALL_LANES, v, i);
     return v;
@@ -43,6 +50,10 @@ static __device__ __forceinline__ float warp_sum(float v)
 
 static __device__ __forceinline__ float warp_max(float v)
 {
+#ifndef __CUDACC__
+    if (!emu_backwards())
+        return emu_warp<emu_most>("warp_max", v);
+#endif
     for (int i = WARP / 2; i > 0; i /= 2)
         v = fmaxf(v, __shfl_xor_sync(ALL_LANES, v, i));
     return v;

@@ -31,11 +31,11 @@ template <bool BF16> static __device__ __forceinline__ void mma_half(float *c, c
 #ifdef __CUDACC__
 #define PL_MMA_LANES(low, high, b) const uint32_t mma_words[3] = {low, high, b}
 #define PL_MMA_LANE(from, i) __shfl_sync(ALL_LANES, mma_words[i], from)
-#else /* all three by one exchange, which is what emulation spends its time with */
+#else /* all three by one exchange */
 #define PL_MMA_LANES(low, high, b)                                                                                     \
-    const uint32_t mma_words[3] = {low, high, b};                                                                      \
-    const emu_value *const mma_all = emu_exchange("mma", ALL_LANES, mma_words, sizeof mma_words, __FILE__, __LINE__)
-#define PL_MMA_LANE(from, i) reinterpret_cast<const uint32_t *>(mma_all[from].bytes)[i]
+    const emu_words mma_words = {{low, high, b}};                                                                      \
+    const emu_value *const mma_all = emu_give("mma", ALL_LANES, mma_words, __FILE__, __LINE__)
+#define PL_MMA_LANE(from, i) reinterpret_cast<const emu_words *>(mma_all + (from))->word[i]
 #endif
 
 /* One half of k: rows g and g + 8, columns 2 t and 2 t + 1; DOT multiplies two words and adds */
@@ -74,6 +74,10 @@ static __device__ __forceinline__ float dot_bf16(uint32_t a, uint32_t b, float c
 
 static __device__ __forceinline__ void mma_s8_k16(int *c, const uint32_t *a, uint32_t b)
 {
+#ifndef __CUDACC__
+    if (!emu_backwards())
+        return emu_mma_s8_k16(c, a, b);
+#endif
 #if PL_ARCH >= 800
     asm("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
         : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
@@ -102,6 +106,10 @@ static __device__ __forceinline__ void mma_s8_k32(int *c, const uint32_t *a, con
 
 template <bool BF16> static __device__ __forceinline__ void mma_half(float *c, const uint32_t *a, const uint32_t *b)
 {
+#ifndef __CUDACC__
+    if (!emu_backwards())
+        return emu_mma_half<BF16>(c, a, b);
+#endif
 #if PL_ARCH >= 800
     if (BF16)
         asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"

@@ -51,39 +51,40 @@ asm(".text\n"
     "    ret\n"
     ".size emu_switch,.-emu_switch\n");
 
-struct group; /* of lanes that exchange */
-
 struct fiber {
     context at;
     uint8_t *stack;
+    uint3 index; /* threadIdx */
     bool done;
-    const unsigned *generation; /* waits until this is no longer `seen` */
-    unsigned seen;
-    const char *what, *file; /* it waits for */
+    const void *waits; /* the meeting that it waits for; what follows names it */
+    const char *what, *file;
     int line;
 };
 
-struct group {
+struct meeting { /* of a warp's lanes, or of all threads of a block */
     unsigned mask, arrived, generation;
     const char *what, *file;
     int line;
-    emu_value values[2][32];
+};
+
+struct warp {
+    unsigned ready; /* lanes that can go on */
+    meeting groups[MASKS];
+    emu_value values[MASKS][2][32];
 };
 
 struct {
     fiber fibers[MAX_THREADS];
+    warp warps[MAX_THREADS / 32];
+    meeting barrier;
     context scheduler;
     unsigned n, left;
     const char *kernel;
     void (*body)(const void *);
     const void *closure;
     void *shared;
-    struct {
-        unsigned arrived, generation;
-        const char *file;
-        int line;
-    } barrier;
-    group groups[MAX_THREADS / 32][MASKS];
+    meeting *met; /* between emu_arrive and emu_meet */
+    emu_value *given;
     const void *host_stack;
     size_t host_size;
 } block;
@@ -115,6 +116,7 @@ void enter()
     fiber &f = block.fibers[emu_thread];
     f.done = true;
     block.left--;
+    block.warps[emu_thread / 32].ready &= ~(1u << emu_thread % 32);
     hand_over(f, true);
     abort();
 }
@@ -152,14 +154,12 @@ void start(fiber &f)
         *--top = nullptr;
     f.at.sp = top;
     f.done = false;
-    f.generation = nullptr;
 }
 
 void place(unsigned thread)
 {
-    threadIdx.x = thread % blockDim.x;
-    threadIdx.y = thread / blockDim.x % blockDim.y;
-    threadIdx.z = thread / blockDim.x / blockDim.y;
+    emu_thread = thread;
+    threadIdx = block.fibers[thread].index;
 }
 
 bool same(const char *a, const char *b)
@@ -169,26 +169,28 @@ bool same(const char *a, const char *b)
 
 /* ---- a block ----------------------------------------------------------------------------------------------------------- */
 
-bool ready(const fiber &f)
+unsigned outermost(unsigned lanes)
 {
-    return !f.done && (f.generation == nullptr || *f.generation != f.seen);
+    return reverse ? 31u - static_cast<unsigned>(__builtin_clz(lanes)) : static_cast<unsigned>(__builtin_ctz(lanes));
 }
 
-/* The next thread that can go on, after `from`; block.n when there is none before the last. */
+/* The thread that goes on after `from`: one of its own warp if there is one, so that warps are as far apart as barriers let them be. block.n
+ * when there is none. */
 unsigned next_ready(unsigned from)
 {
-    if (reverse) {
-        while (from-- > 0)
-            if (ready(block.fibers[from]))
-                return from;
-        return block.n;
+    const unsigned lane = from % 32, own = block.warps[from / 32].ready, n = block.n / 32;
+    const unsigned after = reverse ? own & ((1u << lane) - 1) : own & ~((2u << lane) - 1);
+    if (own != 0)
+        return from / 32 * 32 + outermost(after != 0 ? after : own);
+    for (unsigned i = 1; i < n; i++) {
+        const unsigned w = (reverse ? from / 32 + n - i : from / 32 + i) % n;
+        if (block.warps[w].ready != 0)
+            return w * 32 + outermost(block.warps[w].ready);
     }
-    while (++from < block.n && !ready(block.fibers[from]))
-        continue;
-    return from;
+    return block.n;
 }
 
-/* From a thread that waits, or has ended, to the next one that can go on; from the last one to the scheduler. */
+/* From a thread that waits, or has ended, to the next one that can go on; where there is none, to the scheduler. */
 void hand_over(fiber &f, bool last)
 {
     const unsigned next = next_ready(emu_thread);
@@ -196,21 +198,20 @@ void hand_over(fiber &f, bool last)
         switch_to(&f.at, &block.scheduler, block.host_stack, block.host_size, last);
         return;
     }
-    emu_thread = next;
     place(next);
     switch_to(&f.at, &block.fibers[next].at, block.fibers[next].stack, STACK, last);
 }
 
-void wait(const unsigned *generation, unsigned seen, const char *what, const char *file, int line)
+void wait(const meeting &m, const char *what, const char *file, int line)
 {
     fiber &f = block.fibers[emu_thread];
-    f.generation = generation;
-    f.seen = seen;
+    f.waits = &m;
     f.what = what;
     f.file = file;
     f.line = line;
+    block.warps[emu_thread / 32].ready &= ~(1u << emu_thread % 32);
     hand_over(f, false);
-    f.generation = nullptr;
+    f.waits = nullptr;
 }
 
 [[noreturn]] void stuck()
@@ -224,9 +225,8 @@ void wait(const unsigned *generation, unsigned seen, const char *what, const cha
     }
     const fiber &f = block.fibers[waits];
     for (unsigned i = waits / 32 * 32; i < block.n && strcmp(f.what, "__syncthreads") != 0 && i < waits / 32 * 32 + 32; i++)
-        if (block.fibers[i].done || block.fibers[i].generation != f.generation)
+        if (block.fibers[i].done || block.fibers[i].waits != f.waits)
             ended = i;
-    emu_thread = waits;
     place(waits);
     if (ended == block.n || block.fibers[ended].done)
         emu_wrong("waits in %s (%s:%d), which not all threads reach: thread %u has ended", f.what, f.file, f.line, ended);
@@ -238,17 +238,17 @@ void run_block()
 {
     block.left = block.n;
     block.barrier.arrived = 0;
-    memset(block.groups, 0, sizeof block.groups[0] * (block.n / 32));
+    for (unsigned i = 0; i < block.n / 32; i++) {
+        block.warps[i].ready = ~0u;
+        memset(block.warps[i].groups, 0, sizeof block.warps[i].groups);
+    }
     for (unsigned i = 0; i < block.n; i++)
         start(block.fibers[i]);
-    while (block.left > 0) {
-        const unsigned first = next_ready(reverse ? block.n : UINT_MAX);
-        if (first == block.n)
-            stuck();
-        emu_thread = first;
-        place(first);
-        switch_to(&block.scheduler, &block.fibers[first].at, block.fibers[first].stack, STACK, false);
-    }
+    const unsigned first = reverse ? block.n - 1 : 0;
+    place(first);
+    switch_to(&block.scheduler, &block.fibers[first].at, block.fibers[first].stack, STACK, false);
+    if (block.left > 0)
+        stuck();
 }
 
 } // namespace
@@ -279,23 +279,24 @@ void emu_barrier(const char *file, int line)
     } else if (b.line != line || !same(b.file, file)) {
         emu_wrong("__syncthreads at %s:%d while others wait at %s:%d", file, line, b.file, b.line);
     }
-    const unsigned seen = b.generation;
-    if (++b.arrived == block.n) {
-        b.arrived = 0;
-        b.generation++;
-    } else {
-        wait(&b.generation, seen, "__syncthreads", file, line);
+    if (++b.arrived < block.n) {
+        wait(b, "__syncthreads", file, line);
+        return;
     }
+    b.arrived = 0;
+    for (unsigned i = 0; i < block.n / 32; i++)
+        block.warps[i].ready = ~0u;
 }
 
-const emu_value *emu_exchange(const char *what, unsigned mask, const void *value, size_t n, const char *file, int line)
+emu_value *emu_arrive(const char *what, unsigned mask, const char *file, int line)
 {
     const unsigned lane = emu_thread % 32;
-    group *g = block.groups[emu_thread / 32];
+    warp &w = block.warps[emu_thread / 32];
+    meeting *g = w.groups;
     if (!(mask >> lane & 1))
         emu_wrong("%s (%s:%d): lane %u is not in its own mask %08x", what, file, line, lane, mask);
-    for (int i = 0; g->mask != mask && g->mask != 0; i++, g++)
-        if (i + 1 == MASKS)
+    for (; g->mask != mask && g->mask != 0; g++)
+        if (g + 1 == w.groups + MASKS)
             emu_wrong("%s (%s:%d): more masks than the harness knows", what, file, line);
     g->mask = mask;
     if (g->arrived == 0) {
@@ -305,16 +306,30 @@ const emu_value *emu_exchange(const char *what, unsigned mask, const void *value
     } else if (g->line != line || !same(g->what, what) || !same(g->file, file)) {
         emu_wrong("%s at %s:%d while other lanes wait in %s at %s:%d", what, file, line, g->what, g->file, g->line);
     }
-    const unsigned seen = g->generation;
-    memcpy(&g->values[seen % 2][lane], value, n);
-    g->arrived |= 1u << lane;
-    if (g->arrived == mask) {
-        g->arrived = 0;
-        g->generation++;
-    } else {
-        wait(&g->generation, seen, what, file, line);
+    block.met = g;
+    return block.given = w.values[g - w.groups][g->generation % 2];
+}
+
+const emu_value *emu_meet(void (*combine)(emu_value *values))
+{
+    meeting &g = *block.met;
+    emu_value *const values = block.given;
+    g.arrived |= 1u << emu_thread % 32;
+    if (g.arrived != g.mask) {
+        wait(g, g.what, g.file, g.line);
+        return values;
     }
-    return g->values[seen % 2];
+    if (combine != nullptr)
+        combine(values);
+    g.arrived = 0;
+    g.generation++;
+    block.warps[emu_thread / 32].ready |= g.mask;
+    return values;
+}
+
+bool emu_backwards(void)
+{
+    return reverse;
 }
 
 void emu_run(const char *kernel, dim3 grid, dim3 threads, size_t shared, void (*body)(const void *), const void *closure)
@@ -329,6 +344,8 @@ void emu_run(const char *kernel, dim3 grid, dim3 threads, size_t shared, void (*
     blockDim = threads;
     gridDim = grid;
     blockIdx = {0, 0, 0};
+    for (unsigned i = 0; i < block.n && i < MAX_THREADS; i++)
+        block.fibers[i].index = {i % threads.x, i / threads.x % threads.y, i / threads.x / threads.y};
     if (block.n == 0 || block.n > MAX_THREADS || block.n % 32 != 0)
         emu_wrong("a block of %u threads; whole warps and at most %d are wanted", block.n, MAX_THREADS);
     if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 || grid.z > 65535)

@@ -10,11 +10,14 @@ from conftest import ROOT
 
 
 def test_gpu_run_on_the_emulated_device():
-    done = subprocess.run([sys.executable, ROOT / "tests/gpu/run", "--emulated", "--only", "models,bench,memcheck"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, ROOT / "tests/gpu/run", "--emulated", "--only", "models,ranks,bench,launches,peer,memcheck"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     out = json.loads(done.stdout[done.stdout.index("{"):])
     assert all(step["ok"] for step in out["steps"].values())
-    assert all(error <= 1e-5 for error in out["steps"]["models"]["nmse"].values()) and len(out["steps"]["models"]["nmse"]) == 4
+    assert all(error <= 1e-5 for step in ("models", "ranks") for error in out["steps"][step]["nmse"].values()) and len(out["steps"]["models"]["nmse"]) == 4
+    assert len(out["steps"]["ranks"]["nmse"]) == 2
+    assert out["steps"]["launches"]["share_beside_bytes"] > 0
+    assert "skipped" in out["steps"]["peer"] or out["steps"]["peer"]["decode_ratio"] > 0
     assert {m["shape"] for m in out["steps"]["bench"]["models"]} == {"tiny", "tiny:q4_k"}
     assert "skipped" in out["steps"]["memcheck"]
 

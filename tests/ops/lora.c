@@ -179,7 +179,7 @@ static void check_set(const struct tally *t, struct pl_device *dev, const char *
 }
 
 /* What a gated product adds to some rows: those rows are what a bias of the same values makes, the others are as without. */
-static void check_plus(const struct tally *t, struct pl_device *dev, const char *isa)
+static void check_plus(const struct tally *t, struct pl_device *dev, const char *isa, pl_dtype type)
 {
     enum { T = 13, F = 80, K = 64 };
     const struct pl_device_ops *ops = dev->ops;
@@ -188,8 +188,12 @@ static void check_plus(const struct tally *t, struct pl_device *dev, const char 
     bool rows[T], ok = true;
     state = 3;
     float *x = fill(T * K), *plus = fill(T * 2 * F), *weights = fill(2 * F * K), got[2][T * F], row[F];
-    const struct pl_weight_src parts[2] = {{.dtype = PL_F32, .rows = F, .cols = K, .data = weights},
-                                           {.dtype = PL_F32, .rows = F, .cols = K, .data = weights + F * K}};
+    const size_t bytes = pl_dtype_row_bytes(type, K);
+    uint8_t *data = pl_xmalloc(2 * F * bytes);
+    const struct pl_weight_src parts[2] = {{.dtype = type, .rows = F, .cols = K, .data = data},
+                                           {.dtype = type, .rows = F, .cols = K, .data = data + F * bytes}};
+    for (size_t i = 0; i < 2 * F; i++)
+        pl_quant_row(type, weights + i * K, data + i * bytes, K);
     for (uint32_t i = 0; i < T; i++) {
         rows[i] = i % 3 == 1;
         for (uint32_t c = 0; !rows[i] && c < 2 * F; c++)
@@ -212,7 +216,7 @@ static void check_plus(const struct tally *t, struct pl_device *dev, const char 
     for (int i = 0; i < 4; i++)
         ops->buf_free(dev, b[i]);
     ops->weight_free(dev, w);
-    free(x), free(plus), free(weights);
+    free(x), free(plus), free(weights), free(data);
 }
 
 static void check_shape(const struct tally *t, struct pl_device *dev, struct pl_device *one, const char *isa, size_t s)
@@ -259,10 +263,11 @@ void ops_lora(const char *only, unsigned *passed, unsigned *failed, unsigned *sk
             ++*skipped;
         for (size_t s = 0; dev != NULL && one != NULL && s < PL_COUNT_OF(shapes); s++)
             check_shape(&t, dev, one, isas[i], s);
-        if (dev != NULL)
-            check_plus(&t, dev, isas[i]);
-        if (dev != NULL)
+        if (dev != NULL) {
+            check_plus(&t, dev, isas[i], PL_F32);
+            check_plus(&t, dev, isas[i], PL_Q8_0); /* the CUDA device has another kernel for so many rows than for one */
             dev->ops->close(dev);
+        }
         if (one != NULL)
             one->ops->close(one);
     }

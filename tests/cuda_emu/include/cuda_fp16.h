@@ -32,4 +32,6 @@ static inline __half2 __floats2half2_rn(float a, float b) { return {__float2half
 static inline __half __ushort_as_half(unsigned short u) { return {u}; }
 static inline unsigned short __half_as_ushort(__half h) { return h.bits; }
 
+#include "emu_tensor.h"
+
 #endif

@@ -60,10 +60,13 @@ enum { warpSize = 32 };
 void emu_run(const char *kernel, dim3 grid, dim3 block, size_t shared, void (*body)(const void *), const void *closure);
 void *emu_shared();
 struct alignas(16) emu_value {
-    uint8_t bytes[16];
+    uint8_t bytes[48];
 };
-/* All lanes of the mask give n bytes; returns what the 32 of them gave, good until the lane's next call. */
-const emu_value *emu_exchange(const char *what, unsigned mask, const void *value, size_t n, const char *file, int line);
+/* What lanes of a mask do together: each arrives, puts something at its place among the 32 values, and meets the others. combine, if
+ * there is one, is called when the last has come. What is returned is good until the lane's next meeting. */
+emu_value *emu_arrive(const char *what, unsigned mask, const char *file, int line);
+const emu_value *emu_meet(void (*combine)(emu_value *values));
+bool emu_backwards(void); /* threads run from the last to the first: the lanes do by themselves what else is done for all of them at once */
 void emu_barrier(const char *file, int line);
 [[noreturn]] void emu_wrong(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 extern unsigned emu_thread; /* that runs, in its block */
@@ -108,7 +111,8 @@ static inline void __syncthreads(EMU_HERE)
 
 static inline void __syncwarp(unsigned mask = 0xffffffffu, EMU_HERE)
 {
-    emu_exchange("__syncwarp", mask, "", 0, file, line);
+    emu_arrive("__syncwarp", mask, file, line);
+    emu_meet(nullptr);
 }
 
 static inline void __threadfence() {}
@@ -125,10 +129,32 @@ template <class T> static inline T emu_take(const emu_value *values, unsigned ma
     return v;
 }
 
-template <class T> static inline const emu_value *emu_give(const char *what, unsigned mask, T v, const char *file, int line)
+template <class T>
+static inline const emu_value *emu_give(const char *what, unsigned mask, T v, const char *file, int line, void (*combine)(emu_value *) = nullptr)
 {
-    static_assert(sizeof(T) <= sizeof(emu_value), "lanes exchange 16 bytes at most");
-    return emu_exchange(what, mask, &v, sizeof v, file, line);
+    static_assert(sizeof(T) <= sizeof(emu_value), "lanes exchange 48 bytes at most");
+    memcpy(emu_arrive(what, mask, file, line) + emu_lane(), &v, sizeof v);
+    return emu_meet(combine);
+}
+
+/* OP of all lanes' values, as a butterfly of exchanges makes it */
+template <float (*OP)(float, float)> static inline void emu_fold(emu_value *values)
+{
+    float v[32];
+    for (int i = 0; i < 32; i++)
+        memcpy(&v[i], &values[i], sizeof v[i]);
+    for (int n = 16; n > 0; n /= 2)
+        for (int i = 0; i < n; i++)
+            v[i] = OP(v[i], v[i + n]);
+    memcpy(&values[0], &v[0], sizeof v[0]);
+}
+static inline float emu_add(float a, float b) { return a + b; }
+static inline float emu_most(float a, float b) { return fmaxf(a, b); }
+template <float (*OP)(float, float)> static inline float emu_warp(const char *what, float v)
+{
+    float all;
+    memcpy(&all, emu_give(what, 0xffffffffu, v, "", 0, emu_fold<OP>), sizeof all);
+    return all;
 }
 
 template <class T> static inline T __shfl_sync(unsigned mask, T v, int from, int width = 32, EMU_HERE)
