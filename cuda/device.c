@@ -92,6 +92,30 @@ static pl_status get(struct pl_device *dev, const struct pl_dbuf *buf, size_t of
     return rc != PL_OK ? rc : sync(c, "copying from the GPU");
 }
 
+/* The view's bytes and the host's, one way or the other. */
+static pl_status copy_rows(struct pl_device *dev, pl_view v, void *to, size_t to_stride, const void *from, size_t from_stride, enum cudaMemcpyKind kind,
+                           const char *what)
+{
+    struct pl_cuda *c = pl_cuda_of(dev);
+    if (v.rows == 0 || v.cols == 0)
+        return PL_OK;
+    if (v.stride < v.cols || v.offset > v.buf->n || (v.rows - 1) * (size_t)v.stride + v.cols > v.buf->n - v.offset)
+        return PL_EINVAL;
+    const pl_status rc = pl_cuda_check(c, cudaMemcpy2DAsync(to, to_stride * sizeof(float), from, from_stride * sizeof(float), v.cols * sizeof(float), v.rows,
+                                                            kind, c->stream), what);
+    return rc != PL_OK ? rc : sync(c, what);
+}
+
+static pl_status put_rows(struct pl_device *dev, pl_view to, const float *src)
+{
+    return copy_rows(dev, to, to.buf->data + to.offset, to.stride, src, to.cols, cudaMemcpyHostToDevice, "copying to the GPU");
+}
+
+static pl_status get_rows(struct pl_device *dev, pl_view from, float *dst)
+{
+    return copy_rows(dev, from, dst, from.cols, from.buf->data + from.offset, from.stride, cudaMemcpyDeviceToHost, "copying from the GPU");
+}
+
 static const float *host(struct pl_device *dev, const struct pl_dbuf *buf)
 {
     (void)dev, (void)buf;
@@ -326,7 +350,7 @@ static pl_status copy_speed(struct pl_device *dev, double *bytes_per_second)
 
 static const struct pl_device_ops cuda_ops = {
     .rounds_inputs = true, .close = close_device, .attach = attach, .memory = memory, .copy_speed = copy_speed,
-    .buf_new = buf_new, .buf_free = buf_free, .put = put, .get = get, .host = host,
+    .buf_new = buf_new, .buf_free = buf_free, .put = put, .get = get, .put_rows = put_rows, .get_rows = get_rows, .host = host,
     .weight_new = pl_cuda_weight_new, .weight_free = pl_cuda_weight_free, .lora_new = pl_cuda_lora_new, .lora_free = pl_cuda_lora_free,
     .work_bytes = pl_cuda_work_bytes, .reserve = pl_cuda_reserve,
     .kv_bytes = pl_cuda_kv_bytes, .kv_new = pl_cuda_kv_new, .kv_free = pl_cuda_kv_free, .kv_copy = pl_cuda_kv_copy,

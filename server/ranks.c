@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "config/config.h"
+#include "core/base/clock.h"
 #include "core/base/log.h"
 #include "core/base/mem.h"
 #include "core/base/pool.h"
@@ -59,7 +60,7 @@ static void free_part(struct member *m)
     pl_pool_free(m->pool);
 }
 
-/* loaded: how it went until here. */
+/* loaded: how it went until here. What fails later loses a rank, whatever it is. */
 static pl_status live(struct member *m, pl_status loaded, struct pl_err *err)
 {
     if (loaded == PL_OK)
@@ -70,7 +71,7 @@ static pl_status live(struct member *m, pl_status loaded, struct pl_err *err)
         pl_log_error("rank %u of %u: %s", m->comm->rank, m->comm->size, err->msg);
     const pl_status rc = pl_rank_follow(m->comm, m->device, m->model, loaded);
     free_part(m);
-    return loaded != PL_OK ? loaded : rc;
+    return loaded != PL_OK ? loaded : rc != PL_OK ? PL_ERANK : PL_OK;
 }
 
 static void *member_main(void *arg)
@@ -112,15 +113,15 @@ void pl_ranks_leave(struct pl_comm *world)
     world->ops->close(world);
 }
 
-pl_status pl_ranks_follow(struct pl_comm *world, const struct pl_config *c, const char *path, struct pl_err *err)
+pl_status pl_ranks_follow(struct pl_comm *world, const struct pl_config *c, const char *path, pl_status chosen, struct pl_err *err)
 {
     struct member m = {.config = c, .comm = world, .n_threads = pl_ranks_threads(world, c)};
     struct pl_gguf *gguf = NULL;
-    const pl_status opened = pl_gguf_open(&gguf, path, err);
+    const pl_status opened = chosen == PL_OK ? pl_gguf_open(&gguf, path, err) : chosen;
     m.gguf = gguf;
     const pl_status rc = live(&m, opened, err);
     pl_gguf_close(gguf);
-    if (rc == PL_ERANK && world->lost != 0)
+    if (rc == PL_ERANK && world->silent != 0)
         sleep(PL_RANKS_GRACE_MS / 1000);
     return rc;
 }
@@ -180,19 +181,14 @@ pl_status pl_ranks_open(struct pl_ranks **out, struct pl_comm *world, const stru
         rc = pl_part_make(&part, &spec, arch, g, dev, 0, size, err);
     if (rc != PL_OK)
         return rc;
-    struct pl_ranks *r = pl_xcalloc(1, sizeof *r);
+    struct pl_ranks *r = *out = pl_xcalloc(1, sizeof *r);
     r->comm = world != NULL ? world : &pl_comm_single;
     if (world == NULL && size > 1)
         rc = start_threads(r, c, g, err);
-    if (rc != PL_OK) {
-        pl_ranks_close(r);
-        return rc;
-    }
-    if (size > 1)
+    if (rc == PL_OK && size > 1)
         pl_log_info("tensor parallel: %u ranks, %s; %s", size, world != NULL ? "processes" : "threads",
                     part.sums ? "products are summed" : "parts are gathered, so that results are those of one rank");
-    *out = r;
-    return PL_OK;
+    return rc;
 }
 
 struct pl_comm *pl_ranks_comm(struct pl_ranks *r)
@@ -200,16 +196,30 @@ struct pl_comm *pl_ranks_comm(struct pl_ranks *r)
     return r->comm;
 }
 
-void pl_ranks_close(struct pl_ranks *r)
+/* False: some stand still, and have not ended within the time that a rank has to answer. */
+static bool join_threads(struct pl_ranks *r)
+{
+    const struct timespec until = pl_time_after_ms(r->comm->timeout_ms);
+    bool all = true;
+    for (unsigned i = 1; i <= r->n_started; i++)
+        if (pthread_clockjoin_np(r->members[i].thread, NULL, CLOCK_MONOTONIC, &until) != 0) {
+            pl_log_error("rank %u does not end: it is left where it stands", i);
+            all = false;
+        }
+    return all;
+}
+
+bool pl_ranks_close(struct pl_ranks *r)
 {
     if (r == NULL)
-        return;
+        return true;
     if (r->comms[0] != NULL) {
         pl_ranks_stop(r->comm);
-        for (unsigned i = 1; i <= r->n_started; i++)
-            pthread_join(r->members[i].thread, NULL);
+        if (!join_threads(r))
+            return false;
         for (unsigned i = 0; i < PL_LINK_RANKS && r->comms[i] != NULL; i++)
             r->comms[i]->ops->close(r->comms[i]);
     }
     free(r);
+    return true;
 }

@@ -6,7 +6,7 @@
  *   peers (peers.c)    over links (link.h): threads of one process (threads.c), or processes under MPI (mpi.c), with
  *                      activations staged through the host's memory where a device's cannot be read in place
  *
- * Thread: one at a time, but for give_up, which any thread may call.  Owns: its buffers.  Borrows: what it is handed, during
+ * Thread: one at a time, but for give_up and end_processes, which any thread may call.  Owns: its buffers.  Borrows: what it is handed, during
  * the call.
  * Fails: PL_ERANK, for good: a rank has ended, given up, or let the others wait for more than timeout_ms; the log says which.
  * PL_ENOMEM and what the device fails with: the caller then gives up, for the others wait for it.
@@ -27,8 +27,12 @@ struct pl_comm_ops {
     const char *name;
     /* rank 0's bytes, to all; not ordered with the device */
     pl_status (*broadcast)(struct pl_comm *c, void *bytes, size_t n);
+    /* all[size][n]: everybody's n bytes. The own ones are in their place, the others' come. */
+    pl_status (*share)(struct pl_comm *c, void *all, size_t n);
     /* Returns when all ranks have called it; *value is then the least of what they brought. */
     pl_status (*agree)(struct pl_comm *c, int *value);
+    /* Waits for nobody: PL_ERANK when a rank is known to have ended or given up. */
+    pl_status (*check)(struct pl_comm *c);
 
     /* Ordered with the device's operations. */
     /* v (rows without gaps) becomes the sum of all ranks' */
@@ -52,7 +56,8 @@ struct pl_comm {
     unsigned rank, size;
     unsigned local_rank, local_size; /* among those on this machine */
     int timeout_ms;                  /* changed by its user between calls */
-    unsigned lost;                   /* after PL_ERANK: the rank that was missed */
+    unsigned silent;                 /* after PL_ERANK: the rank that did not answer in time; this one = there is none */
+    unsigned sharing;                /* how many ranks compute on this one's device */
     /* implementations put this first in their own struct */
 };
 

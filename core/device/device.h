@@ -152,6 +152,9 @@ struct pl_device_ops {
     void (*buf_free)(struct pl_device *dev, struct pl_dbuf *buf);
     pl_status (*put)(struct pl_device *dev, struct pl_dbuf *buf, size_t offset, const float *src, size_t n);
     pl_status (*get)(struct pl_device *dev, const struct pl_dbuf *buf, size_t offset, float *dst, size_t n);
+    /* The same with rows that may lie apart on the device; the host's lie one behind the other. */
+    pl_status (*put_rows)(struct pl_device *dev, pl_view to, const float *src);
+    pl_status (*get_rows)(struct pl_device *dev, pl_view from, float *dst);
     /* The buffer's memory where the host can read it in place, else NULL (use get). */
     const float *(*host)(struct pl_device *dev, const struct pl_dbuf *buf);
 

@@ -274,6 +274,36 @@ def test_lost_while_idle(tmp_path, tiny):
     assert "rank 1 of 2 has not answered" in d.log
 
 
+@needs_mpi
+@pytest.mark.parametrize("rank", (0, 1))
+def test_late_failure(tmp_path, models, rank):
+    """A rank whose GPU is lost while it computes: rank 0's clients have their answer before the processes end, whichever rank it is."""
+    model = models("ranks-late", "--heads", 4, "--kv-heads", 2, "--embd", 64, "--ctx", 16384)
+    faulty = ["-x", "PARLEY_EMU_FAULT=lost:600"]
+    args = [str(a) for a in ("--port", "0", "--data-dir", tmp_path / "data", "--alias", "m", "--rank-timeout", 20, *device_args("cuda-emulated"))]
+    launcher = [*(faulty if rank == 0 else []), "-n", "1", str(PARLEYD), "--model", str(model), *args, ":", *(faulty if rank == 1 else [])]
+    d = Processes(tmp_path, 1, "--alias", "m", "--rank-timeout", 20, *device_args("cuda-emulated"), model=model, launcher=launcher).wait_ready()
+    status, body = long_answer(d, False)
+    assert status == 503 and json.loads(body)["error"]["code"] == ("rank_lost" if rank else "device_failed"), body
+    began = time.monotonic()
+    assert d.process.wait(20 * SLOW) == 3, d.log
+    assert time.monotonic() - began < 5 + 3 * SLOW, "nobody waits for the timeout"
+    assert "an illegal memory access was encountered" in d.log and f"rank {rank} of 2" in d.log, d.log
+
+
+@needs_mpi
+def test_file_that_one_rank_lacks(tmp_path, tiny):
+    """Each process reads the model by itself: the one that cannot says why, and all end at once."""
+    other = tmp_path / "empty"
+    other.mkdir()
+    launcher = ["-n", "1", str(PARLEYD), "--port", "0", "--data-dir", str(tmp_path / "data"), "--model", str(tiny), ":"]
+    d = Processes(tmp_path, 1, "--model-dir", other, "--rank-timeout", 60, launcher=launcher)
+    began = time.monotonic()
+    assert d.process.wait(20 * SLOW) != 0
+    assert time.monotonic() - began < 10 * SLOW
+    assert f"rank 1 of 2: {other} holds no .gguf file" in d.log, d.log
+
+
 # ---- on another device ---------------------------------------------------------------------------------------------------------
 
 
@@ -289,6 +319,49 @@ def test_ranks_on_cuda(start, models, type, agree):
         answers.append(json.loads(d.post("/v1/completions", body)[2])["choices"][0])
     assert answers[0]["text"] == answers[1]["text"]
     assert answers[1]["logprobs"]["token_logprobs"] == pytest.approx(answers[0]["logprobs"]["token_logprobs"], abs=agree)
+
+
+@pytest.mark.skipif(SANITIZED, reason="the emulated device is not of this build")
+@pytest.mark.parametrize("ranks, kv_heads", [(2, 4), (3, 4)])
+def test_cache_of_several_gpus(start, models, ranks, kv_heads):
+    """Each GPU's memory is used: the cache has room for more tokens with more ranks; where heads do not divide, the fullest GPU decides."""
+    model = models(f"ranks-room-{kv_heads}", "--heads", kv_heads, "--kv-heads", kv_heads, "--embd", 64, "--ctx", 512)
+    pages = []
+    for n in (1, ranks):
+        d = start("--tensor-parallel", n, *device_args("cuda-emulated"), "--cuda-memory-percent", 20, model=model,
+                  env={"PARLEY_EMU_MEMORY_MB": "64", "PARLEY_EMU_GPUS": "3"})
+        pages.append(int(d.log.split("cache ")[1].split(" pages")[0]))
+    most = -(-kv_heads // ranks)
+    assert pages[1] == pytest.approx(pages[0] * kv_heads / most, rel=0.15)
+
+
+@pytest.mark.skipif(SANITIZED, reason="the emulated device is not of this build")
+@pytest.mark.parametrize("signalled", (False, True))
+def test_rank_that_hangs_while_loading(tmp_path, tiny, signalled):
+    """Nobody waits for it longer than for any rank, and a signal ends the daemon at once."""
+    d = Daemon(tmp_path, "--tensor-parallel", 2, "--rank-timeout", 60 if signalled else 1, *device_args("cuda-emulated"), model=tiny,
+               env={"PARLEY_EMU_FAULT": "hang:1"}).wait_listening()
+    began = time.monotonic()
+    if signalled:
+        time.sleep(1)
+        d.process.send_signal(signal.SIGTERM)
+    assert d.process.wait(30 + 5 * SLOW) == (0 if signalled else 3), d.log
+    assert time.monotonic() - began < (2 + SLOW if signalled else 22 + 4 * SLOW), d.log
+    assert ("while loading" if signalled else "rank 1 does not end: it is left where it stands") in d.log
+
+
+@needs_mpi
+def test_signal_while_loading(tmp_path, tiny):
+    d = Processes(tmp_path, 2, *device_args("cuda-emulated"), "--rank-timeout", 60, model=tiny, launcher=["-x", "PARLEY_EMU_FAULT=hang:1"])
+    d.wait_listening()
+    time.sleep(0.5)
+    children = Path(f"/proc/{d.process.pid}/task/{d.process.pid}/children").read_text().split()
+    first = min(map(int, children))
+    os.kill(first, signal.SIGTERM)
+    began = time.monotonic()
+    d.process.wait(30 * SLOW)
+    assert time.monotonic() - began < 3 + 2 * SLOW, d.log
+    assert "while loading: leaving" in d.log
 
 
 # ---- bad input -----------------------------------------------------------------------------------------------------------------

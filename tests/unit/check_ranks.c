@@ -84,6 +84,34 @@ struct machine {
     struct pl_device_ops ops; /* of a device whose memory the host cannot read in place */
 };
 
+/* Calls that copy between the host and a device, on this thread. */
+static _Thread_local unsigned n_copies;
+static _Thread_local struct pl_device_ops counted;
+
+static pl_status count_put(struct pl_device *dev, struct pl_dbuf *buf, size_t offset, const float *src, size_t n)
+{
+    n_copies++;
+    return counted.put(dev, buf, offset, src, n);
+}
+
+static pl_status count_get(struct pl_device *dev, const struct pl_dbuf *buf, size_t offset, float *dst, size_t n)
+{
+    n_copies++;
+    return counted.get(dev, buf, offset, dst, n);
+}
+
+static pl_status count_put_rows(struct pl_device *dev, pl_view to, const float *src)
+{
+    n_copies++;
+    return counted.put_rows(dev, to, src);
+}
+
+static pl_status count_get_rows(struct pl_device *dev, pl_view from, float *dst)
+{
+    n_copies++;
+    return counted.get_rows(dev, from, dst);
+}
+
 static const float *not_here(struct pl_device *dev, const struct pl_dbuf *buf)
 {
     (void)dev, (void)buf;
@@ -96,7 +124,12 @@ static void machine_open(struct machine *m, bool staged)
     ck_assert_int_eq(pl_pool_new(&m->pool, 1, &err), PL_OK);
     ck_assert_int_eq(pl_cpu_open(&m->dev, m->pool, NULL, &err), PL_OK);
     m->ops = *m->dev->ops;
+    counted = m->ops;
     m->ops.host = staged ? not_here : m->ops.host;
+    m->ops.put = count_put;
+    m->ops.get = count_get;
+    m->ops.put_rows = count_put_rows;
+    m->ops.get_rows = count_get_rows;
     m->dev->ops = &m->ops;
 }
 
@@ -166,7 +199,10 @@ static void check_all_gather(struct machine *m, struct pl_comm *c, const struct 
         for (uint32_t j = first[c->rank]; j < first[c->rank + 1]; j++)
             values[(size_t)i * s->cols + j] = mark(c->rank, i, j);
     pl_view v = new_view(m, s->rows, s->cols, values);
+    n_copies = 0;
     ck_assert_int_eq(c->ops->all_gather(c, m->dev, v, first), PL_OK);
+    if (s->rows <= 100 && s->cols <= 2000)
+        ck_assert_uint_le(n_copies, s->size); /* one for each rank's columns, however many rows */
     ck_assert_int_eq(m->ops.get(m->dev, v.buf, 0, values, (size_t)s->rows * s->cols), PL_OK);
     for (unsigned r = 0; r < s->size; r++)
         for (uint32_t i = 0; i < s->rows; i++)
@@ -187,7 +223,10 @@ static void check_gather(struct machine *m, struct pl_comm *c, const struct shap
         for (uint32_t j = 0; j < n; j++)
             values[(size_t)i * wide + j] = mark(c->rank, i, first[c->rank] + j);
     pl_view out = new_view(m, s->rows, wide, values);
+    n_copies = 0;
     ck_assert_int_eq(c->ops->gather(c, m->dev, out, pl_view_cols(out, 0, n), first), PL_OK);
+    if (s->rows <= 100 && s->cols <= 2000)
+        ck_assert_uint_le(n_copies, s->size);
     ck_assert_int_eq(m->ops.get(m->dev, out.buf, 0, values, (size_t)s->rows * wide), PL_OK);
     for (uint32_t i = 0; c->rank == 0 && i < s->rows; i++)
         for (uint32_t j = 0; j < s->cols; j++) {
