@@ -71,7 +71,7 @@ static void buf_free(struct pl_device *dev, struct pl_dbuf *buf)
 
 static pl_status sync(struct pl_cuda *c, const char *what)
 {
-    return pl_cuda_check(c, cudaStreamSynchronize(c->stream), what);
+    return c->nccl != NULL ? pl_nccl_wait(c, what) : pl_cuda_check(c, cudaStreamSynchronize(c->stream), what);
 }
 
 static pl_status put(struct pl_device *dev, struct pl_dbuf *buf, size_t offset, const float *src, size_t n)
@@ -126,6 +126,11 @@ pl_status pl_cuda_scratch_grow(struct pl_cuda *c, enum pl_cuda_scratch_kind kind
 {
     if (n <= c->scratch[kind].cap)
         return PL_OK;
+    if (c->nccl != NULL) { /* freeing waits too, but does not look whether the other ranks are there */
+        const pl_status there = pl_nccl_wait(c, "making room");
+        if (there != PL_OK)
+            return there;
+    }
     pl_cuda_release(c, c->scratch[kind].p); /* waits for whoever uses it */
     c->scratch[kind].cap = 0;
     const pl_status rc = pl_cuda_alloc(c, &c->scratch[kind].p, n);
@@ -291,6 +296,7 @@ static void close_device(struct pl_device *dev)
     if (c == NULL)
         return;
     (void)cudaSetDevice(c->index);
+    pl_nccl_close(c);
     if (c->stream != NULL)
         (void)cudaStreamSynchronize(c->stream);
     empty_stage(c);
@@ -357,7 +363,7 @@ static const struct pl_device_ops cuda_ops = {
     .step_begin = step_begin, .step_end = step_end,
     .embed = pl_cuda_embed_op, .norm = pl_cuda_norm_op, .matmul = pl_cuda_matmul_op, .matmul_glu = pl_cuda_matmul_glu_op,
     .lora = pl_cuda_lora_op, .rope = pl_cuda_rope_op, .kv_write = pl_cuda_kv_write_op, .attn = pl_cuda_attn_op, .act = pl_cuda_act_op,
-    .gather = pl_cuda_gather_op, .sample = pl_cuda_sample_op,
+    .gather = pl_cuda_gather_op, .sample = pl_cuda_sample_op, .links = &pl_nccl_links,
 };
 
 /* One line for each way in which a machine may not be able to. */
@@ -408,6 +414,10 @@ pl_status pl_cuda_open(struct pl_device **out, const char *build, const struct p
     c->report = opts->report;
     c->ops.name = c->name;
     snprintf(c->name, sizeof c->name, "cuda:%u (%.80s)", opts->index, p.name);
+    snprintf(c->id.name, sizeof c->id.name, "%.95s", c->name);
+    _Static_assert(sizeof p.uuid.bytes == sizeof c->id.unique, "a GPU's own number");
+    memcpy(c->id.unique, p.uuid.bytes, sizeof c->id.unique);
+    c->id.arch = (uint32_t)(p.major * 10 + p.minor);
     cudaError_t e = cudaSetDevice(c->index);
     if (e == cudaSuccess)
         e = cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking);

@@ -12,6 +12,8 @@ static void measure(const struct pl_cuda *c, const struct pl_step_shape *s, size
     n[PL_CUDA_SCRATCH_QUANT] = c->has_blocks ? T * (padded + padded / 32 * sizeof(struct pl_cuda_act_scale)) : 0;
     n[PL_CUDA_SCRATCH_ATTN] = pl_cuda_attn_bytes(s);
     n[PL_CUDA_SCRATCH_LORA] = 0; /* adapters come and go */
+    n[PL_CUDA_SCRATCH_SAMPLE] = 0;
+    n[PL_CUDA_SCRATCH_RANKS] = pl_nccl_bytes(c, s);
 }
 
 size_t pl_cuda_work_bytes(struct pl_device *dev, const struct pl_step_shape *s)

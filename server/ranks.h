@@ -31,7 +31,7 @@ unsigned pl_ranks_threads(const struct pl_comm *world, const struct pl_config *c
 /* Rank 0, ahead of the model's load: the others begin to load their parts. dev: the one that rank 0 uses. What *out is set to is to be
  * closed after a failure too. */
 pl_status pl_ranks_open(struct pl_ranks **out, struct pl_comm *world, const struct pl_config *c, const struct pl_gguf *g,
-                        const struct pl_device *dev, struct pl_err *err) PL_MUST_CHECK;
+                        struct pl_device *dev, struct pl_err *err) PL_MUST_CHECK;
 struct pl_comm *pl_ranks_comm(struct pl_ranks *r);
 /* After the engine and before the file. False: a rank's thread stands still; it keeps all it has, the file too. NULL is nothing. */
 bool pl_ranks_close(struct pl_ranks *r) PL_MUST_CHECK;

@@ -5,6 +5,7 @@
  *   pl_comm_single     one rank: nothing is to be said
  *   peers (peers.c)    over links (link.h): threads of one process (threads.c), or processes under MPI (mpi.c), with
  *                      activations staged through the host's memory where a device's cannot be read in place
+ *   the devices' own   (device.h's links) over peers: activations go from device to device, enqueued like any operation
  *
  * Thread: one at a time, but for give_up and end_processes, which any thread may call.  Owns: its buffers.  Borrows: what it is handed, during
  * the call.
@@ -70,5 +71,14 @@ pl_status pl_comm_threads_new(struct pl_comm **out, unsigned size, int timeout_m
  * core/base/library.h searches. On the thread that started the process. Fails: PL_ENOTSUP (no such library), PL_EIO. */
 #define PL_COMM_MPI_LIBRARY "libparley_mpi.so"
 pl_status pl_comm_mpi_open(struct pl_comm **out, const char *library, int timeout_ms, struct pl_err *err) PL_MUST_CHECK;
+
+/* How ranks exchange activations. AUTO: between the devices where each rank has one of its own that can, else through the host. */
+typedef enum { PL_EXCHANGE_AUTO, PL_EXCHANGE_DEVICES, PL_EXCHANGE_HOST } pl_exchange;
+
+/* By all ranks of host's (peers), once each has opened its device or failed to (own, err; dev is not looked at then): PL_OK on all
+ * of them, or on none, with the line of the first that failed. *out is what they compute over: host, or the devices' own, which lives as
+ * long as dev. Rank 0's exchange counts. host->sharing is set. Fails: PL_ERANK; PL_EINVAL with param "device" or "rank-exchange". */
+pl_status pl_comm_meet(struct pl_comm **out, struct pl_comm *host, struct pl_device *dev, pl_exchange exchange, pl_status own,
+                       struct pl_err *err) PL_MUST_CHECK;
 
 #endif

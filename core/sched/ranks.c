@@ -21,7 +21,7 @@
 #define PL_LOG_MODULE "ranks"
 
 enum { FIRST_WORDS = 1024, HEAD = 2, PASS_HEAD = 5, BEAT_MS = 5000 };
-typedef enum { ROOM, START, PASS, COPY, ADD, REMOVE, BEAT, STOP } pl_told;
+typedef enum { MEET, ROOM, START, PASS, COPY, ADD, REMOVE, BEAT, STOP } pl_told;
 
 /* ---- rank 0 -------------------------------------------------------------------------------------------------------- */
 
@@ -185,6 +185,23 @@ pl_status pl_leader_beat(struct pl_leader *l)
     return rc == PL_OK ? agree(l->comm, PL_OK) : rc;
 }
 
+pl_status pl_ranks_meet(struct pl_comm **out, struct pl_comm *host, struct pl_device *dev, pl_exchange exchange, pl_status own, struct pl_err *err)
+{
+    const int timeout_ms = host->timeout_ms;
+    uint32_t words[FIRST_WORDS] = {MEET, 0};
+    *out = host;
+    host->timeout_ms = PL_RANKS_LOADING * timeout_ms + (host->rank > 0 ? PL_RANKS_GRACE_MS : 0);
+    pl_status rc = host->ops->broadcast(host, words, sizeof words);
+    if (rc != PL_OK)
+        rc = pl_fail(err, rc, "ranks could not meet: %s", pl_status_text(rc));
+    else if (words[0] != MEET)
+        rc = PL_ESTOPPED;
+    else
+        rc = pl_comm_meet(out, host, dev, exchange, own, err);
+    host->timeout_ms = (*out)->timeout_ms = timeout_ms;
+    return rc;
+}
+
 void pl_ranks_stop(struct pl_comm *comm)
 {
     uint32_t words[FIRST_WORDS] = {STOP, 0};
@@ -307,6 +324,7 @@ static pl_status replay(struct follower *f, pl_status loaded)
         if (rc != PL_OK)
             return rc;
         switch ((pl_told)f->words[0]) {
+        case MEET: rc = PL_EFORMAT; break; /* they have met */
         case ROOM: rc = room(f); break;
         case START: rc = start(f, loaded); break;
         case PASS: rc = pass(f); break;

@@ -1,8 +1,10 @@
 /* ranks: one model run by several ranks. Rank 0 has the engine; it tells the others what it is about to compute, and they
  * compute their parts of the same. Between passes it lets them know that it is alive, and learns that they are.
  *
- *   rank 0       ROOM, agree, START, agree, PASS, PASS, BEAT, agree, ADD adapter, agree, … STOP
- *   the others   load, agree, cache, agree, pass, pass,       agree, make, add,   agree, … return
+ * First they meet: each has opened its device, or tells why not, and all load their parts, or none.
+ *
+ *   rank 0       MEET, load, ROOM, agree, START, agree, PASS, PASS, BEAT, agree, ADD adapter, agree, … STOP
+ *   the others         load, agree, cache, agree, pass, pass,       agree, make, add,   agree, … return
  *
  * Thread: a leader is the engine's thread's, from start to stop; follow keeps its thread until the end.
  * Owns: buffers; borrows communicator, device and model.
@@ -33,6 +35,10 @@ static inline uint32_t pl_batch_pages(const struct pl_batch *b, uint32_t before)
         before = b->slot[t] / PL_KV_PAGE >= before ? b->slot[t] / PL_KV_PAGE + 1 : before;
     return before;
 }
+
+/* pl_comm_meet, by rank 0 when it is ready and by the others as soon as they are. PL_ESTOPPED: rank 0 has called pl_ranks_stop instead. */
+pl_status pl_ranks_meet(struct pl_comm **out, struct pl_comm *host, struct pl_device *dev, pl_exchange exchange, pl_status own,
+                        struct pl_err *err) PL_MUST_CHECK;
 
 /* A cache of as many pages as fit into `percent` of what a device's memory has left. */
 struct pl_room {

@@ -13,6 +13,7 @@
 #include <time.h>
 
 #include "cuda_runtime_api.h"
+#include "emu.h"
 
 enum { GPUS = 2, MOST_GPUS = 16, HEADER = 256, LARGE = 16 << 20, SMALL = 4096 };
 
@@ -86,10 +87,9 @@ cudaError_t cudaSetDevice(int index)
     return cudaSuccess;
 }
 
-cudaError_t cudaGetDevice(int *index)
+int emu_gpu(void)
 {
-    *index = current;
-    return cudaSuccess;
+    return current;
 }
 
 static size_t memory(void)
@@ -209,26 +209,44 @@ cudaError_t cudaMemsetAsync(void *p, int value, size_t n, cudaStream_t s)
     return cudaMemset(p, value, n);
 }
 
-/* ---- streams and events: nothing is ever under way -------------------------------------------------------------------------- */
+/* ---- streams and events: nothing is ever under way, but on a stream that is held ------------------------------------------------ */
+
+struct CUstream_st {
+    atomic_bool held;
+};
+
+void emu_stream_hold(cudaStream_t s, bool held)
+{
+    atomic_store(&s->held, held);
+}
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned flags)
 {
     (void)flags;
-    *s = (cudaStream_t)&last;
-    return cudaSuccess;
+    *s = calloc(1, sizeof **s);
+    return *s != NULL ? cudaSuccess : failed(cudaErrorMemoryAllocation);
 }
 
 cudaError_t cudaStreamDestroy(cudaStream_t s)
 {
-    (void)s;
+    free(s);
     return cudaSuccess;
 }
 
 cudaError_t cudaStreamSynchronize(cudaStream_t s)
 {
-    (void)s;
+    cudaError_t e;
+    while ((e = cudaStreamQuery(s)) == cudaErrorNotReady)
+        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+    return e;
+}
+
+cudaError_t cudaStreamQuery(cudaStream_t s)
+{
     static atomic_ulong waits;
     const char *f = getenv("PARLEY_EMU_FAULT");
+    if (s != NULL && atomic_load(&s->held)) /* NULL: the default stream */
+        return cudaErrorNotReady;
     if (f != NULL && strncmp(f, "lost:", 5) == 0 && ++waits > strtoul(f + 5, NULL, 10))
         return failed(cudaErrorIllegalAddress);
     return cudaSuccess;
