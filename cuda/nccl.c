@@ -25,7 +25,8 @@
 #include "cuda/cuda.h"
 
 enum { SUCCESS = 0, IN_PROGRESS = 7, FLOAT32 = 7, SUM = 0, OLDEST = 21800, CONFIG_MAGIC = (int)0xcafebeef, ID_BYTES = 128 };
-enum { FEW = 16384 /* values */, ALONE = 2 /* ranks whose sum has one order */, UNEVEN = 256 /* columns */, CHECK_NS = 1000000, YIELD_NS = 100000000, NAP_NS = 50000 };
+enum { FEW = 16384 /* values */, ALONE = 2 /* ranks whose sum has one order */, UNEVEN = 256 /* columns */ };
+enum { CHECK_NS = 1000000, YIELD_NS = 100000000, NAP_NS = 50000 };
 
 struct unique {
     char bytes[ID_BYTES];

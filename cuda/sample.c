@@ -4,6 +4,22 @@
 
 enum { MAX_WORK = 16 << 20 }; /* floats of rows that are sampled at a time; more rows go in several rounds */
 
+static uint32_t rows_at_once(uint32_t rows, uint32_t cols)
+{
+    const uint32_t fit = cols < MAX_WORK ? MAX_WORK / cols : 1;
+    return rows < fit ? rows : fit;
+}
+
+static size_t result_bytes(uint32_t rows)
+{
+    return (rows * sizeof(struct pl_drawn) + 255) / 256 * 256;
+}
+
+size_t pl_cuda_sample_bytes(uint32_t rows, uint32_t cols)
+{
+    return result_bytes(rows) + (size_t)rows_at_once(rows, cols) * cols * sizeof(float);
+}
+
 pl_status pl_cuda_sample_op(struct pl_device *dev, pl_view logits, const struct pl_draws *draws, struct pl_drawn *out)
 {
     struct pl_cuda *c = pl_cuda_of(dev);
@@ -13,11 +29,11 @@ pl_status pl_cuda_sample_op(struct pl_device *dev, pl_view logits, const struct 
         return PL_OK;
     pl_status rc = pl_cuda_begin(c);
     struct pl_cuda_draws d = {.logits = pl_cuda_mat(logits)};
-    const uint32_t fit = logits.cols < MAX_WORK ? MAX_WORK / logits.cols : 1, n = logits.rows < fit ? logits.rows : fit;
+    const uint32_t n = rows_at_once(logits.rows, logits.cols);
     d.draws = rc == PL_OK ? pl_cuda_upload(c, draws->rows, draws->n_rows * sizeof *d.draws) : NULL;
     d.edits = d.draws != NULL ? pl_cuda_upload(c, draws->edits, draws->n_edits * sizeof *d.edits) : NULL;
-    const size_t results = (logits.rows * sizeof *d.out + 255) / 256 * 256;
-    uint8_t *const work = d.edits != NULL ? pl_cuda_scratch(c, PL_CUDA_SCRATCH_SAMPLE, results + (size_t)n * logits.cols * sizeof(float)) : NULL;
+    const size_t results = result_bytes(logits.rows);
+    uint8_t *const work = d.edits != NULL ? pl_cuda_scratch(c, PL_CUDA_SCRATCH_SAMPLE, pl_cuda_sample_bytes(logits.rows, logits.cols)) : NULL;
     if (work == NULL)
         return pl_cuda_failed(c);
     d.out = (struct pl_drawn *)work;

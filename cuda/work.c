@@ -12,7 +12,7 @@ static void measure(const struct pl_cuda *c, const struct pl_step_shape *s, size
     n[PL_CUDA_SCRATCH_QUANT] = c->has_blocks ? T * (padded + padded / 32 * sizeof(struct pl_cuda_act_scale)) : 0;
     n[PL_CUDA_SCRATCH_ATTN] = pl_cuda_attn_bytes(s);
     n[PL_CUDA_SCRATCH_LORA] = 0; /* adapters come and go */
-    n[PL_CUDA_SCRATCH_SAMPLE] = 0;
+    n[PL_CUDA_SCRATCH_SAMPLE] = pl_cuda_sample_bytes(s->n_tokens, s->n_out);
     n[PL_CUDA_SCRATCH_RANKS] = pl_nccl_bytes(c, s);
 }
 
