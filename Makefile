@@ -156,7 +156,7 @@ $(B)/faults.so: tests/tools/preload/faults.c
 tools: $(TOOLS) $(B)/faults.so
 test-unit: $(B)/unit $(if $(filter tsan,$(BUILD)),,cuda-emu)
 	$(B)/unit
-ops: $(B)/ops $(B)/libparley_cuda_emu.so
+ops: $(B)/ops cuda-emu
 	$(B)/ops
 # Errors planted in the kernels of cuda/, one at a time: does the operation table notice?
 mutants: $(B)/ops $(B)/libparley_cuda_emu.so
