@@ -98,7 +98,7 @@ def adapters(tmp_path_factory):
     return {name: make_adapter(place / name, seed) for seed, name in enumerate(("a", "b", "late"))}
 
 
-def complete(d, model, prompt, n=24):
+def complete(d, model, prompt, n=100):
     body = {"model": model, "prompt": prompt, "temperature": 0, "max_tokens": n, "ignore_eos": True, "logprobs": 1}
     status, _, text = d.request("POST", "/v1/completions", body, timeout=300)
     assert status == 200, text
