@@ -115,7 +115,8 @@ bool pl_cuda_batch_on_device(struct pl_cuda *c, const struct pl_batch *b, struct
 pl_status pl_cuda_alloc(struct pl_cuda *c, void **p, size_t n) PL_MUST_CHECK;
 void pl_cuda_release(struct pl_cuda *c, void *p);
 
-/* The most that products by cuBLAS, of T rows, and attention take as scratch. */
+/* The most that products by cuBLAS, sampling, both of T rows, and attention take as scratch. */
+size_t pl_cuda_sample_bytes(size_t T, size_t V);
 size_t pl_cuda_split_bytes(size_t T, size_t K, size_t N);
 size_t pl_cuda_attn_bytes(const struct pl_step_shape *s);
 
@@ -134,7 +135,6 @@ pl_status pl_cuda_norm_op(struct pl_device *dev, pl_norm_kind kind, pl_view out,
 pl_status pl_cuda_rope_op(struct pl_device *dev, pl_rope_kind kind, pl_view x, uint32_t head_dim, uint32_t n_dims, pl_view freq, const uint32_t *pos);
 pl_status pl_cuda_act_op(struct pl_device *dev, pl_act_kind kind, pl_view x);
 pl_status pl_cuda_gather_op(struct pl_device *dev, pl_view out, pl_view x, const uint32_t *rows);
-size_t pl_cuda_sample_bytes(uint32_t rows, uint32_t cols); /* that it works in */
 pl_status pl_cuda_sample_op(struct pl_device *dev, pl_view logits, const struct pl_draws *draws, struct pl_drawn *out);
 pl_status pl_cuda_weight_new(struct pl_device *dev, const struct pl_weight_src *parts, size_t n_parts, struct pl_weight **out,
                              struct pl_err *err);

@@ -2,22 +2,22 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "cuda/cuda.h"
 
-enum { MAX_WORK = 16 << 20 }; /* floats of rows that are sampled at a time; more rows go in several rounds */
+enum { MAX_WORK = 8 << 20 }; /* floats of rows that are sampled at a time; more rows go in several rounds */
 
-static uint32_t rows_at_once(uint32_t rows, uint32_t cols)
+static size_t at_once(size_t T, size_t V)
 {
-    const uint32_t fit = cols < MAX_WORK ? MAX_WORK / cols : 1;
-    return rows < fit ? rows : fit;
+    const size_t fit = V < MAX_WORK ? MAX_WORK / V : 1;
+    return T < fit ? T : fit;
 }
 
-static size_t result_bytes(uint32_t rows)
+static size_t results_bytes(size_t T)
 {
-    return (rows * sizeof(struct pl_drawn) + 255) / 256 * 256;
+    return (T * sizeof(struct pl_drawn) + 255) / 256 * 256;
 }
 
-size_t pl_cuda_sample_bytes(uint32_t rows, uint32_t cols)
+size_t pl_cuda_sample_bytes(size_t T, size_t V)
 {
-    return result_bytes(rows) + (size_t)rows_at_once(rows, cols) * cols * sizeof(float);
+    return results_bytes(T) + at_once(T, V) * V * sizeof(float);
 }
 
 pl_status pl_cuda_sample_op(struct pl_device *dev, pl_view logits, const struct pl_draws *draws, struct pl_drawn *out)
@@ -29,15 +29,14 @@ pl_status pl_cuda_sample_op(struct pl_device *dev, pl_view logits, const struct 
         return PL_OK;
     pl_status rc = pl_cuda_begin(c);
     struct pl_cuda_draws d = {.logits = pl_cuda_mat(logits)};
-    const uint32_t n = rows_at_once(logits.rows, logits.cols);
+    const uint32_t n = (uint32_t)at_once(logits.rows, logits.cols);
     d.draws = rc == PL_OK ? pl_cuda_upload(c, draws->rows, draws->n_rows * sizeof *d.draws) : NULL;
     d.edits = d.draws != NULL ? pl_cuda_upload(c, draws->edits, draws->n_edits * sizeof *d.edits) : NULL;
-    const size_t results = result_bytes(logits.rows);
     uint8_t *const work = d.edits != NULL ? pl_cuda_scratch(c, PL_CUDA_SCRATCH_SAMPLE, pl_cuda_sample_bytes(logits.rows, logits.cols)) : NULL;
     if (work == NULL)
         return pl_cuda_failed(c);
     d.out = (struct pl_drawn *)work;
-    d.work = (float *)(work + results);
+    d.work = (float *)(work + results_bytes(logits.rows));
     for (uint32_t at = 0; rc == PL_OK && at < logits.rows; at += n)
         rc = pl_cuda_check(c, pl_cuda_sample(c->stream, d, at, logits.rows - at < n ? logits.rows - at : n), "sampling");
     return rc != PL_OK ? rc : pl_cuda_check(c, cudaMemcpyAsync(out, d.out, logits.rows * sizeof *out, cudaMemcpyDeviceToHost, c->stream), "fetching tokens");
