@@ -114,11 +114,15 @@ $(B)/emu/%.cpp.o: %.cpp $(B)/.flags
 	@echo "c++ $< (emulated CUDA)"
 	@$(CXX) $(CPPFLAGS) $(EMU_CXXFLAGS) $(EMU) -MMD -MP -c $< -o $@
 $(B)/libparley_cuda_emu.so: $(emu_obj)
-	$(CXX) -shared -Wl,-z,defs $(MODE_$(BUILD)) -fsanitize=alignment,bounds $^ -lpthread -o $@
+	$(CXX) -shared -Wl,-z,defs -Wl,-soname,$(@F) $(MODE_$(BUILD)) -fsanitize=alignment,bounds $^ -lpthread -o $@
+# A stand-in for NCCL between threads; tests name its folder in LD_LIBRARY_PATH.
+$(B)/nccl_emu/libnccl.so.2: tests/cuda_emu/nccl/nccl.c $(B)/libparley_cuda_emu.so
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) $(CUDA_CFLAGS) $(EMU) -shared -Wl,-z,defs -Wl,-soname,$(@F) -Wl,-rpath,'$$ORIGIN/..' $^ -lpthread -o $@
 
 cuda: $(B)/libparley_cuda.so
 	ln -sfn $(BUILD)/libparley_cuda.so build/libparley_cuda.so
-cuda-emu: $(B)/libparley_cuda_emu.so
+cuda-emu: $(B)/libparley_cuda_emu.so $(B)/nccl_emu/libnccl.so.2
 
 # ---- tests --------------------------------------------------------------------------------------------------------------
 # The runner's list of suites is what tests/unit/check_*.c is: each exports suite_<module>().
@@ -150,18 +154,18 @@ $(B)/faults.so: tests/tools/preload/faults.c
 	$(CC) $(CPPFLAGS) -std=gnu17 -O1 -fPIC -shared $(WARN) $< -ldl -o $@
 
 tools: $(TOOLS) $(B)/faults.so
-test-unit: $(B)/unit
+test-unit: $(B)/unit $(if $(filter tsan,$(BUILD)),,cuda-emu)
 	$(B)/unit
-ops: $(B)/ops $(B)/libparley_cuda_emu.so
+ops: $(B)/ops cuda-emu
 	$(B)/ops
 # Errors planted in the kernels of cuda/, one at a time: does the operation table notice?
 mutants: $(B)/ops $(B)/libparley_cuda_emu.so
 	$(PYTHON) tests/cuda_emu/mutate.py --ops $(B)/ops --out $(B)/mutants --objects '$(emu_obj)' --link '$(CXX) -shared -Wl,-z,defs -fsanitize=alignment,bounds' \
 	    --cc '$(CC) $(CPPFLAGS) $(CUDA_CFLAGS) $(EMU)' --cxx '$(CXX) $(CPPFLAGS) $(EMU_CXXFLAGS) $(EMU) -x c++'
-test-http: all tools bench-tools $(B)/libparley_cuda_emu.so
+test-http: all tools bench-tools cuda-emu
 	PARLEYD=$(B)/parleyd PARLEY_TOOLS=$(B) $(PYTHON) -m pytest -q tests/http
 # The server's tests that say most about a device, with the CUDA device on a CPU
-test-http-emulated: all tools $(B)/libparley_cuda_emu.so
+test-http-emulated: all tools cuda-emu
 	PARLEY_TEST_DEVICE=cuda-emulated PARLEYD=$(B)/parleyd PARLEY_TOOLS=$(B) $(PYTHON) -m pytest -q tests/http/test_adapters.py tests/http/test_equality.py -k 'not real'
 test: test-unit ops lint test-http
 # The fine-tuning API under faults, with more kills than test-http has. PARLEY_SEED=N replays a run.

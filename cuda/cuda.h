@@ -52,7 +52,7 @@ struct pl_cuda_stage {
 
 /* Memory that an operation needs while it runs; the next one that takes the same kind may overwrite it. */
 enum pl_cuda_scratch_kind { PL_CUDA_SCRATCH_PRODUCT, PL_CUDA_SCRATCH_SPLIT, PL_CUDA_SCRATCH_QUANT, PL_CUDA_SCRATCH_ATTN, PL_CUDA_SCRATCH_LORA,
-                            PL_CUDA_SCRATCH_SAMPLE, PL_CUDA_SCRATCH_KINDS };
+                            PL_CUDA_SCRATCH_SAMPLE, PL_CUDA_SCRATCH_RANKS, PL_CUDA_SCRATCH_KINDS };
 
 /* Steps of decodes as CUDA graphs (record.c). */
 enum { PL_CUDA_RECORDED = 64 };
@@ -84,6 +84,8 @@ struct pl_cuda {
     bool has_halves, has_blocks; /* weights of f16 or bf16, and of block types */
     cudaStream_t stream;
     struct pl_cublas blas;
+    struct pl_device_id id;
+    struct pl_nccl *nccl; /* between ranks; NULL = there is none */
     atomic_bool lost;
     void (*report)(const char *message); /* of failures; may be NULL */
     bool in_step;
@@ -154,6 +156,12 @@ void pl_cuda_record_close(struct pl_cuda *c);
 
 /* What the library exports. */
 __attribute__((visibility("default"))) pl_cuda_open_fn pl_cuda_open;
+
+/* nccl.c. wait: for the stream, as long as the other ranks are there. */
+extern const struct pl_device_links pl_nccl_links;
+pl_status pl_nccl_wait(struct pl_cuda *c, const char *what) PL_MUST_CHECK;
+void pl_nccl_close(struct pl_cuda *c);
+size_t pl_nccl_bytes(const struct pl_cuda *c, const struct pl_step_shape *s); /* that exchanges within a step work in */
 
 /* The operations of device.h, one family per file. */
 void pl_cuda_record_set(struct pl_device *dev, bool on);

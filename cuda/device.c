@@ -77,7 +77,7 @@ static void buf_free(struct pl_device *dev, struct pl_dbuf *buf)
 
 static pl_status sync(struct pl_cuda *c, const char *what)
 {
-    return pl_cuda_check(c, cudaStreamSynchronize(c->stream), what);
+    return c->nccl != NULL ? pl_nccl_wait(c, what) : pl_cuda_check(c, cudaStreamSynchronize(c->stream), what);
 }
 
 static pl_status put(struct pl_device *dev, struct pl_dbuf *buf, size_t offset, const float *src, size_t n)
@@ -98,6 +98,30 @@ static pl_status get(struct pl_device *dev, const struct pl_dbuf *buf, size_t of
     return rc != PL_OK ? rc : sync(c, "copying from the GPU");
 }
 
+/* The view's bytes and the host's, one way or the other. */
+static pl_status copy_rows(struct pl_device *dev, pl_view v, void *to, size_t to_stride, const void *from, size_t from_stride, enum cudaMemcpyKind kind,
+                           const char *what)
+{
+    struct pl_cuda *c = pl_cuda_of(dev);
+    if (v.rows == 0 || v.cols == 0)
+        return PL_OK;
+    if (v.stride < v.cols || v.offset > v.buf->n || (v.rows - 1) * (size_t)v.stride + v.cols > v.buf->n - v.offset)
+        return PL_EINVAL;
+    const pl_status rc = pl_cuda_check(c, cudaMemcpy2DAsync(to, to_stride * sizeof(float), from, from_stride * sizeof(float), v.cols * sizeof(float), v.rows,
+                                                            kind, c->stream), what);
+    return rc != PL_OK ? rc : sync(c, what);
+}
+
+static pl_status put_rows(struct pl_device *dev, pl_view to, const float *src)
+{
+    return copy_rows(dev, to, to.buf->data + to.offset, to.stride, src, to.cols, cudaMemcpyHostToDevice, "copying to the GPU");
+}
+
+static pl_status get_rows(struct pl_device *dev, pl_view from, float *dst)
+{
+    return copy_rows(dev, from, dst, from.cols, from.buf->data + from.offset, from.stride, cudaMemcpyDeviceToHost, "copying from the GPU");
+}
+
 static const float *host(struct pl_device *dev, const struct pl_dbuf *buf)
 {
     (void)dev, (void)buf;
@@ -108,6 +132,11 @@ pl_status pl_cuda_scratch_grow(struct pl_cuda *c, enum pl_cuda_scratch_kind kind
 {
     if (n <= c->scratch[kind].cap)
         return PL_OK;
+    if (c->nccl != NULL) { /* freeing waits too, but does not look whether the other ranks are there */
+        const pl_status there = pl_nccl_wait(c, "making room");
+        if (there != PL_OK)
+            return there;
+    }
     pl_cuda_release(c, c->scratch[kind].p); /* waits for whoever uses it */
     c->scratch[kind].cap = 0;
     const pl_status rc = pl_cuda_alloc(c, &c->scratch[kind].p, n);
@@ -285,6 +314,7 @@ static void close_device(struct pl_device *dev)
     if (c == NULL)
         return;
     (void)cudaSetDevice(c->index);
+    pl_nccl_close(c);
     if (c->stream != NULL)
         (void)cudaStreamSynchronize(c->stream);
     pl_cuda_record_close(c);
@@ -345,7 +375,7 @@ static pl_status copy_speed(struct pl_device *dev, double *bytes_per_second)
 
 static const struct pl_device_ops cuda_ops = {
     .rounds_inputs = true, .close = close_device, .attach = attach, .memory = memory, .copy_speed = copy_speed,
-    .buf_new = buf_new, .buf_free = buf_free, .put = put, .get = get, .host = host,
+    .buf_new = buf_new, .buf_free = buf_free, .put = put, .get = get, .put_rows = put_rows, .get_rows = get_rows, .host = host,
     .weight_new = pl_cuda_weight_new, .weight_free = pl_cuda_weight_free, .lora_new = pl_cuda_lora_new, .lora_free = pl_cuda_lora_free,
     .work_bytes = pl_cuda_work_bytes, .reserve = pl_cuda_reserve,
     .kv_bytes = pl_cuda_kv_bytes, .kv_new = pl_cuda_kv_new, .kv_free = pl_cuda_kv_free, .kv_copy = pl_cuda_kv_copy,
@@ -353,7 +383,7 @@ static const struct pl_device_ops cuda_ops = {
     .record_set = pl_cuda_record_set, .record_tokens = pl_cuda_record_tokens, .record = pl_cuda_record_op, .repeat = pl_cuda_repeat_op,
     .embed = pl_cuda_embed_op, .norm = pl_cuda_norm_op, .matmul = pl_cuda_matmul_op, .matmul_glu = pl_cuda_matmul_glu_op,
     .lora = pl_cuda_lora_op, .rope = pl_cuda_rope_op, .kv_write = pl_cuda_kv_write_op, .attn = pl_cuda_attn_op, .act = pl_cuda_act_op,
-    .gather = pl_cuda_gather_op, .sample = pl_cuda_sample_op,
+    .gather = pl_cuda_gather_op, .sample = pl_cuda_sample_op, .links = &pl_nccl_links,
 };
 
 /* One line for each way in which a machine may not be able to. */
@@ -404,6 +434,10 @@ pl_status pl_cuda_open(struct pl_device **out, const char *build, const struct p
     c->report = opts->report;
     c->ops.name = c->name;
     snprintf(c->name, sizeof c->name, "cuda:%u (%.80s)", opts->index, p.name);
+    snprintf(c->id.name, sizeof c->id.name, "%.95s", c->name);
+    _Static_assert(sizeof p.uuid.bytes == sizeof c->id.unique, "a GPU's own number");
+    memcpy(c->id.unique, p.uuid.bytes, sizeof c->id.unique);
+    c->id.arch = (uint32_t)(p.major * 10 + p.minor);
     cudaError_t e = cudaSetDevice(c->index);
     if (e == cudaSuccess)
         e = cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking);

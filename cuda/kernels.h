@@ -176,6 +176,11 @@ struct pl_cuda_draws {
 /* n rows from the first on. */
 cudaError_t pl_cuda_sample(cudaStream_t s, struct pl_cuda_draws d, uint32_t first, uint32_t n);
 
+/* ---- ranks.cu ----------------------------------------------------------------------------------------------------------- */
+
+/* out[n] = the sum of `size` vectors that begin `stride` apart, first to last. out may be the first. */
+cudaError_t pl_cuda_sum_ranks(cudaStream_t s, float *out, const float *parts, size_t stride, unsigned size, size_t n);
+
 #ifdef __cplusplus
 }
 #endif

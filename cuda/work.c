@@ -7,6 +7,7 @@ enum { BLAS_BYTES = 32 << 20 /* what cuBLAS's fastest kernels of chips since the
 static void measure(const struct pl_cuda *c, const struct pl_step_shape *s, size_t n[PL_CUDA_SCRATCH_KINDS])
 {
     const size_t T = s->n_tokens, Q = (size_t)s->n_heads * s->head_dim, padded = pl_cuda_act_padded(s->n_in);
+    n[PL_CUDA_SCRATCH_RANKS] = pl_nccl_bytes(c, s);
     n[PL_CUDA_SCRATCH_PRODUCT] = T * (s->n_gated > Q ? s->n_gated : Q) * sizeof(float);
     n[PL_CUDA_SCRATCH_SPLIT] = c->has_halves && T > PL_CUDA_FEW ? pl_cuda_split_bytes(T, s->n_in, s->n_out) : 0;
     n[PL_CUDA_SCRATCH_QUANT] = c->has_blocks ? T * (padded + padded / 32 * sizeof(struct pl_cuda_act_scale)) : 0;

@@ -266,7 +266,7 @@ void pl_instance_close(struct pl_instance *m)
     pl_model_free(m->model);
     if (m->device != NULL)
         m->device->ops->close(m->device);
-    pl_ranks_close(m->ranks);
-    pl_model_file_close(&m->file);
+    if (pl_ranks_close(m->ranks))
+        pl_model_file_close(&m->file);
     free(m);
 }

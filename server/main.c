@@ -40,7 +40,7 @@ static int complain(pl_status rc, const struct pl_err *err)
 {
     const bool config = rc == PL_EINVAL && err->param[0] != '\0';
     pl_log_error("%s", err->msg[0] != '\0' ? err->msg : pl_status_text(rc));
-    return config ? EXIT_CONFIG : EXIT_FAILURE;
+    return config ? EXIT_CONFIG : rc == PL_ERANK ? EXIT_LOST : EXIT_FAILURE;
 }
 
 /* The next signal, 0 after ms milliseconds without one (-1 = wait for ever). */
@@ -104,6 +104,8 @@ static int wait_for_model(struct daemon *d, pl_status *rc, struct pl_err *err)
         if (sig != 0) {
             pl_log_info("signal %s while loading: leaving", sigabbrev_np(sig));
             pl_http_stop(d->http);
+            if (d->server.world != NULL)
+                d->server.world->ops->end_processes(d->server.world, EXIT_SUCCESS);
             _exit(EXIT_SUCCESS); /* the registry's thread is in the middle of things that exit() would take down under it */
         }
         sig = next_signal(d, 50);
@@ -230,9 +232,8 @@ static int follow(struct daemon *d)
     struct pl_err err = {0};
     char *path, *id;
     pl_status rc = pl_registry_choose(&d->config, &path, &id, &err);
-    if (rc == PL_OK)
-        rc = pl_ranks_follow(d->server.world, &d->config, path, &err);
-    if (rc == PL_ERANK || rc == PL_EDEVICE) {
+    rc = pl_ranks_follow(d->server.world, &d->config, path, rc, &err);
+    if (rc == PL_ERANK) {
         d->server.world->ops->end_processes(d->server.world, EXIT_LOST);
         _exit(EXIT_LOST);
     }

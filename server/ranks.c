@@ -4,9 +4,11 @@
 
 #include <pthread.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "config/config.h"
+#include "core/base/clock.h"
 #include "core/base/log.h"
 #include "core/base/mem.h"
 #include "core/base/pool.h"
@@ -23,7 +25,8 @@
 struct member {
     const struct pl_config *config; /* borrowed, like what follows */
     const struct pl_gguf *gguf;
-    struct pl_comm *comm;
+    struct pl_comm *host;
+    struct pl_comm *comm; /* host, or the devices' own */
     unsigned n_threads;
     pthread_t thread;
     struct pl_pool *pool;
@@ -32,7 +35,7 @@ struct member {
 };
 
 struct pl_ranks {
-    struct pl_comm *comm;                /* rank 0's */
+    struct pl_comm *host, *comm;          /* rank 0's; comm: host, or the devices' own */
     struct pl_comm *comms[PL_LINK_RANKS]; /* [size], of threads; comms[0] NULL = processes */
     struct member members[PL_LINK_RANKS]; /* [1 .. size) of threads */
     unsigned n_started;
@@ -40,15 +43,22 @@ struct pl_ranks {
 
 /* ---- any rank but 0 ------------------------------------------------------------------------------------------------ */
 
-static pl_status load_part(struct member *m, struct pl_err *err)
+static pl_exchange exchange_of(const struct pl_config *c)
 {
-    const uint32_t batch = (uint32_t)m->config->batch_tokens;
-    pl_status rc = pl_pool_new(&m->pool, m->n_threads, err);
+    return strcmp(c->rank_exchange, "nccl") == 0 ? PL_EXCHANGE_DEVICES : strcmp(c->rank_exchange, "host") == 0 ? PL_EXCHANGE_HOST : PL_EXCHANGE_AUTO;
+}
+
+static pl_status open_device(struct member *m, struct pl_err *err)
+{
+    struct pl_err why = {0};
+    pl_status rc = pl_pool_new(&m->pool, m->n_threads, &why);
     if (rc == PL_OK)
-        rc = pl_instance_device(&m->device, m->config, m->pool, true, m->comm->local_rank, err);
+        rc = pl_instance_device(&m->device, m->config, m->pool, true, m->host->local_rank, &why);
     if (rc == PL_OK)
-        rc = pl_model_load_part(&m->model, m->gguf, m->device, m->comm, batch, batch, err);
-    return rc;
+        return rc;
+    const char *more = strcmp(m->config->device, "cuda") != 0 ? "" : " (each rank takes a GPU of its own: start as many ranks as there are GPUs, "
+                                                                     "or let them share one with --device cuda:0)";
+    return pl_fail_param(err, rc, why.param, "%.320s%s", why.msg, more);
 }
 
 static void free_part(struct member *m)
@@ -59,18 +69,27 @@ static void free_part(struct member *m)
     pl_pool_free(m->pool);
 }
 
-/* loaded: how it went until here. */
+/* loaded: how it went until here. What fails later loses a rank, whatever it is. */
 static pl_status live(struct member *m, pl_status loaded, struct pl_err *err)
 {
+    const uint32_t batch = (uint32_t)m->config->batch_tokens;
     if (loaded == PL_OK)
-        loaded = load_part(m, err);
+        loaded = open_device(m, err);
+    loaded = pl_ranks_meet(&m->comm, m->host, m->device, exchange_of(m->config), loaded, err);
+    if (loaded == PL_ESTOPPED) {
+        free_part(m);
+        return PL_OK;
+    }
+    const bool met = loaded == PL_OK; /* else rank 0 says why not */
+    if (met)
+        loaded = pl_model_load_part(&m->model, m->gguf, m->device, m->comm, batch, batch, err);
     if (loaded == PL_OK)
         pl_log_info("rank %u of %u: %s, %u threads", m->comm->rank, m->comm->size, m->device->ops->name, pl_pool_size(m->pool));
-    else
+    else if (met || loaded == PL_ERANK)
         pl_log_error("rank %u of %u: %s", m->comm->rank, m->comm->size, err->msg);
     const pl_status rc = pl_rank_follow(m->comm, m->device, m->model, loaded);
     free_part(m);
-    return loaded != PL_OK ? loaded : rc;
+    return loaded != PL_OK ? loaded : rc != PL_OK ? PL_ERANK : PL_OK;
 }
 
 static void *member_main(void *arg)
@@ -112,15 +131,15 @@ void pl_ranks_leave(struct pl_comm *world)
     world->ops->close(world);
 }
 
-pl_status pl_ranks_follow(struct pl_comm *world, const struct pl_config *c, const char *path, struct pl_err *err)
+pl_status pl_ranks_follow(struct pl_comm *world, const struct pl_config *c, const char *path, pl_status chosen, struct pl_err *err)
 {
-    struct member m = {.config = c, .comm = world, .n_threads = pl_ranks_threads(world, c)};
+    struct member m = {.config = c, .host = world, .n_threads = pl_ranks_threads(world, c)};
     struct pl_gguf *gguf = NULL;
-    const pl_status opened = pl_gguf_open(&gguf, path, err);
+    const pl_status opened = chosen == PL_OK ? pl_gguf_open(&gguf, path, err) : chosen;
     m.gguf = gguf;
     const pl_status rc = live(&m, opened, err);
     pl_gguf_close(gguf);
-    if (rc == PL_ERANK && world->lost != 0)
+    if (rc == PL_ERANK && world->silent != 0)
         sleep(PL_RANKS_GRACE_MS / 1000);
     return rc;
 }
@@ -155,21 +174,21 @@ static pl_status start_threads(struct pl_ranks *r, const struct pl_config *c, co
     pl_status rc = pl_comm_threads_new(r->comms, size, c->rank_timeout * 1000, err);
     if (rc != PL_OK)
         return rc;
-    r->comm = r->comms[0];
+    r->host = r->comm = r->comms[0];
     for (unsigned i = 1; i < size && rc == PL_OK; i++) {
         struct member *m = &r->members[i];
-        *m = (struct member){.config = c, .gguf = g, .comm = r->comms[i], .n_threads = n_threads};
+        *m = (struct member){.config = c, .gguf = g, .host = r->comms[i], .n_threads = n_threads};
         if (pthread_create(&m->thread, NULL, member_main, m) != 0)
             rc = pl_fail(err, PL_ENOMEM, "cannot start the thread of rank %u", i);
         r->n_started += rc == PL_OK;
     }
     if (rc != PL_OK) /* no engine will tell those that have started */
-        r->comm->ops->give_up(r->comm);
+        r->host->ops->give_up(r->host);
     return rc;
 }
 
 pl_status pl_ranks_open(struct pl_ranks **out, struct pl_comm *world, const struct pl_config *c, const struct pl_gguf *g,
-                        const struct pl_device *dev, struct pl_err *err)
+                        struct pl_device *dev, struct pl_err *err)
 {
     const unsigned size = pl_ranks_count(world, c);
     struct pl_spec spec;
@@ -180,19 +199,17 @@ pl_status pl_ranks_open(struct pl_ranks **out, struct pl_comm *world, const stru
         rc = pl_part_make(&part, &spec, arch, g, dev, 0, size, err);
     if (rc != PL_OK)
         return rc;
-    struct pl_ranks *r = pl_xcalloc(1, sizeof *r);
-    r->comm = world != NULL ? world : &pl_comm_single;
+    struct pl_ranks *r = *out = pl_xcalloc(1, sizeof *r);
+    r->host = r->comm = world != NULL ? world : &pl_comm_single;
     if (world == NULL && size > 1)
         rc = start_threads(r, c, g, err);
-    if (rc != PL_OK) {
-        pl_ranks_close(r);
-        return rc;
-    }
-    if (size > 1)
-        pl_log_info("tensor parallel: %u ranks, %s; %s", size, world != NULL ? "processes" : "threads",
-                    part.sums ? "products are summed" : "parts are gathered, so that results are those of one rank");
-    *out = r;
-    return PL_OK;
+    if (rc == PL_OK && size > 1)
+        rc = pl_ranks_meet(&r->comm, r->host, dev, exchange_of(c), PL_OK, err);
+    if (rc == PL_OK && size > 1)
+        pl_log_info("tensor parallel: %u ranks, %s; %s; exchange %s", size, world != NULL ? "processes" : "threads",
+                    part.sums ? "products are summed" : "parts are gathered, so that results are those of one rank",
+                    r->comm != r->host ? "by NCCL" : dev->ops->links == NULL ? "in memory" : "through the host's memory");
+    return rc;
 }
 
 struct pl_comm *pl_ranks_comm(struct pl_ranks *r)
@@ -200,16 +217,30 @@ struct pl_comm *pl_ranks_comm(struct pl_ranks *r)
     return r->comm;
 }
 
-void pl_ranks_close(struct pl_ranks *r)
+/* False: some stand still, and have not ended within the time that a rank has to answer. */
+static bool join_threads(struct pl_ranks *r)
+{
+    const struct timespec until = pl_time_after_ms(r->host->timeout_ms);
+    bool all = true;
+    for (unsigned i = 1; i <= r->n_started; i++)
+        if (pthread_clockjoin_np(r->members[i].thread, NULL, CLOCK_MONOTONIC, &until) != 0) {
+            pl_log_error("rank %u does not end: it is left where it stands", i);
+            all = false;
+        }
+    return all;
+}
+
+bool pl_ranks_close(struct pl_ranks *r)
 {
     if (r == NULL)
-        return;
+        return true;
     if (r->comms[0] != NULL) {
-        pl_ranks_stop(r->comm);
-        for (unsigned i = 1; i <= r->n_started; i++)
-            pthread_join(r->members[i].thread, NULL);
+        pl_ranks_stop(r->host); /* comm may have gone with its device */
+        if (!join_threads(r))
+            return false;
         for (unsigned i = 0; i < PL_LINK_RANKS && r->comms[i] != NULL; i++)
             r->comms[i]->ops->close(r->comms[i]);
     }
     free(r);
+    return true;
 }

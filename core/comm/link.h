@@ -2,7 +2,7 @@
  *
  * Between two ranks at most one message is under way in each direction, and messages arrive in the order in which they were
  * sent. Plain data and functions only: libparley_mpi.so is built against this header and calls nothing of parley's.
- * Thread: one at a time, but for give_up.
+ * Thread: one at a time, but for give_up and end_processes.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef PL_COMM_LINK_H
 #define PL_COMM_LINK_H

@@ -83,12 +83,11 @@ static pl_status wait_turn(struct peers *p, unsigned peer, uint64_t since)
     const unsigned gone = find_gone(p);
     if (gone != p->base.rank) {
         pl_log_error("rank %u of %u has ended", gone, p->base.size);
-        p->base.lost = gone;
         return fail(p);
     }
     if (ns > (uint64_t)p->base.timeout_ms * 1000000) {
         pl_log_error("rank %u of %u has not answered for %.1f s", peer, p->base.size, p->base.timeout_ms / 1e3);
-        p->base.lost = peer;
+        p->base.silent = peer;
         return fail(p);
     }
     p->link->ops->rest(p->link, ns < LONG_NS ? REST_US : LONG_REST_US);
@@ -125,23 +124,38 @@ static pl_status broadcast(struct pl_comm *c, void *bytes, size_t n)
     return rc;
 }
 
-static pl_status agree(struct pl_comm *c, int *value)
+static pl_status share(struct pl_comm *c, void *all, size_t n)
 {
     struct peers *p = peers_of(c);
-    int values[PL_LINK_RANKS];
+    char *places = all;
     if (atomic_load(&p->failed))
         return PL_ERANK;
     for (unsigned r = 0; r < c->size; r++) {
         if (r != c->rank) {
-            p->link->ops->send(p->link, r, value, sizeof *value);
-            p->link->ops->recv(p->link, r, &values[r], sizeof *value);
+            p->link->ops->send(p->link, r, places + c->rank * n, n);
+            p->link->ops->recv(p->link, r, places + r * n, n);
         }
     }
-    const pl_status rc = finish(p);
+    return finish(p);
+}
+
+static pl_status agree(struct pl_comm *c, int *value)
+{
+    int values[PL_LINK_RANKS];
     values[c->rank] = *value;
+    const pl_status rc = share(c, values, sizeof *value);
     for (unsigned r = 0; r < c->size && rc == PL_OK; r++)
         *value = values[r] < *value ? values[r] : *value;
     return rc;
+}
+
+static pl_status check(struct pl_comm *c)
+{
+    struct peers *p = peers_of(c);
+    const unsigned gone = atomic_load(&p->failed) ? c->rank : find_gone(p);
+    if (gone != c->rank)
+        pl_log_error("rank %u of %u has ended", gone, c->size);
+    return gone != c->rank ? fail(p) : atomic_load(&p->failed) ? PL_ERANK : PL_OK;
 }
 
 /* ---- device memory ------------------------------------------------------------------------------------------------- */
@@ -155,11 +169,9 @@ static pl_status values_of(struct peers *p, struct pl_device *dev, pl_view v, co
         *out = host + v.offset;
         return PL_OK;
     }
-    pl_status rc = reserve(&p->mine, (size_t)v.rows * v.cols);
-    for (uint32_t r = 0; r < (dense ? 1 : v.rows) && rc == PL_OK; r++)
-        rc = dev->ops->get(dev, v.buf, v.offset + (size_t)r * v.stride, p->mine.v + (size_t)r * v.cols, (size_t)v.cols * (dense ? v.rows : 1));
+    const pl_status rc = reserve(&p->mine, (size_t)v.rows * v.cols);
     *out = p->mine.v;
-    return rc;
+    return rc == PL_OK ? dev->ops->get_rows(dev, v, p->mine.v) : rc;
 }
 
 /* sum[0..n) of size vectors, rank by rank; `own` is this rank's, theirs has a place of n for each. */
@@ -249,12 +261,9 @@ static size_t place_of(const uint32_t *first, unsigned r, unsigned own)
 static pl_status put_columns(struct peers *p, struct pl_device *dev, pl_view v, const uint32_t *first)
 {
     pl_status rc = PL_OK;
-    for (unsigned r = 0; r < p->base.size; r++) {
-        const size_t n = first[r + 1] - first[r];
-        const float *from = p->theirs.v + v.rows * place_of(first, r, p->base.rank);
-        for (uint32_t i = 0; r != p->base.rank && i < v.rows && rc == PL_OK; i++)
-            rc = dev->ops->put(dev, v.buf, v.offset + (size_t)i * v.stride + first[r], from + i * n, n);
-    }
+    for (unsigned r = 0; r < p->base.size && rc == PL_OK; r++)
+        if (r != p->base.rank)
+            rc = dev->ops->put_rows(dev, pl_view_cols(v, first[r], first[r + 1] - first[r]), p->theirs.v + v.rows * place_of(first, r, p->base.rank));
     return rc;
 }
 
@@ -357,7 +366,9 @@ static void close_peers(struct pl_comm *c)
 static const struct pl_comm_ops peers_ops = {
     .name = "peers",
     .broadcast = broadcast,
+    .share = share,
     .agree = agree,
+    .check = check,
     .all_reduce = all_reduce,
     .all_gather = all_gather,
     .gather = gather,
@@ -377,7 +388,8 @@ pl_status pl_comm_peers_new(struct pl_comm **out, struct pl_link *link, int time
     }
     *p = (struct peers){.base = {.ops = &peers_ops,
                                  .rank = link->rank,
-                                 .lost = link->rank,
+                                 .silent = link->rank,
+                                 .sharing = 1,
                                  .size = link->size,
                                  .local_rank = link->local_rank,
                                  .local_size = link->local_size,

@@ -14,6 +14,18 @@ static pl_status agree(struct pl_comm *c, int *value)
     return PL_OK;
 }
 
+static pl_status share(struct pl_comm *c, void *all, size_t n)
+{
+    (void)c, (void)all, (void)n;
+    return PL_OK;
+}
+
+static pl_status check(struct pl_comm *c)
+{
+    (void)c;
+    return PL_OK;
+}
+
 static pl_status all_reduce(struct pl_comm *c, struct pl_device *dev, pl_view v)
 {
     (void)c, (void)dev, (void)v;
@@ -45,7 +57,9 @@ static void end_processes(struct pl_comm *c, int status)
 static const struct pl_comm_ops single_ops = {
     .name = "single",
     .broadcast = broadcast,
+    .share = share,
     .agree = agree,
+    .check = check,
     .all_reduce = all_reduce,
     .all_gather = all_gather,
     .gather = gather,
@@ -54,4 +68,4 @@ static const struct pl_comm_ops single_ops = {
     .close = nothing,
 };
 
-struct pl_comm pl_comm_single = {.ops = &single_ops, .size = 1, .local_size = 1};
+struct pl_comm pl_comm_single = {.ops = &single_ops, .size = 1, .local_size = 1, .sharing = 1};

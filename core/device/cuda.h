@@ -9,7 +9,7 @@
 
 struct pl_cuda_opts {
     unsigned index; /* of the GPU */
-    void (*report)(const char *message); /* called once, when the device is lost; may be NULL */
+    void (*report)(const char *message); /* of failures, as they are noticed; may be NULL */
 };
 
 #define PL_CUDA_LIBRARY "libparley_cuda.so"

@@ -136,6 +136,24 @@ typedef enum { PL_NORM_RMS, PL_NORM_LAYER } pl_norm_kind;
 typedef enum { PL_ROPE_NONE, PL_ROPE_INTERLEAVED /* pairs (2i, 2i+1) */, PL_ROPE_HALVES /* pairs (i, i + n/2) */ } pl_rope_kind;
 typedef enum { PL_ACT_SILU, PL_ACT_GELU_TANH } pl_act_kind;
 
+/* What ranks tell each other of their devices, before they compute side by side. */
+struct pl_device_id {
+    char name[96];
+    uint8_t unique[16]; /* of one device of all machines */
+    uint32_t arch;      /* what its programs are built for: 90 = compute capability 9.0 */
+};
+
+/* Exchanges between the devices of ranks that do not pass through the host's memory. */
+struct pl_comm;
+struct pl_device_links {
+    void (*identify)(struct pl_device *dev, struct pl_device_id *id);
+    /* Whether what it takes is installed, and in which version. PL_EINVAL with param "rank-exchange". */
+    pl_status (*find)(struct pl_device *dev, uint32_t *version, struct pl_err *err);
+    /* By all ranks of host's at once, each with a device of its own. *out has host's way for what is not the devices', and is closed with
+     * the device. host: borrowed. */
+    pl_status (*open)(struct pl_device *dev, struct pl_comm *host, struct pl_comm **out, struct pl_err *err);
+};
+
 struct pl_device_ops {
     const char *name;
     bool rounds_inputs; /* products of block types round their inputs to 8 bits: a sum taken in another order may become a visible difference */
@@ -153,6 +171,9 @@ struct pl_device_ops {
     void (*buf_free)(struct pl_device *dev, struct pl_dbuf *buf);
     pl_status (*put)(struct pl_device *dev, struct pl_dbuf *buf, size_t offset, const float *src, size_t n);
     pl_status (*get)(struct pl_device *dev, const struct pl_dbuf *buf, size_t offset, float *dst, size_t n);
+    /* The same with rows that may lie apart on the device; the host's lie one behind the other. */
+    pl_status (*put_rows)(struct pl_device *dev, pl_view to, const float *src);
+    pl_status (*get_rows)(struct pl_device *dev, pl_view from, float *dst);
     /* The buffer's memory where the host can read it in place, else NULL (use get). */
     const float *(*host)(struct pl_device *dev, const struct pl_dbuf *buf);
 
@@ -226,6 +247,7 @@ struct pl_device_ops {
      * step_end. NULL = the host samples. */
     pl_status (*sample)(struct pl_device *dev, pl_view logits, const struct pl_draws *draws, struct pl_drawn *out);
 
+    const struct pl_device_links *links; /* NULL = ranks exchange through the host's memory */
     const struct pl_train_ops *train; /* core/device/train.h; NULL when the device cannot train */
 };
 

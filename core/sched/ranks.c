@@ -1,6 +1,7 @@
 /* ranks: what rank 0 tells the others, as messages of 32-bit words: what, number of words, the words. The first PL_FIRST words
  * travel together, so that a decode's message is one broadcast.
  *
+ *   ROOM  page_size dtype percent
  *   START page_size n_pages dtype
  *   PASS  T S R P adapted | tokens[T] pos[T] slot[T] q_start[S + 1] ctx[S] page_start[S + 1] pages[P] rows[R] adapter[S]
  *   COPY  from to
@@ -20,7 +21,7 @@
 #define PL_LOG_MODULE "ranks"
 
 enum { FIRST_WORDS = 1024, HEAD = 2, PASS_HEAD = 5, BEAT_MS = 5000 };
-typedef enum { START, PASS, COPY, ADD, REMOVE, BEAT, STOP } pl_told;
+typedef enum { MEET, ROOM, START, PASS, COPY, ADD, REMOVE, BEAT, STOP } pl_told;
 
 /* ---- rank 0 -------------------------------------------------------------------------------------------------------- */
 
@@ -65,6 +66,45 @@ static pl_status agree(struct pl_comm *c, pl_status own)
 {
     const pl_status rc = c->ops->agree(c, &own);
     return rc != PL_OK ? rc : own;
+}
+
+pl_status pl_rank_room(const struct pl_comm *comm, struct pl_device *dev, const struct pl_model *model, const struct pl_room *want, uint32_t *n_pages)
+{
+    const struct pl_kv_shape shape = pl_model_kv_part(model, want->page_size, 1, (pl_dtype)want->dtype);
+    size_t free_bytes, total;
+    const pl_status rc = dev->ops->memory(dev, &free_bytes, &total);
+    if (rc != PL_OK)
+        return rc;
+    const uint64_t n = (uint64_t)free_bytes / comm->sharing / 100 * want->percent / dev->ops->kv_bytes(dev, &shape), most = INT32_MAX / want->page_size;
+    *n_pages = (uint32_t)(n < most ? n : most);
+    return PL_OK;
+}
+
+/* All have loaded when the first agreement is reached, and none has begun with its cache before the second. A rank that could not load
+ * says so when they start. */
+static pl_status agree_on_room(struct pl_comm *comm, struct pl_device *dev, const struct pl_model *model, const struct pl_room *want, uint32_t *n_pages)
+{
+    int least = INT32_MAX;
+    pl_status rc = agree(comm, PL_OK);
+    if (rc != PL_OK)
+        return rc;
+    const pl_status own = model != NULL ? pl_rank_room(comm, dev, model, want, n_pages) : PL_OK;
+    if (model != NULL)
+        least = own == PL_OK ? (int)*n_pages : 0;
+    rc = comm->ops->agree(comm, &least);
+    *n_pages = (uint32_t)least;
+    return rc != PL_OK ? rc : own;
+}
+
+pl_status pl_leader_room(struct pl_leader *l, struct pl_device *dev, struct pl_model *model, const struct pl_room *want, uint32_t *n_pages)
+{
+    l->comm->timeout_ms = PL_RANKS_LOADING * l->timeout_ms;
+    memcpy(l->words + HEAD, want, sizeof *want);
+    pl_status rc = tell(l, ROOM, sizeof *want / sizeof *l->words);
+    if (rc == PL_OK)
+        rc = agree_on_room(l->comm, dev, model, want, n_pages);
+    l->comm->timeout_ms = l->timeout_ms;
+    return rc;
 }
 
 pl_status pl_leader_start(struct pl_leader *l, uint32_t page_size, uint32_t n_pages, pl_dtype dtype, pl_status own)
@@ -145,6 +185,23 @@ pl_status pl_leader_beat(struct pl_leader *l)
     return rc == PL_OK ? agree(l->comm, PL_OK) : rc;
 }
 
+pl_status pl_ranks_meet(struct pl_comm **out, struct pl_comm *host, struct pl_device *dev, pl_exchange exchange, pl_status own, struct pl_err *err)
+{
+    const int timeout_ms = host->timeout_ms;
+    uint32_t words[FIRST_WORDS] = {MEET, 0};
+    *out = host;
+    host->timeout_ms = PL_RANKS_LOADING * timeout_ms + (host->rank > 0 ? PL_RANKS_GRACE_MS : 0);
+    pl_status rc = host->ops->broadcast(host, words, sizeof words);
+    if (rc != PL_OK)
+        rc = pl_fail(err, rc, "ranks could not meet: %s", pl_status_text(rc));
+    else if (words[0] != MEET)
+        rc = PL_ESTOPPED;
+    else
+        rc = pl_comm_meet(out, host, dev, exchange, own, err);
+    host->timeout_ms = (*out)->timeout_ms = timeout_ms;
+    return rc;
+}
+
 void pl_ranks_stop(struct pl_comm *comm)
 {
     uint32_t words[FIRST_WORDS] = {STOP, 0};
@@ -189,6 +246,15 @@ static pl_status start(struct follower *f, pl_status loaded)
     const pl_status all = agree(f->comm, rc);
     f->comm->timeout_ms = f->timeout_ms;
     return all == PL_ERANK ? all : rc;
+}
+
+static pl_status room(struct follower *f)
+{
+    struct pl_room want;
+    uint32_t n_pages = 0;
+    memcpy(&want, f->words + HEAD, sizeof want);
+    const pl_status rc = agree_on_room(f->comm, f->dev, f->model, &want, &n_pages);
+    return rc == PL_ERANK ? rc : PL_OK; /* rank 0 learns of all else by the number */
 }
 
 static pl_status pass(struct follower *f)
@@ -258,6 +324,8 @@ static pl_status replay(struct follower *f, pl_status loaded)
         if (rc != PL_OK)
             return rc;
         switch ((pl_told)f->words[0]) {
+        case MEET: rc = PL_EFORMAT; break; /* they have met */
+        case ROOM: rc = room(f); break;
         case START: rc = start(f, loaded); break;
         case PASS: rc = pass(f); break;
         case COPY: rc = f->dev->ops->kv_copy(f->dev, f->kv, f->words[HEAD], f->words[HEAD + 1]); break;

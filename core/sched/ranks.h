@@ -1,8 +1,10 @@
 /* ranks: one model run by several ranks. Rank 0 has the engine; it tells the others what it is about to compute, and they
  * compute their parts of the same. Between passes it lets them know that it is alive, and learns that they are.
  *
- *   rank 0       START ── agree ── PASS ── PASS ── BEAT ── agree ── ADD adapter ── agree ── … ── STOP
- *   the others   load  ── agree ── pass ── pass ────────── agree ── make, add ──── agree ── … ── return
+ * First they meet: each has opened its device, or tells why not, and all load their parts, or none.
+ *
+ *   rank 0       MEET, load, ROOM, agree, START, agree, PASS, PASS, BEAT, agree, ADD adapter, agree, … STOP
+ *   the others         load, agree, cache, agree, pass, pass,       agree, make, add,   agree, … return
  *
  * Thread: a leader is the engine's thread's, from start to stop; follow keeps its thread until the end.
  * Owns: buffers; borrows communicator, device and model.
@@ -34,6 +36,18 @@ static inline uint32_t pl_batch_pages(const struct pl_batch *b, uint32_t before)
     return before;
 }
 
+/* pl_comm_meet, by rank 0 when it is ready and by the others as soon as they are. PL_ESTOPPED: rank 0 has called pl_ranks_stop instead. */
+pl_status pl_ranks_meet(struct pl_comm **out, struct pl_comm *host, struct pl_device *dev, pl_exchange exchange, pl_status own,
+                        struct pl_err *err) PL_MUST_CHECK;
+
+/* A cache of as many pages as fit into `percent` of what a device's memory has left. */
+struct pl_room {
+    uint32_t page_size, dtype, percent;
+};
+/* For this rank's part of it; as much as there is where the host's memory is used. */
+pl_status pl_rank_room(const struct pl_comm *comm, struct pl_device *dev, const struct pl_model *model, const struct pl_room *want,
+                       uint32_t *n_pages) PL_MUST_CHECK;
+
 struct pl_leader {
     struct pl_comm *comm;
     uint32_t *words; /* the message */
@@ -44,6 +58,9 @@ struct pl_leader {
 
 pl_status pl_leader_init(struct pl_leader *l, struct pl_comm *comm) PL_MUST_CHECK;
 void pl_leader_fini(struct pl_leader *l);
+/* On devices with memory of their own, after the model's load: *n_pages, for how many rank 0 has room, becomes the least that any
+ * rank has. */
+pl_status pl_leader_room(struct pl_leader *l, struct pl_device *dev, struct pl_model *model, const struct pl_room *want, uint32_t *n_pages) PL_MUST_CHECK;
 /* After the model's load: the others make caches for n_pages pages. own: how it went here. Returns the worst of all. */
 pl_status pl_leader_start(struct pl_leader *l, uint32_t page_size, uint32_t n_pages, pl_dtype dtype, pl_status own) PL_MUST_CHECK;
 /* Ahead of pl_model_forward with the same batch. */

@@ -124,15 +124,21 @@ static uint64_t pages_on_host(const struct pl_engine_opts *o, uint64_t page_byte
     return wanted < most ? wanted : most;
 }
 
-static pl_status pages_on_device(const struct pl_engine_opts *o, struct pl_device *dev, uint64_t page_bytes, uint64_t *n, struct pl_err *err)
+/* As many as the rank with the least room has room for. */
+static pl_status pages_on_device(struct model_runner *r, struct pl_comm *comm, const struct pl_engine_opts *o, uint64_t *n, struct pl_err *err)
 {
-    size_t free_bytes, total;
-    const pl_status rc = dev->ops->memory(dev, &free_bytes, &total);
+    struct pl_device *dev = r->dev;
+    const struct pl_room want = {.page_size = PL_KV_PAGE, .dtype = o->kv_dtype, .percent = o->device_percent};
+    size_t free_bytes = 0, total = 0;
+    uint32_t n_pages = 0;
+    pl_status rc = dev->ops->memory(dev, &free_bytes, &total);
+    if (rc == PL_OK)
+        rc = comm->size > 1 ? pl_leader_room(&r->leader, dev, r->model, &want, &n_pages) : pl_rank_room(comm, dev, r->model, &want, &n_pages);
+    if (rc == PL_ERANK)
+        return pl_fail(err, rc, "a rank was lost while its part of the model was loaded");
     if (rc != PL_OK)
         return pl_fail(err, rc, "%s does not say how much memory it has", dev->ops->name);
-    const uint64_t share = (uint64_t)free_bytes / 100 * o->device_percent;
-    *n = share / page_bytes;
-    *n = *n < INT32_MAX / PL_KV_PAGE ? *n : INT32_MAX / PL_KV_PAGE;
+    *n = n_pages;
     if (*n < pages_of(o->max_context))
         pl_log_warn("%s has room for %llu tokens of KV cache, less than one context of %u: lower --context, take --kv-type q8_0 or raise --cuda-memory-percent",
                     dev->ops->name, (unsigned long long)*n * PL_KV_PAGE, o->max_context);
@@ -154,11 +160,28 @@ pl_status pl_engine_new(struct pl_engine **out, const struct pl_engine_opts *opt
 static pl_status make_cache(struct model_runner *r, struct pl_comm *comm, uint32_t n_pages, pl_dtype dtype)
 {
     const struct pl_kv_shape shape = pl_model_kv_part(r->model, PL_KV_PAGE, n_pages, dtype);
-    pl_status rc = r->dev->ops->kv_new(r->dev, &shape, &r->kv);
-    if (comm->size == 1)
-        return rc;
-    const pl_status ready = pl_leader_init(&r->leader, comm);
-    return ready != PL_OK ? ready : pl_leader_start(&r->leader, PL_KV_PAGE, n_pages, dtype, rc);
+    const pl_status rc = r->dev->ops->kv_new(r->dev, &shape, &r->kv);
+    return comm->size == 1 ? rc : pl_leader_start(&r->leader, PL_KV_PAGE, n_pages, dtype, rc);
+}
+
+/* o->n_pages, where it is not given: what there is room for, or what is useful. */
+static pl_status choose_pages(struct model_runner *r, struct pl_comm *comm, struct pl_engine_opts *o, uint64_t page_bytes, struct pl_err *err)
+{
+    uint64_t wanted = o->n_pages;
+    if (wanted == 0 && r->dev->ops->memory != NULL) {
+        const pl_status rc = pages_on_device(r, comm, o, &wanted, err);
+        if (rc != PL_OK)
+            return rc;
+    } else if (wanted == 0) {
+        wanted = pages_on_host(o, page_bytes);
+    }
+    if (o->n_pages == 0 && o->max_pages > 0 && wanted > o->max_pages)
+        wanted = o->max_pages;
+    if (wanted < PL_ENGINE_MIN_PAGES || wanted > INT32_MAX / PL_KV_PAGE)
+        return pl_fail_param(err, PL_EINVAL, "kv-cache-mb", "the KV cache would have %llu pages of %llu bytes; %d to %d are possible",
+                             (unsigned long long)wanted, (unsigned long long)page_bytes, PL_ENGINE_MIN_PAGES, (int)(INT32_MAX / PL_KV_PAGE));
+    o->n_pages = (uint32_t)wanted;
+    return PL_OK;
 }
 
 pl_status pl_engine_new_ranks(struct pl_engine **out, const struct pl_engine_opts *opts, struct pl_device *dev, struct pl_model *model,
@@ -166,27 +189,21 @@ pl_status pl_engine_new_ranks(struct pl_engine **out, const struct pl_engine_opt
 {
     struct pl_engine_opts o = *opts;
     const struct pl_kv_shape shape = pl_model_kv_shape(model, PL_KV_PAGE, 1, o.kv_dtype);
-    uint64_t page_bytes = dev->ops->kv_bytes(dev, &shape), wanted = o.n_pages;
+    const uint64_t page_bytes = dev->ops->kv_bytes(dev, &shape);
     if (page_bytes == 0)
         return pl_fail_param(err, PL_EINVAL, "kv-type", "%s has no KV cache of this type: take --kv-type q8_0 or f16", dev->ops->name);
-    if (wanted == 0 && dev->ops->memory != NULL) {
-        const pl_status rc = pages_on_device(&o, dev, page_bytes, &wanted, err);
-        if (rc != PL_OK)
-            return rc;
-    } else if (wanted == 0) {
-        wanted = pages_on_host(&o, page_bytes);
-    }
-    if (o.n_pages == 0 && o.max_pages > 0 && wanted > o.max_pages)
-        wanted = o.max_pages;
-    if (wanted < PL_ENGINE_MIN_PAGES || wanted > INT32_MAX / PL_KV_PAGE)
-        return pl_fail_param(err, PL_EINVAL, "kv-cache-mb", "the KV cache would have %llu pages of %llu bytes; %d to %d are possible",
-                             (unsigned long long)wanted, (unsigned long long)page_bytes, PL_ENGINE_MIN_PAGES, (int)(INT32_MAX / PL_KV_PAGE));
-    o.n_pages = (uint32_t)wanted;
     struct model_runner *r = calloc(1, sizeof *r);
     if (r == NULL)
         return pl_fail(err, PL_ENOMEM, "no memory for the engine");
     *r = (struct model_runner){.dev = dev, .model = model};
-    pl_status st = make_cache(r, comm, o.n_pages, o.kv_dtype);
+    pl_status st = comm->size > 1 ? pl_leader_init(&r->leader, comm) : PL_OK;
+    if (st == PL_OK)
+        st = choose_pages(r, comm, &o, page_bytes, err);
+    if (st != PL_OK) {
+        free_runner(r);
+        return st;
+    }
+    st = make_cache(r, comm, o.n_pages, o.kv_dtype);
     if (st != PL_OK) {
         const bool own = r->kv == NULL;
         free_runner(r);
@@ -195,7 +212,7 @@ pl_status pl_engine_new_ranks(struct pl_engine **out, const struct pl_engine_opt
         if (st == PL_ENOTSUP)
             return pl_fail_param(err, PL_EINVAL, "device", "%s has no cache for heads of %u elements: take --device cpu", dev->ops->name, shape.head_dim);
         return pl_fail_param(err, st, "kv-cache-mb", "no memory for a KV cache of %llu MiB: lower kv-cache-mb",
-                             (unsigned long long)(wanted * page_bytes >> 20));
+                             (unsigned long long)(o.n_pages * page_bytes >> 20));
     }
     struct pl_runner runner = {.self = r,
                                .forward = forward,

@@ -5,6 +5,8 @@
 
 #include <stdbool.h>
 
+#include "cuda_runtime_api.h"
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -13,6 +15,9 @@ extern "C" {
 __attribute__((visibility("default"))) void emu_set_reverse(bool reverse);
 __attribute__((visibility("default"))) unsigned long emu_launches(void);
 __attribute__((visibility("default"))) unsigned long emu_graph_launches(void);
+/* For the stand-in of NCCL: the calling thread's GPU; something on the stream does not get through, or does again. */
+__attribute__((visibility("default"))) int emu_gpu(void);
+__attribute__((visibility("default"))) void emu_stream_hold(cudaStream_t s, bool held);
 
 #ifdef __cplusplus
 }

@@ -1,21 +1,32 @@
 /* runtime: the CUDA runtime's calls on host memory. The environment can make it fail as real machines do:
  *     PARLEY_EMU_FAULT=no-driver | old-driver | no-gpu | lost:N    the last one after N times of waiting for the device
  *     PARLEY_EMU_FAULT=graphs    graphs.c
- *     PARLEY_EMU_MEMORY_MB=N     the device's memory (default 1024)
+ *     PARLEY_EMU_FAULT=hang:N    allocating more than 4 KiB on GPU N never ends
+ *     PARLEY_EMU_FAULT=mixed     GPU 0 is of another kind than the others
+ *     PARLEY_EMU_MEMORY_MB=N     a device's memory (default 1024)
+ *     PARLEY_EMU_GPUS=N          how many there are (default 2)
  * SPDX-License-Identifier: Apache-2.0 */
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "cuda_runtime_api.h"
+#include "emu.h"
 #include "graphs.h"
 
-enum { GPUS = 2, HEADER = 256, LARGE = 16 << 20 };
+enum { GPUS = 2, MOST_GPUS = 16, HEADER = 256, LARGE = 16 << 20, SMALL = 4096 };
 
-static atomic_size_t used;
+struct header { /* of an allocation */
+    size_t n;
+    int device;
+};
+
+static atomic_size_t used[MOST_GPUS];
 static _Thread_local cudaError_t last;
+static _Thread_local int current;
 
 static cudaError_t failed(cudaError_t e)
 {
@@ -26,6 +37,12 @@ static bool fault(const char *name)
 {
     const char *f = getenv("PARLEY_EMU_FAULT");
     return f != NULL && strcmp(f, name) == 0;
+}
+
+static int n_gpus(void)
+{
+    const char *n = getenv("PARLEY_EMU_GPUS");
+    return n != NULL ? atoi(n) : GPUS;
 }
 
 const char *cudaGetErrorString(cudaError_t e)
@@ -60,13 +77,21 @@ cudaError_t cudaGetDeviceCount(int *n)
         return failed(cudaErrorInsufficientDriver);
     if (fault("no-gpu"))
         return failed(cudaErrorNoDevice);
-    *n = GPUS;
+    *n = n_gpus();
     return cudaSuccess;
 }
 
 cudaError_t cudaSetDevice(int index)
 {
-    return index >= 0 && index < GPUS ? cudaSuccess : failed(cudaErrorInvalidDevice);
+    if (index < 0 || index >= n_gpus())
+        return failed(cudaErrorInvalidDevice);
+    current = index;
+    return cudaSuccess;
+}
+
+int emu_gpu(void)
+{
+    return current;
 }
 
 static size_t memory(void)
@@ -77,10 +102,10 @@ static size_t memory(void)
 
 cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *p, int index)
 {
-    if (index < 0 || index >= GPUS)
+    if (index < 0 || index >= n_gpus())
         return failed(cudaErrorInvalidDevice);
-    *p = (struct cudaDeviceProp){.name = "emulated", .totalGlobalMem = memory(),
-                                 .sharedMemPerBlockOptin = 99 << 10, .major = 9, .minor = 0, .multiProcessorCount = 4};
+    *p = (struct cudaDeviceProp){.name = "emulated", .totalGlobalMem = memory(), .uuid.bytes = {'e', 'm', 'u', (char)('0' + index)},
+                                 .sharedMemPerBlockOptin = 99 << 10, .major = index == 0 && fault("mixed") ? 8 : 9, .minor = 0, .multiProcessorCount = 4};
     return cudaSuccess;
 }
 
@@ -108,7 +133,7 @@ cudaError_t cudaRuntimeGetVersion(int *version)
 cudaError_t cudaMemGetInfo(size_t *free, size_t *total)
 {
     *total = memory();
-    *free = *total - used;
+    *free = *total - used[current];
     return cudaSuccess;
 }
 
@@ -117,12 +142,15 @@ cudaError_t cudaMalloc(void **p, size_t n)
     if (emu_capture_forbids())
         return failed(cudaErrorStreamCaptureUnsupported);
     uint8_t *all;
-    if (n > memory() - used || posix_memalign((void **)&all, 256, n + HEADER) != 0)
+    const char *f = getenv("PARLEY_EMU_FAULT");
+    while (f != NULL && n > SMALL && strncmp(f, "hang:", 5) == 0 && atoi(f + 5) == current)
+        nanosleep(&(struct timespec){.tv_sec = 1}, NULL);
+    if (n > memory() - used[current] || posix_memalign((void **)&all, 256, n + HEADER) != 0)
         return failed(cudaErrorMemoryAllocation);
-    memcpy(all, &n, sizeof n);
+    memcpy(all, &(struct header){n, current}, sizeof(struct header));
     if (n <= LARGE)
         memset(all + HEADER, 0xff, n);
-    used += n;
+    used[current] += n;
     *p = all + HEADER;
     return cudaSuccess;
 }
@@ -133,9 +161,9 @@ cudaError_t cudaFree(void *p)
         return failed(cudaErrorStreamCaptureUnsupported);
     if (p == NULL)
         return cudaSuccess;
-    size_t n;
-    memcpy(&n, (uint8_t *)p - HEADER, sizeof n);
-    used -= n;
+    struct header h;
+    memcpy(&h, (uint8_t *)p - HEADER, sizeof h);
+    used[h.device] -= h.n;
     free((uint8_t *)p - HEADER);
     return cudaSuccess;
 }
@@ -224,18 +252,27 @@ cudaError_t cudaMemsetAsync(void *p, int value, size_t n, cudaStream_t s)
     return cudaSuccess;
 }
 
-/* ---- streams and events: nothing is ever under way -------------------------------------------------------------------------- */
+/* ---- streams and events: nothing is ever under way, but on a stream that is held ------------------------------------------------ */
+
+struct CUstream_st {
+    atomic_bool held;
+};
+
+void emu_stream_hold(cudaStream_t s, bool held)
+{
+    atomic_store(&s->held, held);
+}
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned flags)
 {
     (void)flags;
-    *s = (cudaStream_t)&last;
-    return cudaSuccess;
+    *s = calloc(1, sizeof **s);
+    return *s != NULL ? cudaSuccess : failed(cudaErrorMemoryAllocation);
 }
 
 cudaError_t cudaStreamDestroy(cudaStream_t s)
 {
-    (void)s;
+    free(s);
     return cudaSuccess;
 }
 
@@ -243,9 +280,18 @@ cudaError_t cudaStreamSynchronize(cudaStream_t s)
 {
     if (emu_capture_forbids())
         return failed(cudaErrorStreamCaptureUnsupported);
-    (void)s;
+    cudaError_t e;
+    while ((e = cudaStreamQuery(s)) == cudaErrorNotReady)
+        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+    return e;
+}
+
+cudaError_t cudaStreamQuery(cudaStream_t s)
+{
     static atomic_ulong waits;
     const char *f = getenv("PARLEY_EMU_FAULT");
+    if (s != NULL && atomic_load(&s->held)) /* NULL: the default stream */
+        return cudaErrorNotReady;
     if (f != NULL && strncmp(f, "lost:", 5) == 0 && ++waits > strtoul(f + 5, NULL, 10))
         return failed(cudaErrorIllegalAddress);
     return cudaSuccess;

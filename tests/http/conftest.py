@@ -33,6 +33,9 @@ def device_args(device=DEVICE):
     return ["--device", device] if device else []
 
 
+NCCL = {"LD_LIBRARY_PATH": str(EMULATED.parent / "nccl_emu")}  # of a daemon whose ranks are threads on emulated GPUs
+
+
 def until(what, seconds=5.0, step=0.02):
     """Calls what() until it gives something true; fails after a while."""
     end = time.monotonic() + seconds * SLOW

@@ -16,13 +16,14 @@ from pathlib import Path
 
 import pytest
 
-from conftest import PARLEYD, SLOW, Daemon, device_args, find_tool, until
+from conftest import EMULATED, NCCL, PARLEYD, SLOW, Daemon, device_args, find_tool, until
 
 SMOLLM2 = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "parley/SmolLM2-135M-Instruct.Q4_1.gguf"
 SANITIZED = "asan" in str(PARLEYD) or "tsan" in str(PARLEYD)
 MPIRUN = ["mpirun", "--allow-run-as-root", "--oversubscribe"]
 needs_mpi = pytest.mark.skipif(shutil.which("mpirun") is None or SANITIZED, reason="no mpirun, or a build whose sanitizer watches MPI too")
 TIMEOUT = 3
+GPUS_BY_HOST = ["--device", "cuda", "--cuda-library", str(EMULATED), "--rank-exchange", "host"]  # the stand-in for NCCL knows threads only
 
 
 class Processes(Daemon):
@@ -97,7 +98,7 @@ def adapters(tmp_path_factory):
     return {name: make_adapter(place / name, seed) for seed, name in enumerate(("a", "b", "late"))}
 
 
-def complete(d, model, prompt, n=24):
+def complete(d, model, prompt, n=100):
     body = {"model": model, "prompt": prompt, "temperature": 0, "max_tokens": n, "ignore_eos": True, "logprobs": 1}
     status, _, text = d.request("POST", "/v1/completions", body, timeout=300)
     assert status == 200, text
@@ -274,21 +275,135 @@ def test_lost_while_idle(tmp_path, tiny):
     assert "rank 1 of 2 has not answered" in d.log
 
 
+@needs_mpi
+@pytest.mark.parametrize("rank", (0, 1))
+def test_late_failure(tmp_path, models, rank):
+    """A rank whose GPU is lost while it computes: rank 0's clients have their answer before the processes end, whichever rank it is."""
+    model = models("ranks-late", "--heads", 4, "--kv-heads", 2, "--embd", 64, "--ctx", 16384)
+    faulty = ["-x", "PARLEY_EMU_FAULT=lost:600"]
+    args = [str(a) for a in ("--port", "0", "--data-dir", tmp_path / "data", "--alias", "m", "--rank-timeout", 20, *GPUS_BY_HOST)]
+    launcher = [*(faulty if rank == 0 else []), "-n", "1", str(PARLEYD), "--model", str(model), *args, ":", *(faulty if rank == 1 else [])]
+    d = Processes(tmp_path, 1, "--alias", "m", "--rank-timeout", 20, *GPUS_BY_HOST, model=model, launcher=launcher).wait_ready()
+    status, body = long_answer(d, False)
+    assert status == 503 and json.loads(body)["error"]["code"] == ("rank_lost" if rank else "device_failed"), body
+    began = time.monotonic()
+    assert d.process.wait(20 * SLOW) == 3, d.log
+    assert time.monotonic() - began < 5 + 3 * SLOW, "nobody waits for the timeout"
+    assert "an illegal memory access was encountered" in d.log and f"rank {rank} of 2" in d.log, d.log
+
+
+@needs_mpi
+def test_file_that_one_rank_lacks(tmp_path, tiny):
+    """Each process reads the model by itself: the one that cannot says why, and all end at once."""
+    other = tmp_path / "empty"
+    other.mkdir()
+    launcher = ["-n", "1", str(PARLEYD), "--port", "0", "--data-dir", str(tmp_path / "data"), "--model", str(tiny), ":"]
+    d = Processes(tmp_path, 1, "--model-dir", other, "--rank-timeout", 60, launcher=launcher)
+    began = time.monotonic()
+    assert d.process.wait(20 * SLOW) != 0
+    assert time.monotonic() - began < 10 * SLOW
+    assert f"rank 1 of 2: {other} holds no .gguf file" in d.log, d.log
+
+
 # ---- on another device ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(SANITIZED, reason="the emulated device is not of this build")
-@pytest.mark.parametrize("type, agree", [("q4_0", 0), ("f32", 1e-3)])
-def test_ranks_on_cuda(start, models, type, agree):
-    """Threads with a part of the model on the (emulated) CUDA device each."""
-    model = models(f"ranks-cuda-{type}", "--type", type, "--embd", 128)
-    body = {"model": "m", "prompt": "One for all", "max_tokens": 16, "temperature": 0, "ignore_eos": True, "logprobs": 1}
+emulated = pytest.mark.skipif(SANITIZED, reason="the emulated device is not of this build")
+GPUS = {**NCCL, "PARLEY_EMU_GPUS": "3"}
+
+
+@emulated
+@pytest.mark.parametrize("ranks, exchange", [(2, "nccl"), (3, "nccl"), (2, "host"), (3, "host")])
+@pytest.mark.parametrize("type, agree", [("q4_0", 1e-3), ("f32", 1e-3)])
+def test_ranks_on_cuda(start, models, type, agree, ranks, exchange):
+    """Threads with a part of the model on an (emulated) GPU each, which exchange by (a stand-in of) NCCL or through the host's memory."""
+    model = models(f"ranks-cuda-{type}", "--type", type, "--heads", 6, "--kv-heads", 3, "--embd", 192, "--ff", 192)
+    body = {"model": "m", "prompt": ["One for all", "and all for one " * 9], "max_tokens": 16, "temperature": 0, "ignore_eos": True, "logprobs": 1}
     answers = []
-    for ranks in (1, 2):
-        d = start("--alias", "m", "--tensor-parallel", ranks, *device_args("cuda-emulated"), model=model)
-        answers.append(json.loads(d.post("/v1/completions", body)[2])["choices"][0])
-    assert answers[0]["text"] == answers[1]["text"]
-    assert answers[1]["logprobs"]["token_logprobs"] == pytest.approx(answers[0]["logprobs"]["token_logprobs"], abs=agree)
+    for n in (1, ranks):
+        d = start("--alias", "m", "--tensor-parallel", n, "--rank-exchange", exchange, *device_args("cuda-emulated"), model=model, env=GPUS)
+        answers.append(json.loads(d.post("/v1/completions", body)[2])["choices"])
+    assert {"nccl": "exchange by NCCL", "host": "exchange through the host's memory"}[exchange] in d.log
+    for one, several in zip(*answers, strict=True):
+        assert one["text"] == several["text"]
+        assert several["logprobs"]["token_logprobs"] == pytest.approx(one["logprobs"]["token_logprobs"], abs=agree)
+
+
+@emulated
+def test_exchange_is_chosen(start, tiny):
+    """Between the GPUs where each rank has its own; ranks that share one, or are on a CPU, use the host's memory."""
+    d = start("--tensor-parallel", 2, *device_args("cuda-emulated"), model=tiny, env=GPUS)
+    assert "exchange by NCCL" in d.log
+    d = start("--tensor-parallel", 2, "--device", "cuda:0", "--cuda-library", EMULATED, model=tiny)
+    assert "exchange through the host's memory" in d.log
+    assert json.loads(d.post("/v1/completions", {"model": "tiny", "prompt": "x", "max_tokens": 8})[2])["usage"]["completion_tokens"] > 0
+    d = start("--tensor-parallel", 2, "--device", "cpu", model=tiny)
+    assert "exchange in memory" in d.log
+    d = start("--tensor-parallel", 2, *device_args("cuda-emulated"), model=tiny, env={**GPUS, "PARLEY_EMU_FAULT": "mixed"})
+    warning = [line for line in d.log.splitlines() if " warn " in line and "GPU" in line]
+    assert len(warning) == 1 and "cuda:0 (emulated) (compute capability 8.0)" in warning[0] and "cuda:1 (emulated) (9.0)" in warning[0]
+    assert "CUDA_VISIBLE_DEVICES" in warning[0]
+
+
+@emulated
+@pytest.mark.parametrize("ranks, how, says", [(3, "absent:300", "the other ranks have not come for 3.0 s"), (2, "stuck:300", "the other ranks have not come for 3.0 s"),
+                                              (3, "error:300", "NCCL failed")])
+def test_nccl_fails_while_it_runs(tmp_path, models, ranks, how, says):
+    """A rank that does not come, an exchange that does not end, an error that NCCL reports: noticed within the timeout, and clients get their answers."""
+    model = models("ranks-nccl-long", "--heads", 6, "--kv-heads", 3, "--embd", 96, "--ctx", 16384)
+    d = Daemon(tmp_path, "--alias", "m", "--tensor-parallel", ranks, "--rank-timeout", TIMEOUT, *device_args("cuda-emulated"), model=model,
+               env={**GPUS, "PARLEY_EMU_NCCL": how}).wait_ready()
+    began = time.monotonic()
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        streamed, whole = (w.result() for w in [pool.submit(long_answer, d, stream) for stream in (True, False)])
+    assert whole[0] == 503 and json.loads(whole[1])["error"]["code"] == "rank_lost", d.log
+    assert b'"code":"rank_lost"' in streamed[1] or streamed[0] == 503
+    assert d.process.wait(20 * SLOW) == 3, d.log
+    assert time.monotonic() - began < TIMEOUT + 8 * SLOW
+    assert says in d.log
+
+
+@emulated
+@pytest.mark.parametrize("ranks, kv_heads", [(2, 4), (3, 4)])
+def test_cache_of_several_gpus(start, models, ranks, kv_heads):
+    """Each GPU's memory is used: the cache has room for more tokens with more ranks; where heads do not divide, the fullest GPU decides."""
+    model = models(f"ranks-room-{kv_heads}", "--heads", kv_heads, "--kv-heads", kv_heads, "--embd", 64, "--ctx", 512)
+    pages = []
+    for n in (1, ranks):
+        d = start("--tensor-parallel", n, *device_args("cuda-emulated"), "--cuda-memory-percent", 20, model=model,
+                  env={**GPUS, "PARLEY_EMU_MEMORY_MB": "64"})
+        pages.append(int(d.log.split("cache ")[1].split(" pages")[0]))
+    most = -(-kv_heads // ranks)
+    assert pages[1] == pytest.approx(pages[0] * kv_heads / most, rel=0.15)
+
+
+@emulated
+@pytest.mark.parametrize("signalled", (False, True))
+def test_rank_that_hangs_while_loading(tmp_path, tiny, signalled):
+    """Nobody waits for it longer than for any rank, and a signal ends the daemon at once."""
+    d = Daemon(tmp_path, "--tensor-parallel", 2, "--rank-timeout", 60 if signalled else 1, *device_args("cuda-emulated"), model=tiny,
+               env={**GPUS, "PARLEY_EMU_FAULT": "hang:1"}).wait_listening()
+    began = time.monotonic()
+    if signalled:
+        time.sleep(1)
+        d.process.send_signal(signal.SIGTERM)
+    assert d.process.wait(30 + 5 * SLOW) == (0 if signalled else 3), d.log
+    assert time.monotonic() - began < (2 + SLOW if signalled else 22 + 4 * SLOW), d.log
+    assert ("while loading" if signalled else "rank 1 does not end: it is left where it stands") in d.log
+
+
+@needs_mpi
+def test_signal_while_loading(tmp_path, tiny):
+    d = Processes(tmp_path, 2, *GPUS_BY_HOST, "--rank-timeout", 60, model=tiny, launcher=["-x", "PARLEY_EMU_FAULT=hang:1"])
+    d.wait_listening()
+    time.sleep(0.5)
+    children = Path(f"/proc/{d.process.pid}/task/{d.process.pid}/children").read_text().split()
+    first = min(map(int, children))
+    os.kill(first, signal.SIGTERM)
+    began = time.monotonic()
+    d.process.wait(30 * SLOW)
+    assert time.monotonic() - began < 3 + 2 * SLOW, d.log
+    assert "while loading: leaving" in d.log
 
 
 # ---- bad input -----------------------------------------------------------------------------------------------------------------
@@ -306,6 +421,31 @@ def test_bad_numbers(start, models, args, line):
     d = start(*args, model=models("ranks-three", "--heads", 6, "--kv-heads", 3, "--embd", 96), ready=False)
     assert d.process.wait(20 * SLOW) == 2, d.log
     assert line in d.log.splitlines()[-2 if "stopped" in d.log else -1], d.log
+
+
+@emulated
+@pytest.mark.parametrize("ranks, args, env, says", [
+    (3, [], {"PARLEY_EMU_GPUS": "2"}, "rank 2 of 3: device cuda:2: there is no GPU 2: this machine has 2, numbered from 0 (each rank takes a GPU of its own: start as "
+                                      "many ranks as there are GPUs, or let them share one with --device cuda:0)"),
+    (4, [], {}, "possible numbers of ranks are 1, 2, 3"),
+    (2, [], {"LD_LIBRARY_PATH": "/nowhere"}, "NCCL, by which GPUs exchange, cannot be loaded: libnccl.so.2: cannot open shared object file: No such file or directory: "
+                                             "install NVIDIA's libnccl2 (or the Python package nvidia-nccl-cu13, with its folder in LD_LIBRARY_PATH), or take "
+                                             "--rank-exchange host"),
+    (2, [], {"PARLEY_EMU_NCCL": "old"}, "libnccl.so.2 is version 2.10, parley needs 2.18: install NVIDIA's libnccl2"),
+    (3, [], {"PARLEY_EMU_NCCL": "init"}, "rank 0 of 3, cuda:0 (emulated): NCCL failed, starting: unhandled system error: start with NCCL_DEBUG=INFO to see "
+                                              "why, or take --rank-exchange host"),
+    (2, ["--device", "cuda:0", "--rank-exchange", "nccl"], {}, "rank-exchange is nccl, but ranks 0 and 1 share cuda:0 (emulated), and NCCL wants a GPU for each rank: start "
+                                                               "fewer ranks, or take --rank-exchange host"),
+    (2, ["--device", "cpu", "--rank-exchange", "nccl"], {}, "rank-exchange is nccl, but ranks compute on cpu-"),
+    (2, ["--rank-exchange", "rdma"], {}, "rank-exchange must be one of"),
+])
+def test_gpus_that_cannot_be_ranks(tmp_path, models, ranks, args, env, says):
+    model = models("ranks-three", "--heads", 6, "--kv-heads", 3, "--embd", 96)
+    device = [] if "--device" in args else ["--device", "cuda"]
+    d = Daemon(tmp_path, "--tensor-parallel", ranks, *device, "--cuda-library", EMULATED, *args, model=model, env={**GPUS, **env})
+    assert d.process.wait(20 * SLOW) == 2, d.log
+    errors = [line for line in d.log.splitlines() if " error main: " in line or " must be " in line]
+    assert len(errors) == 1 and says in errors[0], d.log
 
 
 @needs_mpi

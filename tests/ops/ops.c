@@ -21,6 +21,7 @@
 #include "core/kv/kv.h"
 #include "tests/ops/lora.h"
 #include "tests/ops/perf.h"
+#include "tests/ops/ranks.h"
 #include "tests/ops/sample.h"
 #include "tests/tools/emulated.h"
 
@@ -685,6 +686,7 @@ int main(int argc, char **argv)
     }
     machine_close(&ref);
     ops_lora(only, &passed, &failed, &skipped);
+    ops_ranks(only, &passed, &failed, &skipped);
     free(a), free(b);
     printf("%u passed, %u failed, %u skipped\n", passed, failed, skipped);
     return failed != 0;

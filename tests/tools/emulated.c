@@ -63,10 +63,24 @@ bool device_is_cuda(const char *name)
     return name != NULL && strncmp(name, "cuda", 4) == 0;
 }
 
-pl_status device_open(struct pl_device **out, struct pl_pool *pool, const char *name, struct pl_err *err)
+pl_status device_open_for(struct pl_device **out, struct pl_pool *pool, const char *name, unsigned rank, struct pl_err *err)
 {
-    const struct pl_cuda_opts opts = {.report = report};
+    const struct pl_cuda_opts opts = {.report = report, .index = rank};
     if (!device_is_cuda(name))
         return pl_cpu_open(out, pool, name, err);
-    return strcmp(name, "cuda") == 0 ? pl_cuda_load(out, NULL, &opts, err) : emulated_open(out, err);
+    return pl_cuda_load(out, strcmp(name, "cuda") == 0 ? NULL : library(), &opts, err);
+}
+
+pl_status device_open(struct pl_device **out, struct pl_pool *pool, const char *name, struct pl_err *err)
+{
+    return device_open_for(out, pool, name, 0, err);
+}
+
+/* A library that is loaded already is found by its name alone. */
+bool emulated_nccl(void)
+{
+    char path[PATH_MAX + 32];
+    const char *device = library(), *slash = strrchr(device, '/');
+    snprintf(path, sizeof path, "%.*s/nccl_emu/libnccl.so.2", slash != NULL ? (int)(slash - device) : 0, device);
+    return access(device, R_OK) == 0 && dlopen(path, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE) != NULL;
 }

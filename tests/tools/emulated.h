@@ -16,6 +16,10 @@ unsigned long emulated_graph_launches(void);
 
 /* Any device by name: "cuda-emulated", "cuda" (the first GPU), else an instruction set of the CPU device. */
 pl_status device_open(struct pl_device **out, struct pl_pool *pool, const char *name, struct pl_err *err) PL_MUST_CHECK;
+/* The same for a rank: the GPU of its number, emulated or not. */
+pl_status device_open_for(struct pl_device **out, struct pl_pool *pool, const char *name, unsigned rank, struct pl_err *err) PL_MUST_CHECK;
+/* Whether make cuda-emu has put the device and the stand-in for NCCL beside the program; the latter is then found by its usual name. */
+bool emulated_nccl(void);
 /* Whether the name is one of the CUDA device's. */
 bool device_is_cuda(const char *name);
 

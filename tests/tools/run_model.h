@@ -19,7 +19,7 @@ struct runner {
 /* isa NULL = the best there is. */
 pl_status runner_open(struct runner *r, const struct pl_gguf *g, const char *isa, unsigned n_threads, uint32_t max_tokens,
                       struct pl_err *err) PL_MUST_CHECK;
-/* The same as one rank of comm's (borrowed); all of them call run_seqs with the same sequences. */
+/* The same as one rank of comm's (borrowed); all of them open, and call run_seqs with the same sequences. On GPUs each rank takes its own. */
 pl_status runner_open_part(struct runner *r, const struct pl_gguf *g, struct pl_comm *comm, const char *isa, unsigned n_threads,
                            uint32_t max_tokens, struct pl_err *err) PL_MUST_CHECK;
 void runner_close(struct runner *r);

@@ -21,6 +21,7 @@
 #include "core/sched/reply_int.h"
 #include "core/sched/runner.h"
 #include "core/text/tok.h"
+#include "tests/tools/emulated.h"
 #include "tests/tools/run_model.h"
 #include "tests/tools/tiny_model.h"
 
@@ -82,7 +83,36 @@ struct machine {
     struct pl_pool *pool;
     struct pl_device *dev;
     struct pl_device_ops ops; /* of a device whose memory the host cannot read in place */
+    const struct pl_device_ops *own;
 };
+
+/* Calls that copy between the host and a device, on this thread. */
+static _Thread_local unsigned n_copies;
+static _Thread_local struct pl_device_ops counted;
+
+static pl_status count_put(struct pl_device *dev, struct pl_dbuf *buf, size_t offset, const float *src, size_t n)
+{
+    n_copies++;
+    return counted.put(dev, buf, offset, src, n);
+}
+
+static pl_status count_get(struct pl_device *dev, const struct pl_dbuf *buf, size_t offset, float *dst, size_t n)
+{
+    n_copies++;
+    return counted.get(dev, buf, offset, dst, n);
+}
+
+static pl_status count_put_rows(struct pl_device *dev, pl_view to, const float *src)
+{
+    n_copies++;
+    return counted.put_rows(dev, to, src);
+}
+
+static pl_status count_get_rows(struct pl_device *dev, pl_view from, float *dst)
+{
+    n_copies++;
+    return counted.get_rows(dev, from, dst);
+}
 
 static const float *not_here(struct pl_device *dev, const struct pl_dbuf *buf)
 {
@@ -90,18 +120,26 @@ static const float *not_here(struct pl_device *dev, const struct pl_dbuf *buf)
     return NULL;
 }
 
-static void machine_open(struct machine *m, bool staged)
+/* name: of tests/tools/emulated.h */
+static void machine_open(struct machine *m, const char *name, unsigned rank, bool staged)
 {
     struct pl_err err;
     ck_assert_int_eq(pl_pool_new(&m->pool, 1, &err), PL_OK);
-    ck_assert_int_eq(pl_cpu_open(&m->dev, m->pool, NULL, &err), PL_OK);
+    ck_assert_msg(device_open_for(&m->dev, m->pool, name, rank, &err) == PL_OK, "%s", err.msg);
+    m->own = m->dev->ops;
     m->ops = *m->dev->ops;
+    counted = m->ops;
     m->ops.host = staged ? not_here : m->ops.host;
+    m->ops.put = count_put;
+    m->ops.get = count_get;
+    m->ops.put_rows = count_put_rows;
+    m->ops.get_rows = count_get_rows;
     m->dev->ops = &m->ops;
 }
 
 static void machine_close(struct machine *m)
 {
+    m->dev->ops = m->own;
     m->dev->ops->close(m->dev);
     pl_pool_free(m->pool);
 }
@@ -120,11 +158,18 @@ struct shapes {
     unsigned size;
     bool staged;
     uint32_t rows, cols;
+    const char *device;
 };
 
 static const struct shapes shapes[] = {
-    {2, false, 1, 576}, {2, true, 3, 577},    {3, false, 7, 1},      {3, true, 64, 576}, {3, false, 100, 577},
-    {5, false, 1, 3},   {5, true, 33, 1111}, {2, false, 40, 40000}, {1, false, 2, 10},
+    {2, false, 1, 576, NULL}, {2, true, 3, 577, NULL},    {3, false, 7, 1, NULL},      {3, true, 64, 576, NULL}, {3, false, 100, 577, NULL},
+    {5, false, 1, 3, NULL},   {5, true, 33, 1111, NULL}, {2, false, 40, 40000, NULL}, {1, false, 2, 10, NULL},
+};
+
+#define GPUS "cuda-emulated"
+static const struct shapes gpu_shapes[] = {
+    {2, true, 1, 576, GPUS}, {2, true, 40, 577, GPUS}, {3, true, 7, 577, GPUS}, {3, true, 64, 576, GPUS}, {3, true, 100, 577, GPUS},
+    {5, true, 1, 7, GPUS},   {5, true, 33, 1111, GPUS},
 };
 
 static float *values_of_rank(unsigned rank, size_t n)
@@ -166,7 +211,10 @@ static void check_all_gather(struct machine *m, struct pl_comm *c, const struct 
         for (uint32_t j = first[c->rank]; j < first[c->rank + 1]; j++)
             values[(size_t)i * s->cols + j] = mark(c->rank, i, j);
     pl_view v = new_view(m, s->rows, s->cols, values);
+    n_copies = 0;
     ck_assert_int_eq(c->ops->all_gather(c, m->dev, v, first), PL_OK);
+    if (s->rows <= 100 && s->cols <= 2000)
+        ck_assert_uint_le(n_copies, s->size); /* one for each rank's columns, however many rows */
     ck_assert_int_eq(m->ops.get(m->dev, v.buf, 0, values, (size_t)s->rows * s->cols), PL_OK);
     for (unsigned r = 0; r < s->size; r++)
         for (uint32_t i = 0; i < s->rows; i++)
@@ -187,7 +235,10 @@ static void check_gather(struct machine *m, struct pl_comm *c, const struct shap
         for (uint32_t j = 0; j < n; j++)
             values[(size_t)i * wide + j] = mark(c->rank, i, first[c->rank] + j);
     pl_view out = new_view(m, s->rows, wide, values);
+    n_copies = 0;
     ck_assert_int_eq(c->ops->gather(c, m->dev, out, pl_view_cols(out, 0, n), first), PL_OK);
+    if (s->rows <= 100 && s->cols <= 2000)
+        ck_assert_uint_le(n_copies, s->size);
     ck_assert_int_eq(m->ops.get(m->dev, out.buf, 0, values, (size_t)s->rows * wide), PL_OK);
     for (uint32_t i = 0; c->rank == 0 && i < s->rows; i++)
         for (uint32_t j = 0; j < s->cols; j++) {
@@ -204,14 +255,19 @@ static void collect_all(struct rank *r)
 {
     const struct shapes *s = r->shared;
     struct machine m;
+    struct pl_comm *comm = r->comm;
+    struct pl_err err = {0};
     char text[100000];
-    machine_open(&m, s->staged);
+    machine_open(&m, s->device, comm->rank, s->staged);
+    if (s->device != NULL)
+        ck_assert_msg(pl_comm_meet(&comm, comm, m.dev, PL_EXCHANGE_DEVICES, PL_OK, &err) == PL_OK, "%s", err.msg);
+    ck_assert_str_eq(comm->ops->name, s->device != NULL ? "nccl" : "peers");
     for (int i = 0; i < 3; i++) {
-        check_sum(&m, r->comm, s);
+        check_sum(&m, comm, s);
         if (s->cols >= s->size)
-            check_all_gather(&m, r->comm, s);
+            check_all_gather(&m, comm, s);
         if (s->cols >= s->size)
-            check_gather(&m, r->comm, s);
+            check_gather(&m, comm, s);
         memset(text, r->comm->rank == 0 ? 'a' + i : 0, sizeof text);
         ck_assert_int_eq(r->comm->ops->broadcast(r->comm, text, sizeof text), PL_OK);
         ck_assert(text[0] == 'a' + i && text[sizeof text - 1] == 'a' + i);
@@ -225,6 +281,14 @@ static void collect_all(struct rank *r)
 START_TEST(collectives)
 {
     struct shapes s = shapes[_i];
+    on_ranks(s.size, TIMEOUT_MS, collect_all, &s);
+}
+END_TEST
+
+START_TEST(collectives_of_gpus)
+{
+    struct shapes s = gpu_shapes[_i];
+    setenv("PARLEY_EMU_GPUS", "5", 1);
     on_ranks(s.size, TIMEOUT_MS, collect_all, &s);
 }
 END_TEST
@@ -353,6 +417,7 @@ struct cut_run {
     const struct pl_gguf *g;
     bool adapters;
     float *logits[N_SEQS];
+    const char *device;
 };
 
 static void run_part(struct rank *r)
@@ -362,7 +427,7 @@ static void run_part(struct rank *r)
     struct pl_err err = {0};
     struct run_seq seqs[N_SEQS];
     int32_t tokens[N_SEQS][N_TOKENS];
-    ck_assert_msg(runner_open_part(&m, run->g, r->comm, NULL, 1, 64, &err) == PL_OK, "%s", err.msg);
+    ck_assert_msg(runner_open_part(&m, run->g, r->comm, run->device, 1, 64, &err) == PL_OK, "%s", err.msg);
     const uint32_t V = pl_model_spec(m.model)->n_vocab;
     for (uint32_t slot = 1; run->adapters && slot < N_SEQS; slot++)
         use_adapter(&m, slot);
@@ -376,9 +441,8 @@ static void run_part(struct rank *r)
     runner_close(&m);
 }
 
-START_TEST(parts_give_the_logits_of_the_whole)
+static void compare_parts(const struct cut_case *c, const char *device)
 {
-    const struct cut_case *c = &cut_cases[_i];
     struct pl_err err = {0};
     struct pl_gguf *g;
     size_t n;
@@ -387,7 +451,7 @@ START_TEST(parts_give_the_logits_of_the_whole)
     struct pl_spec spec;
     unsigned arch;
     ck_assert_int_eq(pl_model_check(&spec, &arch, NULL, g, &err), PL_OK);
-    struct cut_run whole = {g, c->adapters, {NULL}}, parts = whole;
+    struct cut_run whole = {g, c->adapters, {NULL}, device}, parts = whole;
     const size_t all = (size_t)N_TOKENS * spec.n_vocab;
     for (int s = 0; s < N_SEQS; s++)
         whole.logits[s] = pl_xcalloc(all, sizeof(float)), parts.logits[s] = pl_xcalloc(all, sizeof(float));
@@ -401,13 +465,32 @@ START_TEST(parts_give_the_logits_of_the_whole)
             apart = s > 0 ? fmax(apart, fabs((double)whole.logits[s][i] - (double)whole.logits[0][i])) : apart;
         }
     /* Where the device rounds activations, nothing is summed over ranks: the same bits. */
-    const double bound = pl_dtype_block(pl_gguf_tensor(g, "blk.0.ffn_up.weight")->dtype) > 1 ? 0 : 1e-4;
+    const double bound = pl_dtype_block(pl_gguf_tensor(g, "blk.0.ffn_up.weight")->dtype) > 1 && device == NULL ? 0 : 1e-4;
     ck_assert_msg(worst <= bound * scale && scale > 0, "%g of %g", worst, scale);
     ck_assert_double_gt(apart, 0.01 * scale); /* sequences differ, and so do adapters */
     for (int s = 0; s < N_SEQS; s++)
         free(whole.logits[s]), free(parts.logits[s]);
     pl_gguf_close(g);
     free(bytes);
+}
+
+START_TEST(parts_give_the_logits_of_the_whole)
+{
+    compare_parts(&cut_cases[_i], NULL);
+}
+END_TEST
+
+static const struct cut_case gpu_cases[] = {
+    {{LLAMA, "--type", "f32", "--biases", "--untied"}, 2, true},
+    {{LLAMA, "--type", "bf16"}, 3, false},
+    {{LLAMA, "--type", "q8_0", "--head-dim", "32"}, 3, false},
+    {{GPT2, "--type", "f16"}, 3, true},
+};
+
+START_TEST(parts_on_gpus_give_the_logits_of_the_whole)
+{
+    setenv("PARLEY_EMU_GPUS", "3", 1);
+    compare_parts(&gpu_cases[_i], GPUS);
 }
 END_TEST
 
@@ -434,7 +517,7 @@ START_TEST(impossible_numbers_of_ranks)
     unsigned arch;
     size_t n;
     void *bytes = build(c->flags, &n);
-    machine_open(&m, false);
+    machine_open(&m, NULL, 0, false);
     m.ops.rounds_inputs = !c->sums;
     ck_assert_msg(pl_gguf_open_memory(&g, bytes, n, &err) == PL_OK, "%s", err.msg);
     ck_assert_int_eq(pl_model_check(&spec, &arch, NULL, g, &err), PL_OK);
@@ -727,6 +810,12 @@ Suite *suite_ranks(void)
     tcase_add_loop_test(comm, a_lost_rank_is_noticed, LATE, GIVES_UP + 1);
     tcase_add_loop_test(model, parts_give_the_logits_of_the_whole, 0, (int)PL_COUNT_OF(cut_cases));
     tcase_add_loop_test(model, impossible_numbers_of_ranks, 0, (int)PL_COUNT_OF(refusals));
+    if (emulated_nccl()) {
+        tcase_add_loop_test(comm, collectives_of_gpus, 0, (int)PL_COUNT_OF(gpu_shapes));
+        tcase_add_loop_test(model, parts_on_gpus_give_the_logits_of_the_whole, 0, (int)PL_COUNT_OF(gpu_cases));
+    } else {
+        fputs("ranks: not on emulated GPUs, which make cuda-emu builds\n", stderr);
+    }
     tcase_add_loop_test(engine, the_engine_gives_the_same_text, 0, 2);
     tcase_add_test(engine, a_rank_that_hangs_ends_the_requests);
     tcase_add_test(engine, an_idle_engine_notices_too);

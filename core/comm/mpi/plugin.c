@@ -3,6 +3,7 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include <mpi.h>
 #include <poll.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -15,7 +16,7 @@
 
 #include "core/comm/link.h"
 
-enum { TAG = 7, FINALIZE_S = 20, ABORT_S = 5 };
+enum { TAG = 7, TAG_GAVE_UP = 8, FINALIZE_S = 20, ABORT_S = 5 };
 
 struct mpi_link {
     struct pl_link base;
@@ -23,6 +24,8 @@ struct mpi_link {
     MPI_Request send[PL_LINK_RANKS], recv[PL_LINK_RANKS];
     int pidfd[PL_LINK_RANKS]; /* -1 = on another machine, or cannot be watched */
     bool broken[PL_LINK_RANKS]; /* MPI itself reports a failure */
+    pthread_mutex_t lock;       /* around every call of MPI, since give_up and end_processes may come from any thread */
+    bool gave_up;
 };
 
 /* Who a process is: the same machine and process namespace have the same boot and space. */
@@ -40,13 +43,17 @@ static struct mpi_link *link_of(struct pl_link *l)
 static void send_bytes(struct pl_link *l, unsigned to, const void *bytes, size_t n)
 {
     struct mpi_link *m = link_of(l);
+    pthread_mutex_lock(&m->lock);
     m->broken[to] |= MPI_Isend(bytes, (int)n, MPI_BYTE, (int)to, TAG, m->comm, &m->send[to]) != MPI_SUCCESS;
+    pthread_mutex_unlock(&m->lock);
 }
 
 static void recv_bytes(struct pl_link *l, unsigned from, void *bytes, size_t n)
 {
     struct mpi_link *m = link_of(l);
+    pthread_mutex_lock(&m->lock);
     m->broken[from] |= MPI_Irecv(bytes, (int)n, MPI_BYTE, (int)from, TAG, m->comm, &m->recv[from]) != MPI_SUCCESS;
+    pthread_mutex_unlock(&m->lock);
 }
 
 static bool done(struct pl_link *l, unsigned peer)
@@ -55,8 +62,10 @@ static bool done(struct pl_link *l, unsigned peer)
     int sent = 0, received = 0;
     if (m->broken[peer])
         return false;
+    pthread_mutex_lock(&m->lock);
     m->broken[peer] |= MPI_Test(&m->recv[peer], &received, MPI_STATUS_IGNORE) != MPI_SUCCESS;
     m->broken[peer] |= MPI_Test(&m->send[peer], &sent, MPI_STATUS_IGNORE) != MPI_SUCCESS;
+    pthread_mutex_unlock(&m->lock);
     return sent && received && !m->broken[peer];
 }
 
@@ -71,18 +80,36 @@ static bool gone(struct pl_link *l, unsigned peer)
 {
     struct mpi_link *m = link_of(l);
     struct pollfd p = {.fd = m->pidfd[peer], .events = POLLIN};
-    return m->broken[peer] || (p.fd >= 0 && poll(&p, 1, 0) > 0);
+    int gave_up = 0;
+    if (m->broken[peer] || (p.fd >= 0 && poll(&p, 1, 0) > 0))
+        return true;
+    pthread_mutex_lock(&m->lock);
+    m->broken[peer] |= MPI_Iprobe((int)peer, TAG_GAVE_UP, m->comm, &gave_up, MPI_STATUS_IGNORE) != MPI_SUCCESS;
+    pthread_mutex_unlock(&m->lock);
+    return m->broken[peer] || gave_up;
 }
 
+/* Nobody waits for what is sent here: the process is about to end. */
 static void give_up(struct pl_link *l)
 {
-    (void)l; /* the others notice when this process ends, or that it does not answer */
+    static const char word;
+    struct mpi_link *m = link_of(l);
+    MPI_Request request;
+    pthread_mutex_lock(&m->lock);
+    for (unsigned r = 0; r < l->size && !m->gave_up; r++)
+        if (r != l->rank && MPI_Isend(&word, 1, MPI_BYTE, (int)r, TAG_GAVE_UP, m->comm, &request) == MPI_SUCCESS)
+            MPI_Request_free(&request);
+    m->gave_up = true;
+    pthread_mutex_unlock(&m->lock);
 }
 
 static void end_processes(struct pl_link *l, int status)
 {
+    struct mpi_link *m = link_of(l);
     alarm(ABORT_S); /* should the launcher not answer */
-    MPI_Abort(link_of(l)->comm, status);
+    pthread_mutex_lock(&m->lock);
+    MPI_Abort(m->comm, status);
+    pthread_mutex_unlock(&m->lock);
 }
 
 static void close_link(struct pl_link *l, bool failed)
@@ -96,6 +123,7 @@ static void close_link(struct pl_link *l, bool failed)
     for (unsigned r = 0; r < l->size; r++)
         if (m->pidfd[r] >= 0)
             close(m->pidfd[r]);
+    pthread_mutex_destroy(&m->lock);
     free(m);
 }
 
@@ -162,6 +190,7 @@ int pl_link_mpi_open(struct pl_link **out, int version, char *why, size_t n_why)
         free(m);
         return -1;
     }
+    pthread_mutex_init(&m->lock, NULL);
     m->base = (struct pl_link){.ops = &mpi_ops, .name = "mpi", .rank = (unsigned)rank, .size = (unsigned)size};
     for (unsigned r = 0; r < PL_LINK_RANKS; r++) {
         m->send[r] = m->recv[r] = MPI_REQUEST_NULL;

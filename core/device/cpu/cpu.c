@@ -106,6 +106,22 @@ static pl_status get(struct pl_device *dev, const struct pl_dbuf *buf, size_t of
     return PL_OK;
 }
 
+static pl_status put_rows(struct pl_device *dev, pl_view to, const float *src)
+{
+    pl_status rc = PL_OK;
+    for (uint32_t r = 0; r < to.rows && rc == PL_OK; r++)
+        rc = put(dev, to.buf, to.offset + (size_t)r * to.stride, src + (size_t)r * to.cols, to.cols);
+    return rc;
+}
+
+static pl_status get_rows(struct pl_device *dev, pl_view from, float *dst)
+{
+    pl_status rc = PL_OK;
+    for (uint32_t r = 0; r < from.rows && rc == PL_OK; r++)
+        rc = get(dev, from.buf, from.offset + (size_t)r * from.stride, dst + (size_t)r * from.cols, from.cols);
+    return rc;
+}
+
 static const float *host(struct pl_device *dev, const struct pl_dbuf *buf)
 {
     (void)dev;
@@ -256,8 +272,8 @@ static void attach(struct pl_device *dev)
 #define CPU_OPS(isa)                                                                                                   \
     {                                                                                                                  \
         .name = "cpu-" isa, .rounds_inputs = true, .close = close_device, .attach = attach,                            \
-        .buf_new = buf_new, .buf_free = buf_free, .put = put, .get = get,                                              \
-        .host = host, .weight_new = pl_cpu_weight_new, .weight_free = pl_cpu_weight_free,                              \
+        .buf_new = buf_new, .buf_free = buf_free, .put = put, .get = get, .put_rows = put_rows,            \
+        .get_rows = get_rows, .host = host, .weight_new = pl_cpu_weight_new, .weight_free = pl_cpu_weight_free,        \
         .kv_bytes = pl_cpu_kv_bytes, .kv_new = pl_cpu_kv_new, .kv_free = pl_cpu_kv_free, .kv_copy = pl_cpu_kv_copy,    \
         .kv_prepare = pl_cpu_kv_prepare,                                                                               \
         .step_begin = step_begin, .step_end = step_end, .embed = pl_cpu_embed, .norm = norm, .matmul = pl_cpu_matmul,                           \
