@@ -13,13 +13,15 @@
 
 #define PL_LOG_MODULE "adapters"
 
+enum { PATIENCE_MS = 500 /* a client hears of its request's end a moment before the adapter is free */ };
+
 struct pl_adapters {
     struct pl_engine *engine;     /* borrowed; NULL once it is going. Under lock */
     const struct pl_model *model; /* borrowed */
     char *base_name;
     uint32_t max;
     pthread_mutex_t lock; /* before the engine's; never held when a task is run or a file is read */
-    pthread_cond_t added; /* or removed */
+    pthread_cond_t added; /* or removed, or not in use any more */
     struct pl_served *list; /* oldest first, all states */
     uint64_t last_id;
 };
@@ -35,7 +37,11 @@ pl_status pl_adapters_new(struct pl_adapters **out, struct pl_engine *e, const s
     as->base_name = pl_xstrdup(base_name);
     as->max = max;
     pthread_mutex_init(&as->lock, NULL);
-    pthread_cond_init(&as->added, NULL);
+    pthread_condattr_t attr;
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&as->added, &attr);
+    pthread_condattr_destroy(&attr);
     *out = as;
     return PL_OK;
 }
@@ -307,7 +313,8 @@ void pl_served_unref(struct pl_served *a)
         return;
     struct pl_adapters *as = a->owner;
     pthread_mutex_lock(&as->lock);
-    a->refs--;
+    if (--a->refs == 0)
+        pthread_cond_broadcast(&as->added);
     leave_if_unused(a);
     pthread_mutex_unlock(&as->lock);
 }
@@ -329,26 +336,41 @@ static bool is_in(const struct pl_adapters *as, uint64_t id)
     return a != NULL;
 }
 
-static struct pl_served *longest_unused(const struct pl_adapters *as)
+/* Of the spare ones; NULL when all are in use. */
+static struct pl_served *longest_unused(const struct pl_adapters *as, bool *any)
 {
     struct pl_served *oldest = NULL;
-    for (struct pl_served *a = as->list; a != NULL; a = a->next)
-        if (a->state == PL_SERVED_LISTED && a->spare && a->refs == 0 && (oldest == NULL || a->found_ns < oldest->found_ns))
+    *any = false;
+    for (struct pl_served *a = as->list; a != NULL; a = a->next) {
+        const bool spare = a->state == PL_SERVED_LEAVING || (a->state == PL_SERVED_LISTED && a->spare);
+        *any |= spare;
+        if (spare && a->state == PL_SERVED_LISTED && a->refs == 0 && (oldest == NULL || a->found_ns < oldest->found_ns))
             oldest = a;
+    }
     return oldest;
+}
+
+static void evict(struct pl_adapters *as, struct pl_served *a)
+{
+    const uint64_t id = a->id;
+    pl_log_info("adapter %s makes room: nobody has asked for it for %.0f s", a->name, (double)(pl_now_ns() - a->found_ns) * 1e-9);
+    a->state = PL_SERVED_LEAVING;
+    const bool leaves = leave_if_unused(a);
+    while (leaves && is_in(as, id) && as->engine != NULL)
+        pthread_cond_wait(&as->added, &as->lock);
 }
 
 bool pl_adapters_make_room(struct pl_adapters *as)
 {
+    const struct timespec until = pl_time_after_ms(PATIENCE_MS);
+    struct pl_served *a;
+    bool any, late = false;
     pthread_mutex_lock(&as->lock);
-    struct pl_served *a = free_slot(as) == 0 ? longest_unused(as) : NULL;
-    if (a != NULL) {
-        const uint64_t id = a->id;
-        pl_log_info("adapter %s makes room: nobody has asked for it for %.0f s", a->name, (double)(pl_now_ns() - a->found_ns) * 1e-9);
-        a->state = PL_SERVED_LEAVING;
-        const bool leaves = leave_if_unused(a);
-        while (leaves && is_in(as, id) && as->engine != NULL)
-            pthread_cond_wait(&as->added, &as->lock);
+    while (free_slot(as) == 0 && as->engine != NULL && !late) {
+        if ((a = longest_unused(as, &any)) != NULL)
+            evict(as, a);
+        else
+            late = !any || pthread_cond_timedwait(&as->added, &as->lock, &until) != 0;
     }
     const bool room = free_slot(as) != 0;
     pthread_mutex_unlock(&as->lock);

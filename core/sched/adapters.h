@@ -70,7 +70,7 @@ void pl_served_unref(struct pl_served *a); /* NULL is nothing */
 /* The listed adapter of that name may leave when others need its place: it can be loaded again at any time. */
 void pl_adapters_spare(struct pl_adapters *as, const char *name);
 /* Whether a further one can be loaded now. When there is no place, the spare one goes for it that no request uses and that was found longest ago:
- * waits until its slot is free. */
+ * waits until its slot is free, and a moment for one that is in use. */
 bool pl_adapters_make_room(struct pl_adapters *as);
 /* Calls fn for each entry that is listed (or, with all, leaving), oldest first, under the lock: fn must not call back. */
 void pl_adapters_each(struct pl_adapters *as, bool all, void (*fn)(void *arg, struct pl_served *a), void *arg);

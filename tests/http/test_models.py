@@ -204,6 +204,7 @@ def test_no_memory_is_that_models_fault(start, three, tmp_path):
         pytest.skip(f"no sparse files here: {e}")
     d = start("--alias", "one", "--add-model", f"huge={huge}", *further(three, "two"), model=three["one"])
     complete(d, "two")
+    until(lambda: "status=200 prompt=" in d.log)  # its request is over on the server's side too
     error, headers = complete(d, "huge", status=503)
     assert error["code"] == "out_of_memory" and "MiB are free" in error["message"] and int(headers["retry-after"]) > 0
     assert in_memory(d) == {"one": 1}  # what nobody used made room, in vain
