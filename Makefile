@@ -154,7 +154,7 @@ $(B)/faults.so: tests/tools/preload/faults.c
 	$(CC) $(CPPFLAGS) -std=gnu17 -O1 -fPIC -shared $(WARN) $< -ldl -o $@
 
 tools: $(TOOLS) $(B)/faults.so
-test-unit: $(B)/unit $(if $(filter tsan,$(BUILD)),,cuda-emu)
+test-unit: $(B)/unit $(if $(filter release,$(BUILD)),cuda-emu)
 	$(B)/unit
 ops: $(B)/ops cuda-emu
 	$(B)/ops

@@ -805,7 +805,7 @@ Suite *suite_ranks(void)
 {
     Suite *s = suite_create("ranks");
     TCase *comm = tcase_create("collectives"), *model = tcase_create("models"), *engine = tcase_create("engine");
-    tcase_set_timeout(comm, 60), tcase_set_timeout(model, 60), tcase_set_timeout(engine, 120);
+    tcase_set_timeout(comm, 180), tcase_set_timeout(model, 180), tcase_set_timeout(engine, 240);
     tcase_add_loop_test(comm, collectives, 0, (int)PL_COUNT_OF(shapes));
     tcase_add_loop_test(comm, a_lost_rank_is_noticed, LATE, GIVES_UP + 1);
     tcase_add_loop_test(model, parts_give_the_logits_of_the_whole, 0, (int)PL_COUNT_OF(cut_cases));
