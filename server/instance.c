@@ -108,7 +108,9 @@ static pl_status check_fit(const struct pl_instance *m, const struct pl_instance
         bytes += (double)tensor->n_bytes;
         weights += (double)tensor->ne[0] * (double)tensor->ne[1] * (double)tensor->ne[2] * (double)tensor->ne[3];
     }
-    const unsigned ranks = pl_ranks_comm(m->ranks)->size; /* each takes about its share */
+    const struct pl_comm *comm = pl_ranks_comm(m->ranks);
+    const unsigned ranks = comm->size; /* each takes about its share */
+    room /= comm->sharing;
     bytes /= ranks;
     weights /= ranks;
     if (bytes <= (double)room)

@@ -95,12 +95,16 @@ static pl_status listen_now(struct daemon *d, struct pl_err *err)
     return PL_OK;
 }
 
+_Noreturn static void fall(struct daemon *d);
+
 /* Until the first model is there, or not (*rc). Returns a signal that came meanwhile, else 0. Reading cannot be interrupted: when it is not over,
  * the process goes. */
 static int wait_for_model(struct daemon *d, pl_status *rc, struct pl_err *err)
 {
     int sig = 0;
     while (!pl_registry_settled(d->server.models, rc, err)) {
+        if (sig == SIGUSR1)
+            fall(d);
         if (sig != 0) {
             pl_log_info("signal %s while loading: leaving", sigabbrev_np(sig));
             pl_http_stop(d->http);
@@ -146,6 +150,7 @@ _Noreturn static void fall(struct daemon *d)
     const uint64_t now = pl_now_ns(), least = now + LAST_MS * UINT64_C(1000000), most = now + FLUSH_MS * UINT64_C(1000000);
     while (pl_now_ns() < least || (pl_http_active(d->http) > 0 && pl_now_ns() < most))
         (void)next_signal(d, 5);
+    pl_registry_stop_reading(d->server.models); /* the jobs' thread may wait for it */
     pl_jobs_stop(d->server.jobs, FLUSH_MS / 1000);
     pl_log_error("ending with status %d: to be started again", EXIT_LOST);
     if (d->server.world != NULL)
@@ -159,7 +164,7 @@ static void end_at_once(int sig)
     _exit(EXIT_SUCCESS);
 }
 
-/* While there is nothing yet that would have to be ended, SIGTERM and SIGINT end the process. */
+/* While there is nothing yet that would have to be ended (other processes would), SIGTERM and SIGINT end the process. */
 static void heed_signals_at_once(bool on)
 {
     sigset_t set;
@@ -174,7 +179,8 @@ static void heed_signals_at_once(bool on)
 /* What can be asked for, none of it read yet. */
 static pl_status open_tables(struct daemon *d, struct pl_err *err)
 {
-    heed_signals_at_once(true);
+    if (d->server.world == NULL)
+        heed_signals_at_once(true);
     const pl_status rc = pl_registry_new(&d->server.models, &d->server, err);
     if (rc == PL_OK && pl_jobs_open(&d->server.jobs, &d->server, &d->server.jobs_error) != PL_OK)
         pl_log_warn("no files and no fine-tuning: %s", d->server.jobs_error.msg);
@@ -219,6 +225,8 @@ static void leave(struct daemon *d, int status)
     pl_jobs_close(d->server.jobs); /* its tasks wake connections */
     if (!pl_registry_stop(d->server.models)) {
         pl_log_info("stopped in the middle of reading a model");
+        if (d->server.world != NULL)
+            d->server.world->ops->end_processes(d->server.world, status);
         _exit(status);
     }
     pl_http_free(d->http); /* after the engines, which may have woken connections until now */

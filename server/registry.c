@@ -753,7 +753,7 @@ struct pl_registry_adapter *pl_registry_settle(struct pl_registry *r, struct pl_
 {
     struct pl_registry_adapter *a = made != NULL ? made : any_adapter_of(r, name);
     struct pl_err none;
-    if (*st == PL_OK && (a == NULL || !m->listed)) { /* meanwhile */
+    if (*st == PL_OK && (a == NULL || a->model != m || !m->listed)) { /* meanwhile */
         (void)!pl_adapters_unload(m->instance->adapters, name, &none);
         *st = pl_fail_param(err, PL_EINVAL, "lora_name", m->listed ? "adapter '%.200s' was deleted as it was replaced"
                                                                    : "the model of adapter '%.200s' was deleted as it was read", name);

@@ -269,7 +269,10 @@ static void load_adapter(struct pl_registry *r, struct pl_registry_model *m, con
         (void)!pl_adapters_unload(adapters, name, &none);
     if (st != PL_OK) {
         pl_log_warn("adapter %s cannot be served: %s", name, err.msg);
-        fail_wants(r, NULL, name, st, &err);
+        if (st == PL_EFULL) /* the same for all others of this model; each would wait for the same room */
+            fail_wants(r, m, NULL, st, &err);
+        else
+            fail_wants(r, NULL, name, st, &err);
     }
     free(name);
     free(path);
@@ -344,7 +347,7 @@ static bool serve_one(struct pl_registry *r)
 
 /* ---- the first model ----------------------------------------------------------------------------------------------- */
 
-/* Those of the configuration, which come before all others; a fault of one of them is the configuration's. */
+/* Those of the configuration, which come before all others; a fault of one of them is the configuration's, want of memory and a lost rank are not. */
 static pl_status load_first_adapters(struct pl_registry *r, struct pl_instance *first, struct pl_err *err)
 {
     pl_status st = PL_OK;
@@ -355,8 +358,10 @@ static pl_status load_first_adapters(struct pl_registry *r, struct pl_instance *
         for (size_t k = 0; k < i; k++)
             a = a->next;
         pthread_mutex_unlock(&r->lock); /* until the model is there, none of them goes */
-        if (a->model->first && pl_adapters_load(first->adapters, a->name, a->path, false, &cause) != PL_OK)
-            st = pl_fail_param(err, PL_EINVAL, "adapter", "adapter %.100s=%.100s: %.250s", a->name, a->path, cause.msg);
+        const pl_status rc = a->model->first ? pl_adapters_load(first->adapters, a->name, a->path, false, &cause) : PL_OK;
+        const bool machine = rc == PL_ERANK || rc == PL_EDEVICE || rc == PL_ENOMEM;
+        if (rc != PL_OK)
+            st = pl_fail_param(err, machine ? rc : PL_EINVAL, machine ? "" : "adapter", "adapter %.100s=%.100s: %.250s", a->name, a->path, cause.msg);
     }
     return st;
 }

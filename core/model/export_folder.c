@@ -312,8 +312,12 @@ pl_status pl_export_folder(const char *folder, const struct pl_gguf *g, const st
     choose_type(g, type);
     if (*type != PL_F32 && *type != PL_F16 && *type != PL_BF16)
         return pl_fail(err, PL_EINVAL, "a folder takes the types f32, f16 and bf16");
-    if (asprintf(&config, "%s/config.json", folder) < 0 || asprintf(&weights, "%s/model.safetensors", folder) < 0)
+    if (asprintf(&config, "%s/config.json", folder) < 0)
         return pl_fail(err, PL_ENOMEM, "out of memory");
+    if (asprintf(&weights, "%s/model.safetensors", folder) < 0) {
+        free(config);
+        return pl_fail(err, PL_ENOMEM, "out of memory");
+    }
     f.parts = pl_xcalloc(n, sizeof *f.parts);
     for (size_t i = 0; i < pl_gguf_n_tensors(g); i++)
         add_tensor(&f, pl_gguf_tensor_at(g, i));

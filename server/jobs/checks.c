@@ -74,6 +74,8 @@ json_t *pl_checks_lines(const struct pl_data_report *r)
 const char *pl_checks_code(pl_status st, const struct pl_err *err)
 {
     const bool validation = strcmp(err->param, "validation_file") == 0, training = strcmp(err->param, "training_file") == 0;
+    if (st == PL_ENOMEM || st == PL_ENOSPC)
+        return "server_error";
     if (st == PL_ERANGE && (training || validation))
         return "invalid_n_examples";
     if (training)

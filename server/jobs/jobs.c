@@ -217,6 +217,7 @@ pl_status pl_jobs_create(struct pl_jobs *j, struct pl_job_row *row, struct pl_er
     free(parent);
     return st;
 }
+
 /* ---- changes of state ---------------------------------------------------------------------------------------------- */
 
 static bool is_one_of(const char *status, const char *words)
@@ -294,6 +295,7 @@ pl_status pl_jobs_park(struct pl_jobs *j, const char *id, struct pl_err *err)
     pl_row_fini(PL_TABLE_JOBS, &row);
     return pl_store_end(j->store, st, err);
 }
+
 /* ---- opening and ending -------------------------------------------------------------------------------------------- */
 
 /* Folders of jobs that were never promised to anybody. */
@@ -356,6 +358,7 @@ pl_status pl_jobs_open(struct pl_jobs **out, struct pl_server *s, struct pl_err 
     *out = j;
     return PL_OK;
 }
+
 static void serve_all(void *arg, struct pl_http_resp *resp)
 {
     struct pl_jobs *j = arg;

@@ -42,15 +42,15 @@ static int by_inode(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-static uint64_t held_by_jobs(struct pl_jobs *j)
+static bool held_by_jobs(struct pl_jobs *j, uint64_t *bytes)
 {
     const struct pl_store_query q = {.column = "tidied", .value = "0"};
-    uint64_t sum = 0;
     void *rows;
     size_t n;
     bool more;
+    *bytes = 0;
     if (pl_store_list(j->store, PL_TABLE_JOBS, &q, &rows, &n, &more, NULL) != PL_OK)
-        return 0;
+        return false;
     struct held h = {.all = pl_xcalloc(2 * n + 1, sizeof *h.all)};
     for (size_t i = 0; i < n; i++) {
         const struct pl_job_row *row = (const struct pl_job_row *)rows + i;
@@ -61,26 +61,26 @@ static uint64_t held_by_jobs(struct pl_jobs *j)
     }
     qsort(h.all, h.n, sizeof *h.all, by_inode);
     for (size_t i = 0; i < h.n; i++)
-        sum += i > 0 && h.all[i].inode == h.all[i - 1].inode ? 0 : h.all[i].bytes;
+        *bytes += i > 0 && h.all[i].inode == h.all[i - 1].inode ? 0 : h.all[i].bytes;
     free(h.all);
     pl_rows_free(PL_TABLE_JOBS, rows, n);
-    return sum;
+    return true;
 }
 
 static uint64_t stored(struct pl_jobs *j)
 {
     static const pl_table tables[] = {PL_TABLE_FILES, PL_TABLE_PARTS, PL_TABLE_JOBS};
     struct pl_room *r = &j->room;
-    uint64_t changes = 0, files, parts, count;
+    uint64_t changes = 0, files, parts, jobs, count;
     for (size_t i = 0; i < PL_COUNT_OF(tables); i++)
         changes += pl_store_changes(j->store, tables[i]);
     if (r->counted && changes == r->changes)
         return r->stored;
-    pl_store_usage(j->store, PL_TABLE_FILES, &files, &count);
-    pl_store_usage(j->store, PL_TABLE_PARTS, &parts, &count);
-    r->stored = files + parts + held_by_jobs(j);
+    r->counted = pl_store_usage(j->store, PL_TABLE_FILES, &files, &count);
+    r->counted &= pl_store_usage(j->store, PL_TABLE_PARTS, &parts, &count);
+    r->counted &= held_by_jobs(j, &jobs);
+    r->stored = files + parts + jobs;
     r->changes = changes;
-    r->counted = true;
     return r->stored;
 }
 

@@ -579,28 +579,31 @@ void pl_rows_free(pl_table which, void *rows, size_t n)
     free(rows);
 }
 
-static void two_numbers(struct pl_store *s, const char *sql, const char *value, uint64_t *a, uint64_t *b)
+static bool two_numbers(struct pl_store *s, const char *sql, const char *value, uint64_t *a, uint64_t *b)
 {
     sqlite3_stmt *q = NULL;
+    bool known = false;
     *a = *b = 0;
     pthread_mutex_lock(&s->lock);
     if (sqlite3_prepare_v2(s->db, sql, -1, &q, NULL) == SQLITE_OK) {
         if (value != NULL)
             sqlite3_bind_text(q, 1, value, -1, SQLITE_STATIC);
-        if (sqlite3_step(q) == SQLITE_ROW) {
+        known = sqlite3_step(q) == SQLITE_ROW;
+        if (known) {
             *a = (uint64_t)sqlite3_column_int64(q, 0);
             *b = (uint64_t)sqlite3_column_int64(q, 1);
         }
     }
     sqlite3_finalize(q);
     pthread_mutex_unlock(&s->lock);
+    return known;
 }
 
-void pl_store_usage(struct pl_store *s, pl_table t, uint64_t *bytes, uint64_t *n)
+bool pl_store_usage(struct pl_store *s, pl_table t, uint64_t *bytes, uint64_t *n)
 {
     char sql[80];
     snprintf(sql, sizeof sql, "SELECT COALESCE(SUM(bytes),0), COUNT(*) FROM %s", tables[t].name);
-    two_numbers(s, sql, NULL, bytes, n);
+    return two_numbers(s, sql, NULL, bytes, n);
 }
 
 uint64_t pl_store_changes(const struct pl_store *s, pl_table t)

@@ -107,8 +107,8 @@ pl_status pl_store_list(struct pl_store *s, pl_table t, const struct pl_store_qu
                         struct pl_err *err) PL_MUST_CHECK;
 void pl_rows_free(pl_table t, void *rows, size_t n);
 
-/* Sum of bytes, and number, of the rows of a table that has bytes; rows of a column's value. 0 when it cannot be read. */
-void pl_store_usage(struct pl_store *s, pl_table t, uint64_t *bytes, uint64_t *n);
+/* Sum of bytes, and number, of the rows of a table that has bytes; rows of a column's value. 0, and false, when it cannot be read. */
+bool pl_store_usage(struct pl_store *s, pl_table t, uint64_t *bytes, uint64_t *n);
 uint64_t pl_store_count(struct pl_store *s, pl_table t, const char *column, const char *value);
 /* Grows with each change of a table's rows, from before the change can be seen. */
 uint64_t pl_store_changes(const struct pl_store *s, pl_table t);

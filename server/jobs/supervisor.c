@@ -566,6 +566,12 @@ static void steer(struct pl_supervisor *s, struct job_worker *w, const char *sta
         pl_worker_signal(&w->w, SIGKILL);
 }
 
+static void set_rest(struct pl_supervisor *s, unsigned rest)
+{
+    if (rest != atomic_exchange(&s->rest, rest))
+        pl_registry_rest(s->j->server->models, rest);
+}
+
 static void tend(struct pl_supervisor *s, const struct pl_job_row *seen)
 {
     struct pl_err err = {0};
@@ -588,6 +594,8 @@ static void tend(struct pl_supervisor *s, const struct pl_job_row *seen)
     } else if (pl_store_get(s->j->store, PL_TABLE_JOBS, "id", seen->id, &row, &err) == PL_OK) {
         const int status = w != NULL && !w->w.killed ? w->w.status : -1; /* killed by us: it was too slow to stop, and did not crash */
         forget_worker(s, seen->id);
+        if (s->workers == NULL) /* what follows may take a while */
+            set_rest(s, 0);
         settle(s, &row, status, folder);
         pl_row_fini(PL_TABLE_JOBS, &row);
     } else {
@@ -678,8 +686,7 @@ static void keep_share(struct pl_supervisor *s)
         pl_share_look(&s->share, now, ran, waited, n * pl_share_threads(c->train_threads), (unsigned)c->train_share);
     else
         s->share = (struct pl_share){0};
-    if (s->share.rest != atomic_exchange(&s->rest, s->share.rest))
-        pl_registry_rest(s->j->server->models, s->share.rest);
+    set_rest(s, s->share.rest);
 }
 
 static void sleep_a_tick(struct pl_supervisor *s)

@@ -269,18 +269,18 @@ static void attach(struct pl_device *dev)
     pl_pool_pin(pl_cpu_of(dev)->pool);
 }
 
-#define CPU_OPS(isa)                                                                                                   \
-    {                                                                                                                  \
-        .name = "cpu-" isa, .rounds_inputs = true, .close = close_device, .attach = attach,                            \
-        .buf_new = buf_new, .buf_free = buf_free, .put = put, .get = get, .put_rows = put_rows,            \
-        .get_rows = get_rows, .host = host, .weight_new = pl_cpu_weight_new, .weight_free = pl_cpu_weight_free,        \
-        .kv_bytes = pl_cpu_kv_bytes, .kv_new = pl_cpu_kv_new, .kv_free = pl_cpu_kv_free, .kv_copy = pl_cpu_kv_copy,    \
-        .kv_prepare = pl_cpu_kv_prepare,                                                                               \
-        .step_begin = step_begin, .step_end = step_end, .embed = pl_cpu_embed, .norm = norm, .matmul = pl_cpu_matmul,                           \
-        .matmul_glu = pl_cpu_matmul_glu, .rope = rope,                                                                 \
-        .kv_write = pl_cpu_kv_write, .attn = pl_cpu_attn_op, .act = act, .gather = gather,                             \
-        .lora_new = pl_cpu_lora_new, .lora_free = pl_cpu_lora_free, .lora = pl_cpu_lora,                               \
-        .train = &pl_cpu_train_ops                                                                                     \
+#define CPU_OPS(isa)                                                                                                  \
+    {                                                                                                                 \
+        .name = "cpu-" isa, .rounds_inputs = true, .close = close_device, .attach = attach,                           \
+        .buf_new = buf_new, .buf_free = buf_free, .put = put, .get = get, .put_rows = put_rows,                       \
+        .get_rows = get_rows, .host = host, .weight_new = pl_cpu_weight_new, .weight_free = pl_cpu_weight_free,       \
+        .kv_bytes = pl_cpu_kv_bytes, .kv_new = pl_cpu_kv_new, .kv_free = pl_cpu_kv_free, .kv_copy = pl_cpu_kv_copy,   \
+        .kv_prepare = pl_cpu_kv_prepare,                                                                              \
+        .step_begin = step_begin, .step_end = step_end, .embed = pl_cpu_embed, .norm = norm, .matmul = pl_cpu_matmul, \
+        .matmul_glu = pl_cpu_matmul_glu, .rope = rope,                                                                \
+        .kv_write = pl_cpu_kv_write, .attn = pl_cpu_attn_op, .act = act, .gather = gather,                            \
+        .lora_new = pl_cpu_lora_new, .lora_free = pl_cpu_lora_free, .lora = pl_cpu_lora,                              \
+        .train = &pl_cpu_train_ops                                                                                    \
     }
 
 static bool has_avx512(void)
