@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import time
 
 import pytest
 
@@ -329,6 +330,7 @@ def test_stopping_while_one_is_read(tmp_path, three, slowly, what):
         waits = [asked(d, "/v1/completions", {"model": "two", "prompt": "x"}) if what == "further" else
                  asked(d, "/v1/load_lora_adapter", {"lora_name": "a", "lora_path": "llama-all"}) for _ in range(3)]
         until(lambda: d.metrics()["parley_http_requests_active"] >= 4)
+        time.sleep(0.5 * SLOW)  # for the registry's thread to begin
     assert d.stop(seconds=8) == 0, d.log
     if what != "first":
         for c in waits:

@@ -22,7 +22,7 @@ pl_status runner_open_part(struct runner *r, const struct pl_gguf *g, struct pl_
     *r = (struct runner){.max_tokens = max_tokens};
     pl_status rc = pl_pool_new(&r->pool, n_threads, err);
     if (rc == PL_OK)
-        rc = device_open_for(&r->dev, r->pool, isa, comm->local_rank, err);
+        rc = device_open(&r->dev, r->pool, isa, err); /* ranks share the first GPU */
     if (comm->size > 1)
         rc = pl_comm_meet(&comm, comm, r->dev, PL_EXCHANGE_AUTO, rc, err);
     if (rc == PL_OK)
