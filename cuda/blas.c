@@ -5,6 +5,7 @@
 
 #include <dlfcn.h>
 #include <library_types.h>
+#include <pthread.h>
 
 #include "core/model/dtype.h"
 
@@ -22,12 +23,14 @@ struct calls {
 
 #if __has_include(<cublas_v2.h>)
 #include <cublas_v2.h>
-_Static_assert(CUBLAS_OP_N == OP_N && CUBLAS_OP_T == OP_T && CUBLAS_COMPUTE_32F == COMPUTE_32F && CUBLAS_GEMM_DEFAULT == ALGO_DEFAULT &&
-               CUBLAS_STATUS_ALLOC_FAILED == PL_CUBLAS_NO_MEMORY, "cuBLAS's numbers");
+_Static_assert((int)CUBLAS_OP_N == OP_N && (int)CUBLAS_OP_T == OP_T && (int)CUBLAS_COMPUTE_32F == COMPUTE_32F &&
+                   (int)CUBLAS_GEMM_DEFAULT == ALGO_DEFAULT && (int)CUBLAS_STATUS_ALLOC_FAILED == PL_CUBLAS_NO_MEMORY, "cuBLAS's numbers");
 _Static_assert(sizeof(cublasHandle_t) == sizeof(void *) && sizeof(cublasOperation_t) == sizeof(int), "cuBLAS's types");
 #endif
 
 static struct calls calls; /* the same for every device */
+static void *library;      /* that they are of; stays until the process ends */
+static pthread_mutex_t loading = PTHREAD_MUTEX_INITIALIZER; /* ranks in threads come at once */
 
 static int product(const struct pl_cublas *b, int dtype, int n_rows, int n_out, int n_in, const void *x, const void *w, float *y)
 {
@@ -50,37 +53,49 @@ static const char *status_name(int status)
 static void close_blas(struct pl_cublas *b)
 {
     (void)calls.destroy(b->handle);
-    dlclose(b->library);
 }
 
 static void *find_library(void)
 {
-    void *library = dlopen("libcublas.so.13", RTLD_NOW | RTLD_LOCAL);
-    return library != NULL ? library : dlopen("/usr/local/cuda/lib64/libcublas.so.13", RTLD_NOW | RTLD_LOCAL);
+    void *found = dlopen("libcublas.so.13", RTLD_NOW | RTLD_LOCAL);
+    return found != NULL ? found : dlopen("/usr/local/cuda/lib64/libcublas.so.13", RTLD_NOW | RTLD_LOCAL);
 }
 
-static bool find_calls(void *library)
+static bool find_calls(void *from)
 {
-    *(void **)&calls.create = dlsym(library, "cublasCreate_v2");
-    *(void **)&calls.destroy = dlsym(library, "cublasDestroy_v2");
-    *(void **)&calls.set_stream = dlsym(library, "cublasSetStream_v2");
-    *(void **)&calls.set_workspace = dlsym(library, "cublasSetWorkspace_v2");
-    *(void **)&calls.status_name = dlsym(library, "cublasGetStatusName");
-    *(void **)&calls.gemm = dlsym(library, "cublasGemmEx");
+    *(void **)&calls.create = dlsym(from, "cublasCreate_v2");
+    *(void **)&calls.destroy = dlsym(from, "cublasDestroy_v2");
+    *(void **)&calls.set_stream = dlsym(from, "cublasSetStream_v2");
+    *(void **)&calls.set_workspace = dlsym(from, "cublasSetWorkspace_v2");
+    *(void **)&calls.status_name = dlsym(from, "cublasGetStatusName");
+    *(void **)&calls.gemm = dlsym(from, "cublasGemmEx");
     return calls.create != NULL && calls.destroy != NULL && calls.set_stream != NULL && calls.set_workspace != NULL && calls.status_name != NULL &&
            calls.gemm != NULL;
 }
 
-pl_status pl_cublas_open(struct pl_cublas *b, cudaStream_t stream, struct pl_err *err)
+static pl_status load(struct pl_err *err)
 {
-    void *library = find_library();
-    if (library == NULL)
+    if (library != NULL)
+        return PL_OK;
+    void *found = find_library();
+    if (found == NULL)
         return pl_fail(err, PL_ENOTSUP, "libcublas.so.13 is missing: install CUDA's cuBLAS, or name its folder in LD_LIBRARY_PATH, or take --device cpu");
-    if (!find_calls(library)) {
-        dlclose(library);
+    if (!find_calls(found)) {
+        dlclose(found);
         return pl_fail(err, PL_ENOTSUP, "libcublas.so.13 lacks a call that parley makes: install CUDA 13's own");
     }
+    library = found;
+    return PL_OK;
+}
+
+pl_status pl_cublas_open(struct pl_cublas *b, cudaStream_t stream, struct pl_err *err)
+{
     void *handle = NULL;
+    pthread_mutex_lock(&loading);
+    const pl_status loaded = load(err);
+    pthread_mutex_unlock(&loading);
+    if (loaded != PL_OK)
+        return loaded;
     int e = calls.create(&handle);
     if (e == 0)
         e = calls.set_stream(handle, stream);
@@ -89,9 +104,8 @@ pl_status pl_cublas_open(struct pl_cublas *b, cudaStream_t stream, struct pl_err
                                                       : pl_fail(err, PL_EDEVICE, "cuBLAS does not start: %s (%d)", calls.status_name(e), e);
         if (handle != NULL)
             (void)calls.destroy(handle);
-        dlclose(library);
         return rc;
     }
-    *b = (struct pl_cublas){.handle = handle, .library = library, .product = product, .work_in = work_in, .status_name = status_name, .close = close_blas};
+    *b = (struct pl_cublas){.handle = handle, .product = product, .work_in = work_in, .status_name = status_name, .close = close_blas};
     return PL_OK;
 }

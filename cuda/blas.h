@@ -11,7 +11,7 @@
 #include "core/base/status.h"
 
 struct pl_cublas {
-    void *handle, *library;
+    void *handle;
     /* y[T][N] = x[T][K] · w[N][K]ᵀ, float sums; x and w are of the same type, f16 or bf16. 0, or cuBLAS's status. */
     int (*product)(const struct pl_cublas *b, int dtype, int n_rows, int n_out, int n_in, const void *x, const void *w, float *y);
     /* Device memory to work in instead of cuBLAS's own, which it would take when it is first called. 0, or cuBLAS's status. */

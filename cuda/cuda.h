@@ -46,7 +46,7 @@ struct pl_cuda_stage {
     uint32_t n_known;
     struct pl_cuda_stage_memory {
         uint8_t *host, *dev;
-    } old[PL_CUDA_STAGES]; /* too small ones, in use until the stage is empty again */
+    } old[PL_CUDA_STAGES]; /* too small ones, in use until the stage is empty again; between ranks kept until the device is closed */
     uint32_t n_old;
 };
 
@@ -67,13 +67,15 @@ struct pl_cuda_recorded {
 };
 
 struct pl_cuda_record {
-    bool off, on, broken; /* not wanted; this step is being captured, which something has made impossible */
+    bool off, broken;    /* not wanted; something has made it impossible to capture this step */
     bool told;
     uint32_t n_spans;    /* of attention in this step, 0 = what its batch has */
     atomic_uint freed;   /* how often memory was given back */
     uint64_t clock;
     struct pl_cuda_recorded steps[PL_CUDA_RECORDED], *current;
 };
+
+enum { PL_CUDA_OUTGROWN = 32 * PL_CUDA_SCRATCH_KINDS }; /* sizes grow by doubling */
 
 struct pl_cuda {
     struct pl_device base;
@@ -94,6 +96,8 @@ struct pl_cuda {
         void *p;
         size_t cap;
     } scratch[PL_CUDA_SCRATCH_KINDS];
+    void *outgrown[PL_CUDA_OUTGROWN]; /* between ranks: scratch that was too small; freed when the device is closed */
+    uint32_t n_outgrown;
     void *blas_work; /* cuBLAS's; NULL = its own */
     struct pl_cuda_record record;
     struct pl_cuda_attn_tile *tiles; /* of the last attention, on the host */
@@ -118,6 +122,9 @@ static inline float *pl_cuda_vector(pl_view v)
 
 /* What a CUDA call says as a status: PL_ENOMEM where memory is out, PL_EDEVICE for all else and ever after. */
 pl_status pl_cuda_check(struct pl_cuda *c, cudaError_t e, const char *what) PL_MUST_CHECK;
+/* Before bytes are copied between the stream and the host's pageable memory, which waits for the stream without an eye on the other
+ * ranks: between ranks, waits with one. */
+pl_status pl_cuda_settle(struct pl_cuda *c, const char *what) PL_MUST_CHECK;
 /* Every operation that uploads begins with this: empties the stage when no step runs. */
 pl_status pl_cuda_begin(struct pl_cuda *c) PL_MUST_CHECK;
 /* Host bytes on the device until the step, or the operation outside of a step, ends. NULL: out of memory, or the device is lost. */
@@ -127,10 +134,7 @@ void *pl_cuda_scratch(struct pl_cuda *c, enum pl_cuda_scratch_kind kind, size_t 
 /* At least n bytes for those to come. */
 pl_status pl_cuda_scratch_grow(struct pl_cuda *c, enum pl_cuda_scratch_kind kind, size_t n) PL_MUST_CHECK;
 /* What upload or scratch failed with. */
-static inline pl_status pl_cuda_failed(const struct pl_cuda *c)
-{
-    return atomic_load(&c->lost) ? PL_EDEVICE : PL_ENOMEM;
-}
+pl_status pl_cuda_failed(const struct pl_cuda *c);
 /* False when an upload failed. */
 bool pl_cuda_batch_on_device(struct pl_cuda *c, const struct pl_batch *b, struct pl_cuda_batch *out);
 /* Memory of the device, not zeroed. */
@@ -153,6 +157,8 @@ static inline uint32_t pl_cuda_round_spans(uint32_t n)
 /* c->tiles has room for n. */
 bool pl_cuda_reserve_tiles(struct pl_cuda *c, uint32_t n);
 void pl_cuda_record_close(struct pl_cuda *c);
+/* The device whose step this thread captures; NULL = none. Others (adapters are made on theirs) go on as ever meanwhile. */
+extern _Thread_local const struct pl_cuda *pl_cuda_captured;
 
 /* What the library exports. */
 __attribute__((visibility("default"))) pl_cuda_open_fn pl_cuda_open;
@@ -160,6 +166,7 @@ __attribute__((visibility("default"))) pl_cuda_open_fn pl_cuda_open;
 /* nccl.c. wait: for the stream, as long as the other ranks are there. */
 extern const struct pl_device_links pl_nccl_links;
 pl_status pl_nccl_wait(struct pl_cuda *c, const char *what) PL_MUST_CHECK;
+bool pl_nccl_failed(const struct pl_cuda *c); /* a rank was lost */
 void pl_nccl_close(struct pl_cuda *c);
 size_t pl_nccl_bytes(const struct pl_cuda *c, const struct pl_step_shape *s); /* that exchanges within a step work in */
 

@@ -16,7 +16,7 @@ pl_status pl_cuda_check(struct pl_cuda *c, cudaError_t e, const char *what)
         (void)cudaGetLastError(); /* it is not sticky, but for the next who asks */
         return PL_ENOMEM;
     }
-    if (e != cudaSuccess && c->record.on) {
+    if (e != cudaSuccess && pl_cuda_captured == c) {
         (void)cudaGetLastError();
         c->record.broken = true; /* the device is as it was */
         return PL_ENOTSUP;
@@ -27,6 +27,11 @@ pl_status pl_cuda_check(struct pl_cuda *c, cudaError_t e, const char *what)
         c->report(text);
     }
     return atomic_load(&c->lost) ? PL_EDEVICE : PL_OK;
+}
+
+pl_status pl_cuda_failed(const struct pl_cuda *c)
+{
+    return atomic_load(&c->lost) ? PL_EDEVICE : c->nccl != NULL && pl_nccl_failed(c) ? PL_ERANK : PL_ENOMEM;
 }
 
 /* ---- memory ------------------------------------------------------------------------------------------------------------ */
@@ -80,12 +85,19 @@ static pl_status sync(struct pl_cuda *c, const char *what)
     return c->nccl != NULL ? pl_nccl_wait(c, what) : pl_cuda_check(c, cudaStreamSynchronize(c->stream), what);
 }
 
+pl_status pl_cuda_settle(struct pl_cuda *c, const char *what)
+{
+    return c->nccl != NULL ? pl_nccl_wait(c, what) : PL_OK;
+}
+
 static pl_status put(struct pl_device *dev, struct pl_dbuf *buf, size_t offset, const float *src, size_t n)
 {
     struct pl_cuda *c = pl_cuda_of(dev);
     if (offset > buf->n || n > buf->n - offset)
         return PL_EINVAL;
-    const pl_status rc = pl_cuda_check(c, cudaMemcpyAsync(buf->data + offset, src, n * sizeof *src, cudaMemcpyHostToDevice, c->stream), "copying to the GPU");
+    pl_status rc = pl_cuda_settle(c, "copying to the GPU");
+    if (rc == PL_OK)
+        rc = pl_cuda_check(c, cudaMemcpyAsync(buf->data + offset, src, n * sizeof *src, cudaMemcpyHostToDevice, c->stream), "copying to the GPU");
     return rc != PL_OK ? rc : sync(c, "copying to the GPU");
 }
 
@@ -94,7 +106,9 @@ static pl_status get(struct pl_device *dev, const struct pl_dbuf *buf, size_t of
     struct pl_cuda *c = pl_cuda_of(dev);
     if (offset > buf->n || n > buf->n - offset)
         return PL_EINVAL;
-    const pl_status rc = pl_cuda_check(c, cudaMemcpyAsync(dst, buf->data + offset, n * sizeof *dst, cudaMemcpyDeviceToHost, c->stream), "copying from the GPU");
+    pl_status rc = pl_cuda_settle(c, "copying from the GPU");
+    if (rc == PL_OK)
+        rc = pl_cuda_check(c, cudaMemcpyAsync(dst, buf->data + offset, n * sizeof *dst, cudaMemcpyDeviceToHost, c->stream), "copying from the GPU");
     return rc != PL_OK ? rc : sync(c, "copying from the GPU");
 }
 
@@ -107,8 +121,10 @@ static pl_status copy_rows(struct pl_device *dev, pl_view v, void *to, size_t to
         return PL_OK;
     if (v.stride < v.cols || v.offset > v.buf->n || (v.rows - 1) * (size_t)v.stride + v.cols > v.buf->n - v.offset)
         return PL_EINVAL;
-    const pl_status rc = pl_cuda_check(c, cudaMemcpy2DAsync(to, to_stride * sizeof(float), from, from_stride * sizeof(float), v.cols * sizeof(float), v.rows,
-                                                            kind, c->stream), what);
+    pl_status rc = pl_cuda_settle(c, what);
+    if (rc == PL_OK)
+        rc = pl_cuda_check(c, cudaMemcpy2DAsync(to, to_stride * sizeof(float), from, from_stride * sizeof(float), v.cols * sizeof(float), v.rows, kind,
+                                                c->stream), what);
     return rc != PL_OK ? rc : sync(c, what);
 }
 
@@ -128,18 +144,30 @@ static const float *host(struct pl_device *dev, const struct pl_dbuf *buf)
     return NULL;
 }
 
+/* Freeing waits for the device, and in one process for those of other ranks, which may wait for what this one has not enqueued yet:
+ * between ranks memory is kept instead. */
+static pl_status drop_scratch(struct pl_cuda *c, enum pl_cuda_scratch_kind kind)
+{
+    if (c->nccl == NULL)
+        pl_cuda_release(c, c->scratch[kind].p); /* waits for whoever uses it */
+    else if (c->n_outgrown == PL_CUDA_OUTGROWN)
+        return PL_ENOMEM;
+    else if (c->scratch[kind].p != NULL)
+        c->outgrown[c->n_outgrown++] = c->scratch[kind].p;
+    c->scratch[kind].p = NULL;
+    c->scratch[kind].cap = 0;
+    return PL_OK;
+}
+
 pl_status pl_cuda_scratch_grow(struct pl_cuda *c, enum pl_cuda_scratch_kind kind, size_t n)
 {
     if (n <= c->scratch[kind].cap)
         return PL_OK;
-    if (c->nccl != NULL) { /* freeing waits too, but does not look whether the other ranks are there */
-        const pl_status there = pl_nccl_wait(c, "making room");
-        if (there != PL_OK)
-            return there;
-    }
-    pl_cuda_release(c, c->scratch[kind].p); /* waits for whoever uses it */
-    c->scratch[kind].cap = 0;
-    const pl_status rc = pl_cuda_alloc(c, &c->scratch[kind].p, n);
+    pl_status rc = pl_cuda_settle(c, "making room"); /* allocating may wait for the stream */
+    if (rc == PL_OK)
+        rc = drop_scratch(c, kind);
+    if (rc == PL_OK)
+        rc = pl_cuda_alloc(c, &c->scratch[kind].p, n);
     if (rc == PL_OK)
         c->scratch[kind].cap = n;
     return rc;
@@ -147,7 +175,7 @@ pl_status pl_cuda_scratch_grow(struct pl_cuda *c, enum pl_cuda_scratch_kind kind
 
 void *pl_cuda_scratch(struct pl_cuda *c, enum pl_cuda_scratch_kind kind, size_t n)
 {
-    if (n > c->scratch[kind].cap && c->record.on) {
+    if (n > c->scratch[kind].cap && pl_cuda_captured == c) {
         c->record.broken = true;
         return NULL;
     }
@@ -163,23 +191,30 @@ void *pl_cuda_scratch(struct pl_cuda *c, enum pl_cuda_scratch_kind kind, size_t 
 
 enum { STAGE_BYTES = 1 << 20, ALIGN = 16 };
 
-static void drop_stage(struct pl_cuda *c)
+/* Its memory is an old one then. */
+static void retire_stage(struct pl_cuda_stage *s)
 {
-    pl_cuda_release(c, c->stage.dev);
-    (void)cudaFreeHost(c->stage.host);
-    c->stage.dev = c->stage.host = NULL;
-    c->stage.cap = 0;
+    if (s->dev != NULL || s->host != NULL)
+        s->old[s->n_old++] = (struct pl_cuda_stage_memory){s->host, s->dev};
+    s->host = s->dev = NULL;
+    s->cap = s->used = s->n_known = 0;
 }
 
-/* Nothing that was uploaded may be in use any more. */
-static void empty_stage(struct pl_cuda *c)
+static void free_old_stages(struct pl_cuda *c)
 {
     struct pl_cuda_stage *s = &c->stage;
     for (; s->n_old > 0; s->n_old--) {
         pl_cuda_release(c, s->old[s->n_old - 1].dev);
         (void)cudaFreeHost(s->old[s->n_old - 1].host);
     }
-    s->used = s->n_known = 0;
+}
+
+/* Nothing that was uploaded may be in use any more. */
+static void empty_stage(struct pl_cuda *c)
+{
+    if (c->nccl == NULL) /* as with scratch */
+        free_old_stages(c);
+    c->stage.used = c->stage.n_known = 0;
 }
 
 /* What was uploaded stays where it is, in the old memory, until the stage is emptied. */
@@ -189,15 +224,14 @@ static bool grow_stage(struct pl_cuda *c, size_t n)
     size_t cap = s->cap > 0 ? 2 * s->cap : STAGE_BYTES;
     while (cap < n)
         cap *= 2;
-    if (s->n_old == PL_CUDA_STAGES)
+    if (s->n_old + 1 >= PL_CUDA_STAGES) /* what is there now, and what may come half */
         return false;
-    if (s->cap > 0)
-        s->old[s->n_old++] = (struct pl_cuda_stage_memory){s->host, s->dev};
-    s->host = s->dev = NULL;
-    s->cap = s->used = s->n_known = 0;
+    if (pl_cuda_settle(c, "making room") != PL_OK)
+        return false;
+    retire_stage(s);
     if (pl_cuda_alloc(c, (void **)&s->dev, cap) != PL_OK ||
         pl_cuda_check(c, cudaHostAlloc((void **)&s->host, cap, cudaHostAllocDefault), "allocating pinned memory") != PL_OK) {
-        drop_stage(c);
+        retire_stage(s);
         return false;
     }
     s->cap = cap;
@@ -248,9 +282,9 @@ static bool upload(struct pl_cuda *c, const void *const *from, const size_t *n, 
 const void *pl_cuda_upload(struct pl_cuda *c, const void *from, size_t n)
 {
     const void *to = find(&c->stage, from, n);
-    if (to == NULL && c->record.on)
+    if (to == NULL && pl_cuda_captured == c)
         c->record.broken = true;
-    return to != NULL || (!c->record.on && upload(c, &from, &n, 1, &to)) ? to : NULL;
+    return to != NULL || (pl_cuda_captured != c && upload(c, &from, &n, 1, &to)) ? to : NULL;
 }
 
 /* Each array lies where it does for any batch of as many tokens, sequences and rows: pages, of which there may be any number, come last.
@@ -318,8 +352,10 @@ static void close_device(struct pl_device *dev)
     if (c->stream != NULL)
         (void)cudaStreamSynchronize(c->stream);
     pl_cuda_record_close(c);
-    empty_stage(c);
-    drop_stage(c);
+    retire_stage(&c->stage);
+    free_old_stages(c);
+    while (c->n_outgrown > 0)
+        pl_cuda_release(c, c->outgrown[--c->n_outgrown]);
     for (int i = 0; i < PL_CUDA_SCRATCH_KINDS; i++)
         pl_cuda_release(c, c->scratch[i].p);
     free(c->tiles);

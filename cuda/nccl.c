@@ -7,8 +7,9 @@
  * wait on the GPU. Collectives go to the device's stream and nothing is waited for.
  * A row's bits may depend on that row alone. NCCL's sums of more than two ranks are taken in an order that depends on where in the
  * message a value stands: with more, values are exchanged and summed here, in the order of ranks.
- * Within CUDA graphs: after a first pass of the same shape has made memory and connections, every call here is one that NCCL allows in a
- * capture; settle polls NCCL, not the stream. That has been tried with the stand-in of tests/cuda_emu only.
+ * Steps of several ranks are not recorded as CUDA graphs.
+ * NCCL connects and takes memory of the GPU when it is first used in a way: start uses it in each, before the cache takes what is left.
+ * In non-blocking mode NCCL may start a helper thread for each call or group; what that costs has not been measured, for want of GPUs.
  * SPDX-License-Identifier: Apache-2.0 */
 #include <dlfcn.h>
 #include <limits.h>
@@ -25,7 +26,7 @@
 #include "cuda/cuda.h"
 
 enum { SUCCESS = 0, IN_PROGRESS = 7, FLOAT32 = 7, SUM = 0, OLDEST = 21800, CONFIG_MAGIC = (int)0xcafebeef, ID_BYTES = 128 };
-enum { FEW = 16384 /* values */, ALONE = 2 /* ranks whose sum has one order */, UNEVEN = 256 /* columns */ };
+enum { FEW = 16384 /* values */, MANY = 1 << 20 /* of start's exchanges */, ALONE = 2 /* ranks whose sum has one order */, UNEVEN = 256 /* columns */ };
 enum { CHECK_NS = 1000000, YIELD_NS = 100000000, NAP_NS = 50000 };
 
 struct unique {
@@ -198,18 +199,20 @@ static bool bad(int e)
     return e != SUCCESS && e != IN_PROGRESS;
 }
 
-/* Until the call that returned e has done its work, which is to enqueue. */
+/* Until the call that returned e has done its work, which is to enqueue; success alone does not say so. */
 static pl_status settle(struct pl_nccl *n, int e, const char *what)
 {
     struct patience p = begin_waiting();
-    while (e == IN_PROGRESS) {
-        const pl_status rc = wait_turn(n, &p, what);
-        if (rc != PL_OK)
-            return rc;
+    while (!bad(e)) {
         const int asked = calls.async_error(n->comm, &e);
         e = asked != SUCCESS ? asked : e;
+        if (e == SUCCESS)
+            return PL_OK;
+        const pl_status rc = bad(e) ? PL_OK : wait_turn(n, &p, what);
+        if (rc != PL_OK)
+            return rc;
     }
-    return e == SUCCESS ? PL_OK : broken(n, e, what);
+    return broken(n, e, what);
 }
 
 pl_status pl_nccl_wait(struct pl_cuda *c, const char *what)
@@ -237,10 +240,13 @@ static pl_status ready(struct pl_nccl *n, struct pl_device *dev)
     return atomic_load(&n->failed) ? fail(n) : PL_OK;
 }
 
-/* A sum takes twice its values, a gathering once and room for uneven shares. What rank 0 gathers in the end are few rows. */
+/* A sum takes twice its values, a gathering once and room for uneven shares; rank 0 gathers the vocabulary of as many rows in the end. */
 size_t pl_nccl_bytes(const struct pl_cuda *c, const struct pl_step_shape *s)
 {
-    return c->nccl != NULL ? (2 * (size_t)s->n_in + UNEVEN * c->nccl->base.size) * s->n_tokens * sizeof(float) : 0;
+    if (c->nccl == NULL)
+        return 0;
+    const size_t within = 2 * (size_t)s->n_in + UNEVEN * c->nccl->base.size, last = c->nccl->base.rank == 0 ? s->n_out : 0;
+    return (within > last ? within : last) * s->n_tokens * sizeof(float);
 }
 
 static float *scratch(struct pl_nccl *n, size_t n_floats)
@@ -347,13 +353,18 @@ static pl_status all_gather(struct pl_comm *c, struct pl_device *dev, pl_view v,
 static pl_status send_part(struct pl_nccl *n, pl_view part)
 {
     float *from = part.buf->data + part.offset, *packed = from;
-    pl_status rc = PL_OK;
     if (part.stride != part.cols && part.rows > 1) {
         if ((packed = scratch(n, (size_t)part.rows * part.cols)) == NULL)
             return pl_cuda_failed(n->cuda);
-        rc = copy_columns(n, packed, part.cols, from, part.stride, part.cols, part.rows);
+        const pl_status rc = copy_columns(n, packed, part.cols, from, part.stride, part.cols, part.rows);
+        if (rc != PL_OK)
+            return rc;
     }
-    return rc != PL_OK ? rc : settle(n, calls.send(packed, (size_t)part.rows * part.cols, FLOAT32, 0, n->comm, n->cuda->stream), "sending columns");
+    int e = calls.group_start();
+    if (!bad(e))
+        e = calls.send(packed, (size_t)part.rows * part.cols, FLOAT32, 0, n->comm, n->cuda->stream);
+    const int ended = calls.group_end();
+    return settle(n, bad(e) ? e : ended, "sending columns");
 }
 
 static pl_status gather(struct pl_comm *c, struct pl_device *dev, pl_view out, pl_view part, const uint32_t *first)
@@ -450,6 +461,45 @@ static void identify(struct pl_device *dev, struct pl_device_id *id)
     *id = pl_cuda_of(dev)->id;
 }
 
+/* Every way in which NCCL is called, with n_floats of each rank; `to` has room for all of them. */
+static pl_status use(struct pl_nccl *n, const float *from, float *to, size_t n_floats)
+{
+    const unsigned size = n->base.size;
+    pl_status rc = gather_equal(n, from, to, n_floats, "starting to gather");
+    if (rc == PL_OK && size <= ALONE)
+        rc = settle(n, calls.all_reduce(from, to, n_floats, FLOAT32, SUM, n->comm, n->cuda->stream), "starting to sum");
+    if (rc != PL_OK)
+        return rc;
+    int e = calls.group_start();
+    for (unsigned r = 0; r < size && !bad(e); r++) {
+        e = calls.send(from, n_floats, FLOAT32, (int)r, n->comm, n->cuda->stream);
+        if (!bad(e))
+            e = calls.recv(to + n_floats * r, n_floats, FLOAT32, (int)r, n->comm, n->cuda->stream);
+    }
+    const int ended = calls.group_end();
+    return settle(n, bad(e) ? e : ended, "starting to send and receive");
+}
+
+static pl_status use_once(struct pl_nccl *n)
+{
+    struct pl_cuda *c = n->cuda;
+    const size_t many = MANY / n->base.size;
+    float *all = NULL;
+    pl_status rc = pl_cuda_alloc(c, (void **)&all, 2 * MANY * sizeof *all);
+    if (rc == PL_OK)
+        rc = pl_cuda_check(c, cudaMemsetAsync(all, 0, 2 * MANY * sizeof *all, c->stream), "clearing memory");
+    if (rc == PL_OK)
+        rc = use(n, all + MANY, all, 1);
+    if (rc == PL_OK)
+        rc = use(n, all + MANY, all, many);
+    if (rc == PL_OK)
+        rc = pl_nccl_wait(c, "starting");
+    if (rc != PL_OK && n->comm != NULL) /* the others wait for this one */
+        rc = fail_with(n, "%s, starting", pl_status_text(rc));
+    pl_cuda_release(c, all);
+    return rc;
+}
+
 /* Rank 0's identifier is everybody's; an empty one says that it has none. */
 static pl_status start(struct pl_nccl *n, struct pl_err *err)
 {
@@ -467,6 +517,8 @@ static pl_status start(struct pl_nccl *n, struct pl_err *err)
     if (cudaSetDevice(n->cuda->index) != cudaSuccess)
         return pl_fail(err, PL_EDEVICE, "%s cannot be used", n->cuda->name);
     rc = settle(n, calls.init(&n->comm, (int)n->base.size, id, (int)n->base.rank, &config), "starting");
+    if (rc == PL_OK)
+        rc = use_once(n);
     n->started = rc == PL_OK;
     if (rc != PL_OK && n->refused)
         return pl_fail_param(err, PL_EINVAL, "rank-exchange", "%.300s: start with NCCL_DEBUG=INFO to see why, or take --rank-exchange host", n->why);
@@ -488,6 +540,11 @@ static pl_status open_nccl(struct pl_device *dev, struct pl_comm *host, struct p
     if (rc == PL_OK)
         *out = &n->base;
     return rc;
+}
+
+bool pl_nccl_failed(const struct pl_cuda *c)
+{
+    return atomic_load(&c->nccl->failed);
 }
 
 void pl_nccl_close(struct pl_cuda *c)

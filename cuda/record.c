@@ -14,6 +14,8 @@
 
 enum { MOST_TRIES = 3, MOST_TOKENS = 256 };
 
+_Thread_local const struct pl_cuda *pl_cuda_captured;
+
 static void drop(struct pl_cuda_recorded *r)
 {
     if (r->exec != NULL)
@@ -100,7 +102,7 @@ pl_status pl_cuda_record_op(struct pl_device *dev, const void *owner, const stru
     const cudaError_t e = cudaStreamBeginCapture(c->stream, cudaStreamCaptureModeThreadLocal);
     if (e != cudaSuccess)
         return failed(c, r, cudaGetErrorString(e));
-    c->record.on = true;
+    pl_cuda_captured = c;
     return PL_OK;
 }
 
@@ -108,7 +110,7 @@ pl_status pl_cuda_record_op(struct pl_device *dev, const void *owner, const stru
 static pl_status finish(struct pl_cuda *c, struct pl_cuda_recorded *r, bool whole)
 {
     cudaGraph_t graph = NULL;
-    c->record.on = false;
+    pl_cuda_captured = NULL;
     cudaError_t e = cudaStreamEndCapture(c->stream, &graph);
     const bool good = whole && !c->record.broken;
     if (e == cudaSuccess && good)
@@ -124,7 +126,7 @@ pl_status pl_cuda_repeat_op(struct pl_device *dev, bool whole)
 {
     struct pl_cuda *c = pl_cuda_of(dev);
     struct pl_cuda_recorded *r = c->record.current;
-    if (c->record.on) {
+    if (pl_cuda_captured == c) {
         const pl_status rc = finish(c, r, whole);
         if (rc != PL_OK)
             return rc;

@@ -39,5 +39,7 @@ pl_status pl_cuda_sample_op(struct pl_device *dev, pl_view logits, const struct 
     d.work = (float *)(work + results_bytes(logits.rows));
     for (uint32_t at = 0; rc == PL_OK && at < logits.rows; at += n)
         rc = pl_cuda_check(c, pl_cuda_sample(c->stream, d, at, logits.rows - at < n ? logits.rows - at : n), "sampling");
+    if (rc == PL_OK)
+        rc = pl_cuda_settle(c, "sampling");
     return rc != PL_OK ? rc : pl_cuda_check(c, cudaMemcpyAsync(out, d.out, logits.rows * sizeof *out, cudaMemcpyDeviceToHost, c->stream), "fetching tokens");
 }

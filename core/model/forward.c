@@ -167,8 +167,8 @@ static pl_status enqueue(struct pl_model *m, struct pl_kvdev *kv, const struct p
     return m->comm->ops->gather(m->comm, m->dev, logits, part, m->part.v_first);
 }
 
-/* Does what b is filled up to as a step that is recorded, where that may be: what adapters need is uploaded by each step, and what ranks
- * say to each other is no operation of a device. */
+/* Does what b is filled up to as a step that is recorded, where that may be: what adapters need is uploaded by each step, and ranks
+ * look after each other from the host while they exchange. */
 static pl_status compute(struct pl_model *m, struct pl_kvdev *kv, const struct pl_batch *b)
 {
     const struct pl_device_ops *ops = m->dev->ops;

@@ -45,9 +45,14 @@ static pl_status forward_all(void *self, const struct pl_batch *b, const float *
     pl_status rc = pl_leader_pass(&r->leader, b);
     if (rc == PL_OK)
         rc = forward(self, b, logits);
-    if (rc != PL_OK)
-        r->leader.comm->ops->give_up(r->leader.comm);
-    return rc;
+    if (rc == PL_OK)
+        return PL_OK;
+    r->leader.comm->ops->give_up(r->leader.comm);
+    if (rc != PL_ENOMEM)
+        return rc;
+    pl_log_error("rank 0 of %u has no memory for a pass of %u sequences: lower --batch-tokens, --cuda-memory-percent or --kv-cache-mb",
+                 r->leader.comm->size, b->n_seqs);
+    return PL_ERANK; /* the others wait in that pass: there is no later one */
 }
 
 static pl_status kv_copy_all(void *self, uint32_t from, uint32_t to)

@@ -1,7 +1,7 @@
 /* runtime: the CUDA runtime's calls on host memory. The environment can make it fail as real machines do:
  *     PARLEY_EMU_FAULT=no-driver | old-driver | no-gpu | lost:N    the last one after N times of waiting for the device
  *     PARLEY_EMU_FAULT=graphs    graphs.c
- *     PARLEY_EMU_FAULT=hang:N    allocating more than 4 KiB on GPU N never ends
+ *     PARLEY_EMU_FAULT=hang:N    allocating more than 4 KiB on GPU N never ends, but for the first time, when ranks meet
  *     PARLEY_EMU_FAULT=mixed     GPU 0 is of another kind than the others
  *     PARLEY_EMU_MEMORY_MB=N     a device's memory (default 1024)
  *     PARLEY_EMU_GPUS=N          how many there are (default 2)
@@ -141,9 +141,10 @@ cudaError_t cudaMalloc(void **p, size_t n)
 {
     if (emu_capture_forbids())
         return failed(cudaErrorStreamCaptureUnsupported);
+    static atomic_ulong hangs;
     uint8_t *all;
     const char *f = getenv("PARLEY_EMU_FAULT");
-    while (f != NULL && n > SMALL && strncmp(f, "hang:", 5) == 0 && atoi(f + 5) == current)
+    while (f != NULL && n > SMALL && strncmp(f, "hang:", 5) == 0 && atoi(f + 5) == current && atomic_fetch_add(&hangs, 1) > 0)
         nanosleep(&(struct timespec){.tv_sec = 1}, NULL);
     if (n > memory() - used[current] || posix_memalign((void **)&all, 256, n + HEADER) != 0)
         return failed(cudaErrorMemoryAllocation);
@@ -192,36 +193,6 @@ cudaError_t cudaMemcpy(void *to, const void *from, size_t n, enum cudaMemcpyKind
     (void)kind;
     memcpy(to, from, n);
     return cudaSuccess;
-}
-
-struct copy {
-    char *to;
-    const char *from;
-    size_t to_pitch, from_pitch, width, height;
-};
-
-static void run_copy(void *p)
-{
-    const struct copy *c = p;
-    for (size_t i = 0; i < c->height; i++)
-        memcpy(c->to + i * c->to_pitch, c->from + i * c->from_pitch, c->width);
-}
-
-cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width, size_t height, enum cudaMemcpyKind kind,
-                              cudaStream_t s)
-{
-    struct copy c = {to, from, to_pitch, from_pitch, width, height};
-    (void)kind;
-    if (emu_capturing(s))
-        emu_capture_bytes(run_copy, &c, sizeof c);
-    else
-        run_copy(&c);
-    return cudaSuccess;
-}
-
-cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, enum cudaMemcpyKind kind, cudaStream_t s)
-{
-    return cudaMemcpy2DAsync(to, n, from, n, n, 1, kind, s);
 }
 
 cudaError_t cudaMemset(void *p, int value, size_t n)
@@ -276,6 +247,45 @@ cudaError_t cudaStreamDestroy(cudaStream_t s)
     return cudaSuccess;
 }
 
+static void wait_while_held(cudaStream_t s)
+{
+    while (s != NULL && atomic_load(&s->held)) /* NULL: the default stream */
+        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+}
+
+/* To the host, whose memory is pageable wherever cuda/ fetches something: returns when the bytes are there. */
+struct copy {
+    char *to;
+    const char *from;
+    size_t to_pitch, from_pitch, width, height;
+};
+
+static void run_copy(void *p)
+{
+    const struct copy *c = p;
+    for (size_t i = 0; i < c->height; i++)
+        memcpy(c->to + i * c->to_pitch, c->from + i * c->from_pitch, c->width);
+}
+
+cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width, size_t height, enum cudaMemcpyKind kind,
+                              cudaStream_t s)
+{
+    struct copy c = {to, from, to_pitch, from_pitch, width, height};
+    if (emu_capturing(s)) {
+        emu_capture_bytes(run_copy, &c, sizeof c);
+        return cudaSuccess;
+    }
+    if (kind == cudaMemcpyDeviceToHost)
+        wait_while_held(s);
+    run_copy(&c);
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, enum cudaMemcpyKind kind, cudaStream_t s)
+{
+    return cudaMemcpy2DAsync(to, n, from, n, n, 1, kind, s);
+}
+
 cudaError_t cudaStreamSynchronize(cudaStream_t s)
 {
     if (emu_capture_forbids())
@@ -290,7 +300,7 @@ cudaError_t cudaStreamQuery(cudaStream_t s)
 {
     static atomic_ulong waits;
     const char *f = getenv("PARLEY_EMU_FAULT");
-    if (s != NULL && atomic_load(&s->held)) /* NULL: the default stream */
+    if (s != NULL && atomic_load(&s->held))
         return cudaErrorNotReady;
     if (f != NULL && strncmp(f, "lost:", 5) == 0 && ++waits > strtoul(f + 5, NULL, 10))
         return failed(cudaErrorIllegalAddress);

@@ -560,6 +560,12 @@ static pl_status norm_or_halt(struct pl_device *dev, pl_norm_kind kind, pl_view 
     return real_norm(dev, kind, out, x, gain, bias, eps);
 }
 
+static pl_status no_memory(struct pl_device *dev, const struct pl_batch *b)
+{
+    (void)dev, (void)b;
+    return PL_ENOMEM;
+}
+
 static void *follow(void *arg)
 {
     struct place p = *(struct place *)arg;
@@ -784,6 +790,23 @@ START_TEST(a_rank_that_hangs_ends_the_requests)
 }
 END_TEST
 
+START_TEST(a_pass_without_memory_ends_the_requests)
+{
+    static struct world w;
+    struct answer a;
+    pl_log_setup(PL_LOG_ERROR, false, -1);
+    open_world(&w, 2, 64, TIMEOUT_MS);
+    struct pl_device_ops ops = *w.runners[0].dev->ops;
+    ops.step_begin = no_memory;
+    w.runners[0].dev->ops = &ops;
+    atomic_store(&w.halt, true); /* the follower may end now */
+    collect(submit(&w, 0, NULL), &a);
+    ck_assert_int_eq(a.error, PL_ERANK); /* the others are in that pass: there is no later */
+    close_world(&w);
+    ck_assert_uint_eq(atomic_load(&w.lost), 1);
+}
+END_TEST
+
 /* Nothing runs, and yet a rank that has gone is noticed. */
 START_TEST(an_idle_engine_notices_too)
 {
@@ -818,6 +841,7 @@ Suite *suite_ranks(void)
     }
     tcase_add_loop_test(engine, the_engine_gives_the_same_text, 0, 2);
     tcase_add_test(engine, a_rank_that_hangs_ends_the_requests);
+    tcase_add_test(engine, a_pass_without_memory_ends_the_requests);
     tcase_add_test(engine, an_idle_engine_notices_too);
     suite_add_tcase(s, comm);
     suite_add_tcase(s, model);

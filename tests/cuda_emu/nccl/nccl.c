@@ -333,7 +333,10 @@ static int message(struct comm *c, struct message m, int type, cudaStream_t s)
     call->messages[call->n_messages++] = m;
     call->stream = s;
     grouped.comm = c;
-    return grouped.depth > 0 ? SUCCESS : begin(c, call);
+    if (grouped.depth > 0)
+        return SUCCESS;
+    const int e = begin(c, call);
+    return e == IN_PROGRESS ? SUCCESS : e; /* as NCCL may, though it is not enqueued yet */
 }
 
 int ncclSend(const void *from, size_t n, int type, int peer, struct comm *c, cudaStream_t s)
