@@ -106,7 +106,7 @@ pl_status pl_cuda_record_op(struct pl_device *dev, const void *owner, const stru
     return PL_OK;
 }
 
-/* What was captured */
+/* Ends the capture and makes the graph that is launched from now on. */
 static pl_status finish(struct pl_cuda *c, struct pl_cuda_recorded *r, bool whole)
 {
     cudaGraph_t graph = NULL;
