@@ -133,7 +133,7 @@ bool pl_models_find(struct pl_http_req *req, struct pl_http_resp *resp, const ch
         wait_for(req, resp, name, stream, handler);
     } else if (found == PL_FOUND_NOT) {
         if (err.code == PL_OK) /* it went as it came */
-            err.code = pl_fail_param(&err, PL_ENOENT, "model", "The model '%.200s' does not exist", name);
+            err.code = pl_registry_no_model(name, &err);
         pl_apierr_answer(req, resp, &err);
     }
     return found == PL_FOUND;

@@ -332,15 +332,11 @@ static pl_status add_configured(struct pl_registry *r, struct pl_err *err)
 pl_status pl_registry_new(struct pl_registry **out, struct pl_server *s, struct pl_err *err)
 {
     struct pl_registry *r = pl_xcalloc(1, sizeof *r);
-    pthread_condattr_t attr;
     r->server = s;
     r->wants_end = &r->wants;
     pthread_mutex_init(&r->lock, NULL);
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(&r->work, &attr);
-    pthread_cond_init(&r->finished, &attr);
-    pthread_condattr_destroy(&attr);
+    pl_timed_cond_init(&r->work);
+    pl_timed_cond_init(&r->finished);
     const pl_status st = add_configured(r, err);
     if (st != PL_OK)
         pl_registry_free(r);
@@ -528,7 +524,7 @@ void pl_registry_each(struct pl_registry *r, show *fn, void *arg)
     pthread_mutex_unlock(&r->lock);
 }
 
-static pl_status no_model(const char *name, struct pl_err *err)
+pl_status pl_registry_no_model(const char *name, struct pl_err *err)
 {
     return pl_fail_param(err, PL_ENOENT, "model", "The model '%.200s' does not exist", name);
 }
@@ -544,7 +540,7 @@ pl_status pl_registry_info(struct pl_registry *r, const char *name, show *fn, vo
     else if (there)
         show_model(r, m, fn, arg);
     pthread_mutex_unlock(&r->lock);
-    return there ? PL_OK : no_model(name, err);
+    return there ? PL_OK : pl_registry_no_model(name, err);
 }
 
 void pl_registry_each_loaded(struct pl_registry *r, void (*fn)(void *arg, const char *name, struct pl_instance *m, uint64_t n_loads), void *arg)
@@ -594,7 +590,7 @@ pl_status pl_registry_base(struct pl_registry *r, const char *id, const char *na
         memcpy(b->id, m->base_id, sizeof b->id);
     }
     pthread_mutex_unlock(&r->lock);
-    return m != NULL ? PL_OK : no_model(name != NULL ? name : "", err);
+    return m != NULL ? PL_OK : pl_registry_no_model(name != NULL ? name : "", err);
 }
 
 void pl_base_fini(struct pl_base *b)

@@ -95,6 +95,8 @@ pl_status pl_registry_fetch(struct pl_registry *r, const char *name, struct pl_t
 
 /* ---- what there is ------------------------------------------------------------------------------------------------- */
 
+/* PL_ENOENT with param "model": nothing of that name. */
+pl_status pl_registry_no_model(const char *name, struct pl_err *err);
 /* Calls fn, under the lock, for each model that is to be seen, and then its adapters. */
 void pl_registry_each(struct pl_registry *r, void (*fn)(void *arg, const struct pl_model_info *m), void *arg);
 /* The same for one. PL_ENOENT. */

@@ -328,7 +328,7 @@ static bool serve_one(struct pl_registry *r)
         switch (pl_registry_look(r, w->name, &w->target, &m, &a)) {
         case PL_FOUND: finish(r, w, PL_OK, NULL); return true;
         case PL_FOUND_NOT:
-            err.code = pl_fail_param(&err, PL_ENOENT, "model", "The model '%.200s' does not exist", w->name);
+            err.code = pl_registry_no_model(w->name, &err);
             finish(r, w, PL_ENOENT, &err);
             return true;
         case PL_FOUND_OUT: break;

@@ -3,6 +3,7 @@
 #ifndef PL_BASE_CLOCK_H
 #define PL_BASE_CLOCK_H
 
+#include <pthread.h>
 #include <stdint.h>
 #include <time.h>
 
@@ -25,6 +26,16 @@ static inline struct timespec pl_time_after_ms(int ms)
         t.tv_nsec -= 1000000000;
     }
     return t;
+}
+
+/* A condition whose timed waits are on that clock */
+static inline void pl_timed_cond_init(pthread_cond_t *c)
+{
+    pthread_condattr_t attr;
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(c, &attr);
+    pthread_condattr_destroy(&attr);
 }
 
 #endif

@@ -37,11 +37,7 @@ pl_status pl_adapters_new(struct pl_adapters **out, struct pl_engine *e, const s
     as->base_name = pl_xstrdup(base_name);
     as->max = max;
     pthread_mutex_init(&as->lock, NULL);
-    pthread_condattr_t attr;
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(&as->added, &attr);
-    pthread_condattr_destroy(&attr);
+    pl_timed_cond_init(&as->added);
     *out = as;
     return PL_OK;
 }

@@ -283,12 +283,8 @@ pl_status pl_engine_new_with(struct pl_engine **out, const struct pl_engine_opts
     e->inbox_end = &e->inbox;
     e->tasks_end = &e->tasks;
     pthread_mutex_init(&e->lock, NULL);
-    pthread_condattr_t attr;
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(&e->wake, &attr);
-    pthread_cond_init(&e->idle, &attr);
-    pthread_condattr_destroy(&attr);
+    pl_timed_cond_init(&e->wake);
+    pl_timed_cond_init(&e->idle);
     init_stats(&e->stats);
     pl_draft_cost_init(&e->cost);
     e->running = malloc(opts->max_sequences * sizeof(void *));

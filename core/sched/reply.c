@@ -43,11 +43,7 @@ struct pl_reply *pl_reply_new(size_t capacity, void (*wake)(void *udata), void *
     }
     atomic_init(&r->refs, 1);
     pthread_mutex_init(&r->lock, NULL);
-    pthread_condattr_t attr;
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(&r->more, &attr);
-    pthread_condattr_destroy(&attr);
+    pl_timed_cond_init(&r->more);
     r->cap = capacity ? capacity : 1;
     r->wake = wake;
     r->udata = udata;

@@ -730,11 +730,7 @@ pl_status pl_supervisor_start(struct pl_supervisor **out, struct pl_jobs *j, con
     s->cpus = *cpus;
     s->program = worker_program(j->server->config->train_worker);
     pthread_mutex_init(&s->lock, NULL);
-    pthread_condattr_t monotonic;
-    pthread_condattr_init(&monotonic);
-    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
-    pthread_cond_init(&s->wake, &monotonic);
-    pthread_condattr_destroy(&monotonic);
+    pl_timed_cond_init(&s->wake);
     const int why = pthread_create(&s->thread, NULL, supervise, s);
     if (why != 0) {
         free(s->program);

@@ -15,11 +15,6 @@
 
 #define PL_LOG_MODULE "jobs"
 
-static pl_status no_model(const char *name, struct pl_err *err)
-{
-    return pl_fail_param(err, PL_ENOENT, "model", "The model '%.200s' does not exist", name);
-}
-
 pl_status pl_tuned_path(struct pl_jobs *j, const char *name, char **path, struct pl_err *err)
 {
     struct pl_job_row row;
@@ -42,7 +37,7 @@ pl_status pl_tuned_path(struct pl_jobs *j, const char *name, char **path, struct
         free(folder);
     }
     pl_row_fini(PL_TABLE_CHECKPOINTS, &c);
-    return st == PL_OK ? PL_OK : st == PL_ENOENT ? no_model(name, err) : pl_fail(err, st, "%s", pl_status_text(st));
+    return st == PL_OK ? PL_OK : st == PL_ENOENT ? pl_registry_no_model(name, err) : pl_fail(err, st, "%s", pl_status_text(st));
 }
 
 pl_status pl_tuned_job(struct pl_jobs *j, const char *name, struct pl_job_row *row, struct pl_err *err)
@@ -191,7 +186,7 @@ static pl_status find_doomed(struct pl_jobs *j, const char *name, struct doomed 
     if (st == PL_OK && strcmp(d->job.name, name) == 0 && (strcmp(d->job.status, "succeeded") != 0 || d->job.deleted))
         st = PL_ENOENT;
     if (st != PL_OK)
-        return st == PL_ENOENT ? no_model(name, err) : st;
+        return st == PL_ENOENT ? pl_registry_no_model(name, err) : st;
     q.value = d->job.id;
     if (strcmp(d->job.name, name) != 0)
         q = (struct pl_store_query){.column = "name", .value = name};
