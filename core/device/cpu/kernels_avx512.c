@@ -202,7 +202,8 @@ static void rows_block(const struct pl_cpu_part *p, uint32_t unit, uint32_t n_gr
 
 const struct pl_cpu_kernels pl_cpu_kernels_avx512 = {
     .name = "avx512", .packed = true, .quant = vec_quant, .rows_block = rows_block, .rows_float = vec_rows_float,
-    .norm = vec_norm, .rope = vec_rope, .glu = vec_glu, .act = vec_act, .round16 = vec_round16, .attn = vec_attn,
+    .norm = vec_norm, .rope = vec_rope, .glu = vec_glu, .act = vec_act, .round16 = vec_round16,
+    .query = vec_query, .attn = vec_attn, .blend = vec_blend,
     .lora_down = vec_lora_down, .lora_up = vec_lora_up,
     .rotate = vec_rotate,
 };

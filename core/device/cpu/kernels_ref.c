@@ -160,6 +160,11 @@ static float cached(const struct pl_cpu_kv_layout *l, const uint8_t *page, bool 
     return x;
 }
 
+static void query(const struct pl_cpu_kv_layout *l, const float *x, struct pl_cpu_query *q)
+{
+    memcpy(q->x, x, l->head_dim * sizeof *x);
+}
+
 /* The soft-max of one query over a segment, in two passes. */
 static void attn(struct pl_cpu_attn *a)
 {
@@ -170,7 +175,7 @@ static void attn(struct pl_cpu_attn *a)
         for (uint32_t p = 0; p < a->n_pos[i]; p++) {
             double dot = 0;
             for (uint32_t d = 0; d < l->head_dim; d++)
-                dot += (double)cached(l, a->pages[p / PL_CPU_PAGE], false, p % PL_CPU_PAGE, d) * a->q[i][d];
+                dot += (double)cached(l, a->pages[p / PL_CPU_PAGE], false, p % PL_CPU_PAGE, d) * a->q[i].x[d];
             scores[p] = (float)dot * a->scale;
             if (!(scores[p] <= a->max[i]))
                 a->max[i] = scores[p];
@@ -184,6 +189,12 @@ static void attn(struct pl_cpu_attn *a)
                 a->acc[i][d] += weight * cached(l, a->pages[p / PL_CPU_PAGE], true, p % PL_CPU_PAGE, d);
         }
     }
+}
+
+static void blend(float *total, float a, const float *x, float b, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        total[i] = total[i] * a + x[i] * b;
 }
 
 static void lora_down(const float *const *x, uint32_t n_x, const float *a, uint32_t n_a, uint32_t cols, float *y, size_t stride)
@@ -226,7 +237,7 @@ static void rotate(float *x, uint32_t n, uint32_t bits)
 
 const struct pl_cpu_kernels pl_cpu_kernels_ref = {
     .name = "ref", .packed = false, .quant = quant, .rows_block = rows_block, .rows_float = rows_float, .norm = norm,
-    .rope = rope, .glu = glu, .act = act, .round16 = round16, .attn = attn,
+    .rope = rope, .glu = glu, .act = act, .round16 = round16, .query = query, .attn = attn, .blend = blend,
     .lora_down = lora_down, .lora_up = lora_up,
     .rotate = rotate,
 };
