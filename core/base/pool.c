@@ -1,11 +1,11 @@
 /* pool: a team of threads that run one function together.
  *
  * A region is published by opening `gate` and advancing `region`; workers wait for it by spinning briefly and then on a
- * futex. Each worker has a range of the items and takes them one by one from the range's counter, so that neighbours, whose
+ * futex. Each worker has a range of the items and takes half of what is left of it each time, so that neighbours, whose
  * results share cache lines, mostly run on one processor; then it helps with the ranges of the others, so a worker that was
- * delayed takes fewer. A worker takes part only after
- * it has passed the gate; the caller closes the gate when no item is left and waits for those inside, never for one
- * that the kernel did not run: with a busy neighbour the caller goes on at its own pace.
+ * delayed takes fewer. What goes from processor to processor is kept down to a cache line each way, since that takes 0.2 us where
+ * they share no cache. A worker takes part only after it has passed the gate; the caller closes the gate when no item is left and
+ * waits for those inside, never for one that the kernel did not run: with a busy neighbour the caller goes on at its own pace.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "core/base/pool.h"
 
@@ -107,24 +107,32 @@ static inline void meanwhile(struct pl_pool *p, struct worker *w)
 #define CLOSED 0x80000000u
 #define AWAITED 0x40000000u /* the caller sleeps until they have left */
 
-/* Takes the next item of a worker's range [0, n). */
-static bool take(struct worker *of, uint64_t number, size_t n, size_t *item)
+/* Takes items [*from, *to) of a worker's range [0, n): half of what is left, since with each hand-out a processor waits until what it
+ * has written is in its cache. */
+static bool take(struct worker *of, uint64_t number, size_t n, size_t *from, size_t *to)
 {
     const uint64_t base = number << INDEX_BITS;
     uint64_t next = atomic_load_explicit(&of->next, memory_order_relaxed);
     do {
-        *item = next > base ? next - base : 0; /* the first to come begins the range */
-        if (*item >= n)
+        *from = next > base ? next - base : 0; /* the first to come begins the range */
+        if (*from >= n)
             return false;
-    } while (!atomic_compare_exchange_weak_explicit(&of->next, &next, base + *item + 1, memory_order_relaxed, memory_order_relaxed));
+        *to = *from + (n - *from + 1) / 2;
+    } while (!atomic_compare_exchange_weak_explicit(&of->next, &next, base + *to, memory_order_relaxed, memory_order_relaxed));
     return true;
+}
+
+size_t pl_pool_first(const struct pl_pool *p, size_t n, unsigned worker)
+{
+    return n * worker / p->n_workers;
 }
 
 static void take_range(const struct pl_pool *p, unsigned of, unsigned worker)
 {
-    const size_t from = p->n * of / p->n_workers, n = p->n * (of + 1) / p->n_workers - from;
-    for (size_t i; take(&p->workers[of], p->number, n, &i);)
-        p->fn(p->arg, from + i, worker);
+    const size_t first = pl_pool_first(p, p->n, of), n = pl_pool_first(p, p->n, of + 1) - first;
+    for (size_t from, to; take(&p->workers[of], p->number, n, &from, &to);)
+        for (; from < to; from++)
+            p->fn(p->arg, first + from, worker);
 }
 
 /* A range of one's own, then what others are late with: whoever has just to finish is left alone, since what he works with lies in
