@@ -100,6 +100,12 @@ static inline __attribute__((always_inline)) vf load_scale(const uint8_t *p, boo
     return half ? vf_load_f16((const uint16_t *)p) : vf_load((const float *)p);
 }
 
+/* The sum of sub-block b of a token, in all lanes */
+static inline __attribute__((always_inline)) __m512i sum_of(const struct pl_cpu_block *blocks, uint32_t b, uint32_t sub)
+{
+    return sub == 32 ? _mm512_cvtps_epi32(vf_set(blocks[b].sum)) : _mm512_set1_epi32(blocks[b / 2].sum16[b % 2]);
+}
+
 /* Two groups of 16 rows × n_t tokens; the second one's results are kept if n_groups is 2. A step feeds 4 inputs of 32 rows to
  * VPDPBUSD for every token before the next step: chains of one token after the other would fill the scheduler with instructions
  * that wait, and four inputs are loaded once for both groups. In each token, the sum of a sub-block is an exact integer, from which
@@ -111,11 +117,10 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
     const uint32_t loads = sub * bits / 32, K = p->cols, n_subs = K / sub;
     const uint32_t scale_bytes = half ? 32 : 64, quant_bytes = sub * PL_CPU_GROUP * bits / 8;
     const uint32_t next = quant_bytes + scale_bytes * (has_min ? 2 : 1); /* a group's sub-block, behind which the other's lies */
-    const int32_t *s = (sub == 16 ? x->sum16 : x->sum32) + (size_t)t0 * n_subs;
+    const struct pl_cpu_block *blocks = x->b + (size_t)t0 * (K / 32);
     const __m512i low = _mm512_set1_epi8(15);
     const __m128i offset_bits = _mm_cvtsi32_si128((int)p->offset_bits);
     const int8_t *q = x->q + (size_t)t0 * K;
-    const float *d = x->d + (size_t)t0 * (K / 32);
     vf acc[2][TOKENS];
 #pragma GCC unroll 6
     for (uint32_t i = 0; i < n_t; i++) {
@@ -127,7 +132,7 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
         __m512i dot[2][TOKENS];
 #pragma GCC unroll 6
         for (uint32_t i = 0; i < n_t; i++) {
-            const __m512i offset = _mm512_sll_epi32(_mm512_set1_epi32(s[i * n_subs + b]), offset_bits);
+            const __m512i offset = _mm512_sll_epi32(sum_of(blocks + i * (K / 32), b, sub), offset_bits);
             dot[0][i] = dot[1][i] = has_min ? _mm512_setzero_si512() : _mm512_sub_epi32(_mm512_setzero_si512(), offset);
         }
 #pragma GCC unroll 8
@@ -152,9 +157,10 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
         w += next + next - quant_bytes;
 #pragma GCC unroll 6
         for (uint32_t i = 0; i < n_t; i++) {
-            const vf dx = vf_set(d[i * (K / 32) + b * sub / 32]), y0 = _mm512_cvtepi32_ps(dot[0][i]), y1 = _mm512_cvtepi32_ps(dot[1][i]);
+            const struct pl_cpu_block *block = blocks + i * (K / 32) + b * sub / 32;
+            const vf dx = vf_set(block->d), y0 = _mm512_cvtepi32_ps(dot[0][i]), y1 = _mm512_cvtepi32_ps(dot[1][i]);
             if (has_min) {
-                const vf sum = _mm512_cvtepi32_ps(_mm512_set1_epi32(s[i * n_subs + b]));
+                const vf sum = sub == 32 ? vf_set(block->sum) : _mm512_cvtepi32_ps(_mm512_set1_epi32(block->sum16[b % 2]));
                 acc[0][i] = vf_fma(vf_fma(y0, scale0, vf_mul(min0, sum)), dx, acc[0][i]);
                 acc[1][i] = vf_fma(vf_fma(y1, scale1, vf_mul(min1, sum)), dx, acc[1][i]);
             } else {

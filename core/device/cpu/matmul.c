@@ -35,10 +35,8 @@ pl_status pl_cpu_act_reserve(struct pl_cpu_act *a, uint32_t rows, uint32_t cols)
         return PL_OK;
     pl_cpu_act_free(a);
     a->q = aligned_alloc(64, (n + 63) / 64 * 64);
-    a->d = malloc(n / 32 * sizeof(float));
-    a->sum16 = malloc(n / 16 * sizeof *a->sum16);
-    a->sum32 = malloc(n / 32 * sizeof *a->sum32);
-    a->cap = a->q != NULL && a->d != NULL && a->sum16 != NULL && a->sum32 != NULL ? n : 0;
+    a->b = aligned_alloc(64, (n / 32 * sizeof *a->b + 63) / 64 * 64);
+    a->cap = a->q != NULL && a->b != NULL ? n : 0;
     a->cols = cols;
     return a->cap != 0 ? PL_OK : PL_ENOMEM;
 }
@@ -46,9 +44,7 @@ pl_status pl_cpu_act_reserve(struct pl_cpu_act *a, uint32_t rows, uint32_t cols)
 void pl_cpu_act_free(struct pl_cpu_act *a)
 {
     free(a->q);
-    free(a->d);
-    free(a->sum16);
-    free(a->sum32);
+    free(a->b);
     *a = (struct pl_cpu_act){0};
 }
 
@@ -180,8 +176,7 @@ static void fetch_act(const struct pl_cpu_act *a, uint32_t t0, uint32_t n_t)
     const size_t from = (size_t)t0 * a->cols, n = (size_t)n_t * a->cols;
     if (n > FETCH_MOST)
         return;
-    fetch(a->d + from / 32, n / 32 * sizeof *a->d);
-    fetch(a->sum32 + from / 32, n / 32 * sizeof *a->sum32);
+    fetch(a->b + from / 32, n / 32 * sizeof *a->b);
     fetch(a->q + from, n);
 }
 

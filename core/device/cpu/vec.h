@@ -42,8 +42,7 @@ static inline __attribute__((always_inline)) void quant_four(const float *x, siz
     enum { FOUR = 4 };
     vf v[FOUR][2], most[FOUR];
     __m256i sums[FOUR];
-    float inverse[FOUR], d[FOUR];
-    int32_t first[FOUR], last[FOUR];
+    float inverse[FOUR];
     for (uint32_t i = 0; i < FOUR; i++) {
         const float *block = x + (i < n ? i : 0) * x_stride;
         v[i][0] = vf_load(block), v[i][1] = vf_load(block + VF);
@@ -52,7 +51,7 @@ static inline __attribute__((always_inline)) void quant_four(const float *x, siz
     const __m128i bits = vf_largest_bits(most[0], most[1], most[2], most[3]);
     const __m128i finite = _mm_cmplt_epi32(bits, _mm_set1_epi32(0x7f800000));
     const __m128 max = _mm_blendv_ps(_mm_set1_ps(NAN), _mm_castsi128_ps(bits), _mm_castsi128_ps(finite)), top = _mm_set1_ps(127);
-    _mm_storeu_ps(d, _mm_div_ps(max, top));
+    __m128 d = _mm_div_ps(max, top);
     _mm_storeu_ps(inverse, _mm_and_ps(_mm_div_ps(top, max), _mm_cmpgt_ps(max, _mm_set1_ps(PL_CPU_TINY))));
     for (uint32_t i = 0; i < FOUR; i++) {
         const __m256i q = vf_round_i8(vf_mul(v[i][0], vf_set(inverse[i])), vf_mul(v[i][1], vf_set(inverse[i])));
@@ -61,14 +60,12 @@ static inline __attribute__((always_inline)) void quant_four(const float *x, siz
         sums[i] = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), q), _mm256_set1_epi16(1));
     }
     const __m256i all = _mm256_hadd_epi32(_mm256_hadd_epi32(sums[0], sums[1]), _mm256_hadd_epi32(sums[2], sums[3]));
-    _mm_storeu_si128((void *)first, _mm256_castsi256_si128(all));
-    _mm_storeu_si128((void *)last, _mm256_extracti128_si256(all, 1));
-    for (uint32_t i = 0; i < FOUR && i < n; i++) {
-        to.d[i * to.stride] = d[i];
-        to.sum16[2 * i * to.stride] = first[i];
-        to.sum16[2 * i * to.stride + 1] = last[i];
-        to.sum32[i * to.stride] = first[i] + last[i];
-    }
+    __m128 first = _mm_castsi128_ps(_mm256_castsi256_si128(all)), last = _mm_castsi128_ps(_mm256_extracti128_si256(all, 1));
+    __m128 sum = _mm_cvtepi32_ps(_mm_add_epi32(_mm_castps_si128(first), _mm_castps_si128(last)));
+    _MM_TRANSPOSE4_PS(d, sum, first, last); /* now what belongs to one block each */
+    const __m128 blocks[FOUR] = {d, sum, first, last};
+    for (uint32_t i = 0; i < FOUR && i < n; i++)
+        _mm_storeu_ps(&to.b[i * to.stride].d, blocks[i]);
 }
 
 static void vec_quant(const float *x, size_t x_stride, uint32_t n, const struct pl_cpu_blocks *to)
