@@ -112,7 +112,8 @@ static inline __attribute__((always_inline)) __m512i sum_of(const struct pl_cpu_
  * the offset's part is taken at the start; scale, minimum and the token's scale are applied once per sub-block, in order. */
 static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part *p, const uint8_t *w, uint32_t n_groups,
                                                        const struct pl_cpu_act *x, uint32_t t0, uint32_t bits, uint32_t sub,
-                                                       bool has_min, bool half, uint32_t n_t, float *out, size_t stride, bool add)
+                                                       bool has_min, bool half, uint32_t n_t, float *out, size_t stride, bool add,
+                                                       uint32_t ahead, uint32_t ahead_step)
 {
     const uint32_t loads = sub * bits / 32, K = p->cols, n_subs = K / sub;
     const uint32_t scale_bytes = half ? 32 : 64, quant_bytes = sub * PL_CPU_GROUP * bits / 8;
@@ -148,9 +149,8 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
                 step_dots(v0, v1, in, K, n_t, dot);
             }
         }
-#pragma GCC unroll 20
-        for (uint32_t at = 0; at < 2 * next; at += 64)
-            _mm_prefetch((const char *)w + p->unit_bytes + at, _MM_HINT_T0); /* of the next unit */
+        for (uint32_t at = ahead; at < 2 * next; at += ahead_step)
+            _mm_prefetch((const char *)w + p->unit_bytes + at, _MM_HINT_T0); /* of the next unit, other lines than the tiles beside this one */
         w += quant_bytes;
         const vf scale0 = load_scale(w, half), scale1 = load_scale(w + next, half);
         const vf min0 = has_min ? load_scale(w + scale_bytes, half) : scale0, min1 = has_min ? load_scale(w + next + scale_bytes, half) : scale1;
@@ -183,14 +183,16 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
                                                          const struct pl_cpu_act *x, uint32_t t0, uint32_t n_t,        \
                                                          float *out, size_t stride, bool add)                          \
     {                                                                                                                  \
-        for (uint32_t left = (n_t + TOKENS - 1) / TOKENS, n; left > 0; left--, n_t -= n, t0 += n, out += n * stride) { \
+        const uint32_t n_tiles = (n_t + TOKENS - 1) / TOKENS;                                                          \
+        for (uint32_t left = n_tiles, n; left > 0; left--, n_t -= n, t0 += n, out += n * stride) {                     \
+            const uint32_t ahead = 64 * (n_tiles - left), step = 64 * n_tiles;                                         \
             switch (n = (n_t + left - 1) / left) {                                                                     \
-            case 1: tile(p, w, n_groups, x, t0, bits, sub, has_min, half, 1, out, stride, add); break;                 \
-            case 2: tile(p, w, n_groups, x, t0, bits, sub, has_min, half, 2, out, stride, add); break;                 \
-            case 3: tile(p, w, n_groups, x, t0, bits, sub, has_min, half, 3, out, stride, add); break;                 \
-            case 4: tile(p, w, n_groups, x, t0, bits, sub, has_min, half, 4, out, stride, add); break;                 \
-            case 5: tile(p, w, n_groups, x, t0, bits, sub, has_min, half, 5, out, stride, add); break;                 \
-            default: tile(p, w, n_groups, x, t0, bits, sub, has_min, half, TOKENS, out, stride, add);                  \
+            case 1: tile(p, w, n_groups, x, t0, bits, sub, has_min, half, 1, out, stride, add, ahead, step); break;    \
+            case 2: tile(p, w, n_groups, x, t0, bits, sub, has_min, half, 2, out, stride, add, ahead, step); break;    \
+            case 3: tile(p, w, n_groups, x, t0, bits, sub, has_min, half, 3, out, stride, add, ahead, step); break;    \
+            case 4: tile(p, w, n_groups, x, t0, bits, sub, has_min, half, 4, out, stride, add, ahead, step); break;    \
+            case 5: tile(p, w, n_groups, x, t0, bits, sub, has_min, half, 5, out, stride, add, ahead, step); break;    \
+            default: tile(p, w, n_groups, x, t0, bits, sub, has_min, half, TOKENS, out, stride, add, ahead, step);     \
             }                                                                                                          \
         }                                                                                                              \
     }

@@ -30,7 +30,7 @@ static inline __attribute__((always_inline)) __m256i sum_of(const struct pl_cpu_
 /* As in AVX-512, with the two halves of one group of 16 rows where two groups are there. */
 static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part *p, const uint8_t *w, const struct pl_cpu_act *x,
                                                        uint32_t t0, uint32_t bits, uint32_t sub, bool has_min, bool half,
-                                                       uint32_t n_t, float *out, size_t stride, bool add)
+                                                       uint32_t n_t, float *out, size_t stride, bool add, uint32_t ahead, uint32_t ahead_step)
 {
     const uint32_t loads = sub * bits / 32, K = p->cols, n_subs = K / sub;
     const uint32_t scale_bytes = half ? 32 : 64, quant_bytes = sub * PL_CPU_GROUP * bits / 8;
@@ -62,9 +62,8 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
                 step_dots(v0, v1, in, K, n_t, dot);
             }
         }
-#pragma GCC unroll 10
-        for (uint32_t ahead = 0; ahead < one; ahead += 64)
-            _mm_prefetch((const char *)w + p->unit_bytes + ahead, _MM_HINT_T0); /* the same group of the next unit */
+        for (uint32_t at = ahead; at < one; at += ahead_step)
+            _mm_prefetch((const char *)w + p->unit_bytes + at, _MM_HINT_T0); /* the same group of the next unit */
         const vf scale = load_scale(w + quant_bytes, half), min = has_min ? load_scale(w + quant_bytes + scale_bytes, half) : scale;
 #pragma GCC unroll 4
         for (uint32_t i = 0; i < n_t; i++) {
@@ -87,12 +86,14 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
                                                          const struct pl_cpu_act *x, uint32_t t0, uint32_t n_t,        \
                                                          float *out, size_t stride, bool add)                          \
     {                                                                                                                  \
-        for (uint32_t left = (n_t + TOKENS - 1) / TOKENS, n; left > 0; left--, n_t -= n, t0 += n, out += n * stride) { \
+        const uint32_t n_tiles = (n_t + TOKENS - 1) / TOKENS;                                                          \
+        for (uint32_t left = n_tiles, n; left > 0; left--, n_t -= n, t0 += n, out += n * stride) {                     \
+            const uint32_t ahead = 64 * (n_tiles - left), step = 64 * n_tiles;                                         \
             switch (n = (n_t + left - 1) / left) {                                                                     \
-            case 1: tile(p, w, x, t0, bits, sub, has_min, half, 1, out, stride, add); break;                           \
-            case 2: tile(p, w, x, t0, bits, sub, has_min, half, 2, out, stride, add); break;                           \
-            case 3: tile(p, w, x, t0, bits, sub, has_min, half, 3, out, stride, add); break;                           \
-            default: tile(p, w, x, t0, bits, sub, has_min, half, TOKENS, out, stride, add);                            \
+            case 1: tile(p, w, x, t0, bits, sub, has_min, half, 1, out, stride, add, ahead, step); break;              \
+            case 2: tile(p, w, x, t0, bits, sub, has_min, half, 2, out, stride, add, ahead, step); break;              \
+            case 3: tile(p, w, x, t0, bits, sub, has_min, half, 3, out, stride, add, ahead, step); break;              \
+            default: tile(p, w, x, t0, bits, sub, has_min, half, TOKENS, out, stride, add, ahead, step);               \
             }                                                                                                          \
         }                                                                                                              \
     }
