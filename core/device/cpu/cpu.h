@@ -111,12 +111,16 @@ static inline uint8_t *pl_cpu_head_page(const struct pl_kvdev *kv, uint32_t laye
     return kv->data + (page - at) * kv->page_bytes + (layer * kv->shape.n_kv_heads + head) * kv->head_bytes + (size_t)at * kv->layout.piece;
 }
 
-/* Activations quantized for block types: int8 per 32 inputs with scale d = max|x| / 127; sum16 and sum32 are the sums of 16 or
- * 32 quants, for the minimum term. */
+/* What belongs to 32 quants: their scale, max|x| / 127, and for the minimum term their sum, a whole number, and those of each half. */
+struct pl_cpu_block {
+    float d, sum;
+    int32_t sum16[2];
+};
+
+/* Activations quantized for block types */
 struct pl_cpu_act {
     int8_t *q;              /* [T][K] */
-    float *d;               /* [T][K / 32] */
-    int32_t *sum16, *sum32; /* [T][K / 16], [T][K / 32] */
+    struct pl_cpu_block *b; /* [T][K / 32] */
     uint32_t cols;
     size_t cap; /* elements of q */
 };
@@ -124,15 +128,13 @@ struct pl_cpu_act {
 /* Where quantized blocks of 32 go: those of a row or, one under the other, of some rows. */
 struct pl_cpu_blocks {
     int8_t *q;
-    float *d;
-    int32_t *sum16, *sum32;
-    size_t q_stride, stride; /* from one block to the next: of q, and of d and sum32 */
+    struct pl_cpu_block *b;
+    size_t q_stride, stride; /* from one block to the next: of q, and of b */
 };
 
 static inline struct pl_cpu_blocks pl_cpu_blocks_from(const struct pl_cpu_blocks *b, size_t i)
 {
-    return (struct pl_cpu_blocks){b->q + i * b->q_stride, b->d + i * b->stride, b->sum16 + 2 * i * b->stride, b->sum32 + i * b->stride,
-                                  b->q_stride, b->stride};
+    return (struct pl_cpu_blocks){b->q + i * b->q_stride, b->b + i * b->stride, b->q_stride, b->stride};
 }
 
 /* A buffer whose rows a product has once read as quantized activations (`wanted`) gets them from whatever writes rows to
@@ -262,7 +264,7 @@ bool pl_cpu_writes(pl_view out);
 static inline struct pl_cpu_blocks pl_cpu_act_row(const struct pl_cpu_act *a, uint32_t row, uint32_t from)
 {
     const size_t at = (size_t)row * a->cols + from;
-    return (struct pl_cpu_blocks){a->q + at, a->d + at / 32, a->sum16 + at / 16, a->sum32 + at / 32, 32, 1};
+    return (struct pl_cpu_blocks){a->q + at, a->b + at / 32, 32, 1};
 }
 /* Quantizes n columns of a row from column `from` (a multiple of 32) into the buffer's act. */
 static inline void pl_cpu_quant(const struct pl_cpu *cpu, pl_view v, uint32_t row, uint32_t from, uint32_t n)

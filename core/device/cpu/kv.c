@@ -144,16 +144,15 @@ static void round_head(const struct pl_cpu_kernels *kernels, const struct pl_cpu
                        uint8_t *row, uint16_t *scales, uint32_t at)
 {
     _Alignas(64) float x[PL_CPU_MAX_DIM] = {0};
-    float d[PL_CPU_MAX_DIM / 32];
-    int32_t sums[3 * PL_CPU_MAX_DIM / 32];
+    struct pl_cpu_block blocks[PL_CPU_MAX_DIM / 32];
     const uint32_t n = (l->head_dim + 31) / 32 * 32;
     memcpy(x, in, l->head_dim * sizeof *x);
     kernels->rotate(x, l->head_dim, l->rotate_bits);
-    kernels->quant(x, 32, n / 32, &(struct pl_cpu_blocks){(int8_t *)row, d, sums, sums + n / 16, 32, 1});
+    kernels->quant(x, 32, n / 32, &(struct pl_cpu_blocks){(int8_t *)row, blocks, 32, 1});
     for (uint32_t i = 0; i < n; i++)
         row[i] = (uint8_t)(row[i] + offset);
     for (uint32_t b = 0; b < n / 32; b++)
-        scales[b * PL_CPU_PAGE + at] = pl_f32_to_f16(d[b]);
+        scales[b * PL_CPU_PAGE + at] = pl_f32_to_f16(blocks[b].d);
 }
 
 static void write_token(const struct kv_job *j, uint32_t t)
