@@ -52,7 +52,9 @@ struct pl_cuda_stage {
 
 /* Memory that an operation needs while it runs; the next one that takes the same kind may overwrite it. */
 enum pl_cuda_scratch_kind { PL_CUDA_SCRATCH_PRODUCT, PL_CUDA_SCRATCH_SPLIT, PL_CUDA_SCRATCH_QUANT, PL_CUDA_SCRATCH_ATTN, PL_CUDA_SCRATCH_LORA,
-                            PL_CUDA_SCRATCH_SAMPLE, PL_CUDA_SCRATCH_RANKS, PL_CUDA_SCRATCH_KINDS };
+                            PL_CUDA_SCRATCH_SAMPLE, PL_CUDA_SCRATCH_RANKS,
+                            /* of training: rounded operands, a panel of a weight, logits, and what rows or columns come to */
+                            PL_CUDA_SCRATCH_LEFT, PL_CUDA_SCRATCH_RIGHT, PL_CUDA_SCRATCH_LOGITS, PL_CUDA_SCRATCH_SUMS, PL_CUDA_SCRATCH_KINDS };
 
 /* Steps of decodes as CUDA graphs (record.c). */
 enum { PL_CUDA_RECORDED = 64 };
@@ -86,6 +88,7 @@ struct pl_cuda {
     bool has_halves, has_blocks; /* weights of f16 or bf16, and of block types */
     cudaStream_t stream;
     struct pl_cublas blas;
+    bool bf16; /* products of training take their operands so */
     struct pl_device_id id;
     struct pl_nccl *nccl; /* between ranks; NULL = there is none */
     atomic_bool lost;
