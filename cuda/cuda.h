@@ -125,9 +125,13 @@ static inline float *pl_cuda_vector(pl_view v)
 
 /* What a CUDA call says as a status: PL_ENOMEM where memory is out, PL_EDEVICE for all else and ever after. */
 pl_status pl_cuda_check(struct pl_cuda *c, cudaError_t e, const char *what) PL_MUST_CHECK;
+/* The same for what cuBLAS says. */
+pl_status pl_cuda_check_blas(struct pl_cuda *c, int status) PL_MUST_CHECK;
 /* Before bytes are copied between the stream and the host's pageable memory, which waits for the stream without an eye on the other
  * ranks: between ranks, waits with one. */
 pl_status pl_cuda_settle(struct pl_cuda *c, const char *what) PL_MUST_CHECK;
+/* Waits for all that is enqueued. */
+pl_status pl_cuda_sync(struct pl_cuda *c, const char *what) PL_MUST_CHECK;
 /* Every operation that uploads begins with this: empties the stage when no step runs. */
 pl_status pl_cuda_begin(struct pl_cuda *c) PL_MUST_CHECK;
 /* Host bytes on the device until the step, or the operation outside of a step, ends. NULL: out of memory, or the device is lost. */

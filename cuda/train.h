@@ -17,6 +17,9 @@ static inline struct pl_cuda_mat pl_cuda_mat_or_none(pl_view v)
     return v.buf != NULL ? pl_cuda_mat(v) : (struct pl_cuda_mat){NULL, 0, 0, 0};
 }
 
+/* The weight's parts: those of a frozen one, or its values as one. */
+struct pl_cuda_parts pl_cuda_train_parts(const struct pl_train_mat *w);
+
 /* train_mm.c: products, and what is made of them */
 pl_status pl_cuda_train_linear(struct pl_device *dev, pl_view out, pl_view x, const struct pl_train_mat *w, pl_view bias, float alpha, bool add);
 pl_status pl_cuda_train_linear_dx(struct pl_device *dev, pl_view dx, pl_view dy, const struct pl_train_mat *w, float alpha, bool add);

@@ -11,6 +11,42 @@ extern "C" {
 
 /* ---- train_mm.cu: around cuBLAS ---------------------------------------------------------------------------------------------- */
 
+/* Rows [first, first + n) of a part of any type as float32 or bf16; rows of out begin `stride` elements apart. Of block types, first is a
+ * multiple of PL_CUDA_EXPAND_STEP. */
+enum { PL_CUDA_EXPAND_STEP = 8 };
+cudaError_t pl_cuda_expand(cudaStream_t s, const struct pl_cuda_part *w, uint32_t first, uint32_t n, bool bf16, void *out, size_t stride);
+/* out (+)= bias, in each row */
+cudaError_t pl_cuda_bias(cudaStream_t s, struct pl_cuda_mat out, const float *bias, bool add);
+/* out += x */
+cudaError_t pl_cuda_add(cudaStream_t s, struct pl_cuda_mat out, struct pl_cuda_mat x);
+/* sums[cols] += the sums of x's columns */
+cudaError_t pl_cuda_sum_columns(cudaStream_t s, float *sums, struct pl_cuda_mat x);
+
+/* Cross-entropy of rows of logits: logp = log-probability of the row's target, best = whether none is likelier. With weights, the logits
+ * become the gradient of Σ -weight * logp. */
+struct pl_cuda_loss_job {
+    struct pl_cuda_mat logits;
+    const uint32_t *targets; /* [rows], as what follows */
+    const float *weight;     /* NULL = none */
+    double *logp;
+    bool *best;
+};
+cudaError_t pl_cuda_loss(cudaStream_t s, struct pl_cuda_loss_job l);
+
+/* ---- train_params.cu: parameters ---------------------------------------------------------------------------------------------- */
+
+/* dw[rows[g]] += the rows order[start[g]] … order[start[g + 1] - 1] of dy, one after the other, for n different rows */
+cudaError_t pl_cuda_embed_dw(cudaStream_t s, struct pl_cuda_mat dw, struct pl_cuda_mat dy, const uint32_t *rows, const uint32_t *start,
+                             const uint32_t *order, uint32_t n);
+/* sums[i] = Σ x² of the i-th PL_CUDA_SQUARES values */
+enum { PL_CUDA_SQUARES = 1 << 16 };
+cudaError_t pl_cuda_squares(cudaStream_t s, double *sums, const float *x, size_t n);
+/* As pl_adamw says; keep = 1 - rate * decay, step = rate / correct1, root = 1 / sqrt(correct2) */
+struct pl_cuda_adamw_step {
+    float beta1, beta2, eps, scale, keep, step, root;
+};
+cudaError_t pl_cuda_adamw(cudaStream_t s, float *w, float *g, float *m, float *v, size_t n, struct pl_cuda_adamw_step o);
+
 /* ---- train_rows.cu: row by row ------------------------------------------------------------------------------------------------ */
 
 /* ---- train_attn.cu ------------------------------------------------------------------------------------------------------------ */
