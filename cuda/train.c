@@ -148,4 +148,17 @@ const struct pl_train_ops pl_cuda_train_ops = {
     .sum_squares = pl_cuda_train_sum_squares,
     .adamw = pl_cuda_train_adamw,
 
+    .norm = pl_cuda_train_norm,
+    .norm_d = pl_cuda_train_norm_d,
+    .rope_table = pl_cuda_train_rope_table,
+    .rope = pl_cuda_train_rope,
+    .attn = pl_cuda_train_attn,
+    .attn_d = pl_cuda_train_attn_d,
+    .glu = pl_cuda_train_glu,
+    .glu_d = pl_cuda_train_glu_d,
+    .act = pl_cuda_train_act,
+    .act_d = pl_cuda_train_act_d,
+    .dropout = pl_cuda_train_dropout,
+    .gather = pl_cuda_train_gather,
+    .gather_d = pl_cuda_train_gather_d,
 };

@@ -49,7 +49,33 @@ cudaError_t pl_cuda_adamw(cudaStream_t s, float *w, float *g, float *m, float *v
 
 /* ---- train_rows.cu: row by row ------------------------------------------------------------------------------------------------ */
 
+/* Norms, activations and gathers that inference has too are those of kernels.h. */
+enum { PL_CUDA_NORM_PIECE = 64 /* rows whose gradients of gain and bias are summed first */ };
+/* Of work, for so many rows and columns. */
+size_t pl_cuda_norm_d_floats(uint32_t rows, uint32_t cols);
+/* dx (+)= …; dgain and dbias += …, NULL = not wanted */
+cudaError_t pl_cuda_norm_d(cudaStream_t s, bool layer, struct pl_cuda_mat dx, float *dgain, float *dbias, struct pl_cuda_mat dy, struct pl_cuda_mat x,
+                           const float *gain, float eps, bool add, float *work);
+/* table[T, n]: n / 2 cosines, then as many sines */
+cudaError_t pl_cuda_rope_table(cudaStream_t s, struct pl_cuda_mat table, const float *freq, const uint32_t *pos);
+/* halves: pairs (i, i + n/2), else (2i, 2i + 1) */
+cudaError_t pl_cuda_rotate(cudaStream_t s, bool halves, struct pl_cuda_mat x, uint32_t head_dim, struct pl_cuda_mat table, bool inverse);
+cudaError_t pl_cuda_act(cudaStream_t s, bool gelu, struct pl_cuda_mat out, struct pl_cuda_mat x);
+cudaError_t pl_cuda_act_d(cudaStream_t s, bool gelu, struct pl_cuda_mat dx, struct pl_cuda_mat dout, struct pl_cuda_mat x);
+cudaError_t pl_cuda_glu_d(cudaStream_t s, bool gelu, struct pl_cuda_mat dx, struct pl_cuda_mat dout, struct pl_cuda_mat x);
+cudaError_t pl_cuda_dropout(cudaStream_t s, struct pl_cuda_mat out, struct pl_cuda_mat x, float share, uint64_t key, bool add);
+/* out[rows[i]] = x[i], all else 0 */
+cudaError_t pl_cuda_scatter(cudaStream_t s, struct pl_cuda_mat out, struct pl_cuda_mat x, const uint32_t *rows);
+
 /* ---- train_attn.cu ------------------------------------------------------------------------------------------------------------ */
+
+/* Of queries, or keys, of sequences [start[s], start[s + 1]), which are the host's. */
+uint32_t pl_cuda_causal_tiles(const uint32_t *start, uint32_t n_seqs);
+cudaError_t pl_cuda_causal(cudaStream_t s, struct pl_cuda_mat out, struct pl_cuda_mat lse, struct pl_cuda_mat qkv, uint32_t head_dim, float scale,
+                           const uint32_t *start, uint32_t n_seqs, uint32_t n_tiles);
+/* along: [T][H] to work in */
+cudaError_t pl_cuda_causal_d(cudaStream_t s, struct pl_cuda_mat dqkv, struct pl_cuda_mat dout, struct pl_cuda_mat out, struct pl_cuda_mat lse,
+                             struct pl_cuda_mat qkv, uint32_t head_dim, float scale, const uint32_t *start, uint32_t n_seqs, uint32_t n_tiles, float *along);
 
 #ifdef __cplusplus
 }
