@@ -6,7 +6,7 @@
 
 #include "core/base/clock.h"
 #include "core/base/version.h"
-#include "cuda/cuda.h"
+#include "cuda/train.h"
 
 /* ---- errors ------------------------------------------------------------------------------------------------------------ */
 
@@ -420,6 +420,7 @@ static const struct pl_device_ops cuda_ops = {
     .embed = pl_cuda_embed_op, .norm = pl_cuda_norm_op, .matmul = pl_cuda_matmul_op, .matmul_glu = pl_cuda_matmul_glu_op,
     .lora = pl_cuda_lora_op, .rope = pl_cuda_rope_op, .kv_write = pl_cuda_kv_write_op, .attn = pl_cuda_attn_op, .act = pl_cuda_act_op,
     .gather = pl_cuda_gather_op, .sample = pl_cuda_sample_op, .links = &pl_nccl_links,
+    .train = &pl_cuda_train_ops,
 };
 
 /* One line for each way in which a machine may not be able to. */
