@@ -13,7 +13,7 @@
 #include "core/model/weights.h"
 #include "core/train/random.h"
 
-enum { MAX_ROWS = 32, MAX_PARTS = 4, ALIGN_FLOATS = 16 };
+enum { MAX_ROWS = 32, MAX_PARTS = 4, ALIGN_FLOATS = 16, PUT_AT_ONCE = 1 << 18 /* values */ };
 
 struct row {
     enum { MATRIX, VECTOR } kind;
@@ -65,15 +65,18 @@ static void name_param(struct builder *b, const char *name, const char *part, in
     b->n_params++;
 }
 
-/* Values of a tensor into a buffer. */
+/* Values of a tensor into a buffer, some rows at a time. */
 static pl_status put_tensor(struct builder *b, struct pl_dbuf *buf, size_t offset, const struct pl_gguf_tensor *t, uint32_t rows, uint32_t cols)
 {
-    float *values = malloc((size_t)cols * sizeof *values);
+    const uint32_t fit = PUT_AT_ONCE / cols > 0 ? PUT_AT_ONCE / cols : 1, at_once = fit < rows ? fit : rows;
+    float *values = malloc((size_t)at_once * cols * sizeof *values);
     pl_status rc = values == NULL ? PL_ENOMEM : PL_OK;
     const size_t row_bytes = pl_dtype_row_bytes(t->dtype, cols);
-    for (uint32_t r = 0; r < rows && rc == PL_OK; r++) {
-        pl_dequant_row(t->dtype, (const char *)t->data + r * row_bytes, values, cols);
-        rc = b->n->dev->ops->put(b->n->dev, buf, offset + (size_t)r * cols, values, cols);
+    for (uint32_t r = 0, n; r < rows && rc == PL_OK; r += n) {
+        n = rows - r < at_once ? rows - r : at_once;
+        for (uint32_t i = 0; i < n; i++)
+            pl_dequant_row(t->dtype, (const char *)t->data + (r + i) * row_bytes, values + (size_t)i * cols, cols);
+        rc = b->n->dev->ops->put(b->n->dev, buf, offset + (size_t)r * cols, values, (size_t)n * cols);
     }
     free(values);
     return rc;
@@ -403,11 +406,14 @@ pl_status pl_net_set_adapter(struct pl_net *n, const struct pl_adapter *a, struc
     return PL_OK;
 }
 
-pl_status pl_net_adapter(const struct pl_net *n, struct pl_adapter *out, struct pl_err *err)
+pl_status pl_net_adapter(const struct pl_net *n, struct pl_adapter *out, float **values, struct pl_err *err)
 {
-    const float *w = n->dev->ops->host(n->dev, n->w);
-    if (w == NULL)
-        return pl_fail(err, PL_ENOTSUP, "the device's memory cannot be read in place");
+    float *w = *values = malloc((n->n_trained > 0 ? n->n_trained : 1) * sizeof *w);
+    const pl_status rc = w == NULL ? PL_ENOMEM : n->dev->ops->get(n->dev, n->w, 0, w, n->n_trained);
+    if (rc != PL_OK) {
+        free(w);
+        return pl_fail(err, rc, "the adapters' values: %s", pl_status_text(rc));
+    }
     *out = (struct pl_adapter){.arch = n->spec.arch, .rslora = n->o.rslora, .pairs = pl_xcalloc(n->n_params / 2 + 1, sizeof *out->pairs)};
     for (uint32_t i = 0; i < n->spec.n_layers; i++)
         for (int target = 0; target < PL_TARGET_COUNT; target++)
@@ -418,7 +424,7 @@ pl_status pl_net_adapter(const struct pl_net *n, struct pl_adapter *out, struct 
                         continue;
                     out->pairs[out->n_pairs++] = (struct pl_lora_pair){
                         .layer = i, .target = l->target, .rank = n->o.rank, .alpha = n->o.alpha, .scale = n->lora_scale,
-                        .a = (float *)w + l->a.w.values.offset, .b = (float *)w + l->b.w.values.offset};
+                        .a = w + l->a.w.values.offset, .b = w + l->b.w.values.offset};
                 }
     return PL_OK;
 }
