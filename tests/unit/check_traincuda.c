@@ -324,6 +324,29 @@ START_TEST(products)
 }
 END_TEST
 
+/* Operands in bf16 are the nearest there are, even ones where two are as near. */
+START_TEST(operands_are_rounded)
+{
+    enum { T = 6 };
+    static const float in[T] = {1, 1 + 0x1p-8f, 1 + 0x3p-8f, -1 - 0x1.02p-8f, 0x1.fffp9f, 0}, rounded[T] = {1, 1, 1 + 0x2p-7f, -1 - 0x1p-7f, 0x1p10f, 0};
+    struct bed b;
+    if (!bed_open(&b))
+        return;
+    struct pl_device *dev = b.dev[CUDA];
+    const struct pl_train_ops *t = dev->ops->train;
+    const struct mat x = new_mat(&b, T, 1, 1), one = new_mat(&b, 1, 1, 1), out = new_mat(&b, T, 1, 1);
+    const struct pl_train_mat m = plain(one, CUDA);
+    float got[T];
+    OK(t->set_precision(dev, PL_MM_BF16, NULL));
+    OK(dev->ops->put_rows(dev, x.v[CUDA], in));
+    OK(dev->ops->put(dev, one.v[CUDA].buf, one.v[CUDA].offset, rounded, 1));
+    OK(t->linear(dev, out.v[CUDA], x.v[CUDA], &m, pl_view_none(), 1, false));
+    OK(dev->ops->get_rows(dev, out.v[CUDA], got));
+    ck_assert_mem_eq(got, rounded, sizeof got);
+    bed_close(&b);
+}
+END_TEST
+
 /* A weight of two parts that takes several panels */
 static void check_frozen(struct bed *b, pl_dtype type, uint32_t T, uint32_t N, uint32_t K, bool bf16)
 {
@@ -514,6 +537,7 @@ START_TEST(failures)
     const struct pl_train_ops *t = dev->ops->train;
     double sum;
     ck_assert_int_eq(t->linear(dev, wide.v[CUDA], x.v[CUDA], &m, pl_view_none(), 1, false), PL_EINVAL);
+    ck_assert_int_eq(t->linear(dev, out.v[CUDA], x.v[CUDA], &m, pl_view_rows(w_.v[CUDA], 0, 1), 1, true), PL_EINVAL);
     ck_assert_int_eq(t->linear_dx(dev, wide.v[CUDA], x.v[CUDA], &m, 1, false), PL_EINVAL);
     ck_assert_int_eq(t->linear_dw(dev, w_.v[CUDA], pl_view_none(), wide.v[CUDA], x.v[CUDA]), PL_EINVAL);
     ck_assert_int_eq(t->sum_squares(dev, x.v[CUDA], &sum), PL_EINVAL);
@@ -559,6 +583,7 @@ Suite *suite_traincuda(void)
     tcase_add_test(tc, dropout);
     tcase_add_test(tc, gathers);
     tcase_add_test(tc, products);
+    tcase_add_test(tc, operands_are_rounded);
     tcase_add_test(tc, frozen_weights);
     tcase_add_test(tc, heads);
     tcase_add_test(tc, best_tokens);
