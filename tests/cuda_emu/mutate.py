@@ -105,7 +105,7 @@ MUTANTS = [
     ("training, blocks: no barrier", "train_mm.cu", "__syncwarp();\n        for", "for"),
     ("training, blocks: no barrier", "train_mm.cu", "mine[l][lane]);\n        }\n        __syncwarp();", "mine[l][lane]);\n        }"),
     ("training, panels", "train_mm.c", "p->first += p->n;", "p->first = p->row;"),
-    ("training, panels", "train_mm.c", "left < most ? left : (uint32_t)most", "left <= most ? left : (uint32_t)most + 8"),
+    ("training, panels", "train_mm.c", "left < most ? left : (uint32_t)most", "left < most ? left : (uint32_t)most - 4"),
     ("training, panels", "train_mm.c", ".beta = add || p.first > 0", ".beta = add"),
     ("training, biases", "train_mm.cu", "= bias[i];", "= bias[i > 0 ? i - 1 : 0];"),
     ("training, biases", "train_mm.c", ".beta = add || bias != NULL", ".beta = add"),

@@ -451,7 +451,7 @@ START_TEST(best_tokens)
     struct bed b;
     if (!bed_open(&b))
         return;
-    w_[599][0] = 2, w_[7][1] = w_[500][1] = 3, w_[9][2] = 1e-6f;
+    w_[599][0] = 2, w_[7][1] = w_[500][1] = 3, w_[500][2] = 1e-6f;
     const struct mat x = new_mat(&b, R, C, 1), m = new_mat(&b, V, C, 1);
     EVERYWHERE (&b) {
         double logp[R];
