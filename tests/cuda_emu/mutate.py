@@ -209,7 +209,7 @@ def main():
     passed = failed = 0
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         for family, name, what, ok in pool.map(lambda c: check(*c, args), chosen):
-            print(f"{'caught' if ok else 'FAILED':8}{family:32}{name:10}{what[:110]}", flush=True)
+            print(f"{'caught' if ok else 'FAILED':8}{family:38}{name:18}{what[:110]}", flush=True)
             passed, failed = passed + ok, failed + (not ok)
     print(f"{passed} passed, {failed} failed")
     return failed != 0
