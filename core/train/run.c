@@ -586,6 +586,8 @@ pl_train_exit pl_train_run(const char *folder, const struct pl_train_options *op
     } else if (rc == PL_OK && (rc = finish(&r)) == PL_OK) {
         result = PL_TRAIN_DONE;
     }
+    if (rc != PL_OK && r.err->msg[0] == '\0')
+        (void)!pl_fail(r.err, rc, "%s", pl_status_text(rc));
     if (rc == PL_ESTOPPED) /* while it answered: the next run begins with that */
         result = PL_TRAIN_PAUSED;
     else if (rc == PL_ENOSPC)

@@ -9,7 +9,8 @@ import subprocess
 
 import pytest
 
-from conftest import EMULATED, SLOW, device_args, until
+import test_finetune_real as real
+from conftest import EMULATED, SLOW, client_of, device_args, until, upload
 from test_eval import figures
 from test_train import PARLEY, base, lines, make_job, result, run, scores, steps_once, steps_written  # noqa: F401 (base is a fixture)
 
@@ -80,9 +81,9 @@ def test_a_gpu_that_is_lost(tmp_path, base):
     """The folder says nothing of it, and the next run goes on."""
     quiet, other = job(tmp_path / "quiet", base), job(tmp_path / "other", base)
     on_gpu(quiet)
-    for launches in (3000, 5000):
-        done = on_gpu(other, check=1, env={"PARLEY_EMU_FAULT": f"lost:{launches}"})
-        assert "illegal memory access" in done.stderr and lines(other, "failed") == []
+    for waits in (30, 120):  # as the model is loaded; on the way
+        done = on_gpu(other, check=1, env={"PARLEY_EMU_FAULT": f"lost:{waits}"})
+        assert "illegal memory access" in done.stderr and "device failure" in done.stderr and b"failed" not in (other / "progress.jsonl").read_bytes()
     assert steps_written(other) > 0
     on_gpu(other)
     assert result(other) == result(quiet)
@@ -151,3 +152,20 @@ def test_evaluation(tmp_path, base):
 def test_bench(base):
     done = subprocess.run([PARLEY, "train", "--bench", "2x8x1", "--model", base, *GPU], capture_output=True, text=True, timeout=60 * SLOW)
     assert done.returncode == 0 and json.loads(done.stdout)["tok_s"] > 0, done
+
+
+def test_jobs_of_a_daemon(start, tmp_path, tiny):
+    """train-device is the worker's; the daemon itself serves from the CPU here."""
+    d = start("--device", "cpu", "--train-device", "cuda:1", "--cuda-library", EMULATED, "--data-dir", tmp_path / "data", *real.ROOM[:2], model=tiny)
+    c = client_of(d)
+    method = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 8, "batch_size": 2, "learning_rate": 0.02}, "peft": {"rank": 8},
+                                                   "evaluation": {"forgetting": False}}}
+    job = real.finished(c, c.fine_tuning.jobs.create(model="tiny", training_file=upload(c, real.lines(24)).id, method=method).id, 300)
+    said = [e.message for e in c.fine_tuning.jobs.list_events(job.id, limit=1000)]
+    assert job.status == "succeeded" and "The job runs on cuda:1 (emulated)" in said, (job, said)
+    assert real.ask(c, job.fine_tuned_model) == real.ANSWER
+    assert d.stop() == 0
+    d = start("--device", "cpu", "--train-device", "cuda", "--cuda-library", "/nowhere", "--data-dir", tmp_path / "data", *real.ROOM[:2], model=tiny)
+    c = client_of(d)
+    job = real.finished(c, c.fine_tuning.jobs.create(model="tiny", training_file=upload(c, real.lines(24)).id, method=method).id)
+    assert job.status == "failed" and job.error.code == "device_not_available" and "cannot be loaded" in job.error.message, job
