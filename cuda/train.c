@@ -135,6 +135,7 @@ pl_status pl_cuda_train_adamw(struct pl_device *dev, pl_view w, pl_view g, pl_vi
 }
 
 const struct pl_train_ops pl_cuda_train_ops = {
+    .work_bytes = pl_cuda_train_work_bytes,
     .set_precision = set_precision,
     .has_bf16 = has_bf16,
     .frozen_new = pl_cuda_weight_new,

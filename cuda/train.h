@@ -21,6 +21,7 @@ static inline struct pl_cuda_mat pl_cuda_mat_or_none(pl_view v)
 struct pl_cuda_parts pl_cuda_train_parts(const struct pl_train_mat *w);
 
 /* train_mm.c: products, and what is made of them */
+size_t pl_cuda_train_work_bytes(struct pl_device *dev, const struct pl_train_shape *s);
 pl_status pl_cuda_train_linear(struct pl_device *dev, pl_view out, pl_view x, const struct pl_train_mat *w, pl_view bias, float alpha, bool add);
 pl_status pl_cuda_train_linear_dx(struct pl_device *dev, pl_view dx, pl_view dy, const struct pl_train_mat *w, float alpha, bool add);
 pl_status pl_cuda_train_linear_dw(struct pl_device *dev, pl_view dw, pl_view dbias, pl_view dy, pl_view x);

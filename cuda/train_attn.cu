@@ -119,7 +119,7 @@ template <int CHUNKS, bool TURNED> static __device__ __forceinline__ void accumu
         __syncthreads();
         load(b, y.m, y.first, y.n, y.head, D, c * TILE);
         __syncthreads();
-        multiply<TURNED, false>(sums[c], p, b, TILE);
+        multiply<TURNED, false>(sums[c], p, b, y.n);
     }
 }
 

@@ -57,6 +57,26 @@ static pl_status take(struct pl_cuda *c, enum pl_cuda_scratch_kind kind, const s
                         : pl_cuda_check(c, pl_cuda_expand(c->stream, w, first, n, c->bf16, work, out->stride), "expanding an operand");
 }
 
+static size_t least(size_t a, size_t b)
+{
+    return a < b ? a : b;
+}
+
+static size_t most(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
+
+/* Both operands of a weight's gradient, or one and a panel; logits; and sums, of which a norm's gradient has most. */
+size_t pl_cuda_train_work_bytes(struct pl_device *dev, const struct pl_train_shape *s)
+{
+    const struct pl_cuda *c = pl_cuda_of(dev);
+    const size_t width = padded(s->widest), operand = c->bf16 ? s->n_tokens * width * element(c) : 0;
+    const size_t panel = least(most(PANEL, PANEL_STEP * width), width * most(s->widest, s->n_vocab)) * element(c);
+    const size_t logits = (size_t)s->n_vocab * least(s->n_rows, most(LOGITS_AT_ONCE / s->n_vocab, 1)) * (sizeof(float) + (c->bf16 ? sizeof(uint16_t) : 0));
+    return operand + most(operand, panel) + logits + pl_cuda_norm_d_floats(s->n_tokens, s->widest) * sizeof(float);
+}
+
 static pl_status multiply(struct pl_cuda *c, struct pl_cublas_product p)
 {
     p.dtype = precision_of(c);
@@ -79,10 +99,10 @@ static bool more(const struct panels *p)
 static pl_status next(struct pl_cuda *c, struct panels *p)
 {
     const struct pl_cuda_part *w = &p->parts.part[p->part];
-    const size_t fit = PANEL / padded(w->cols) / PANEL_STEP * PANEL_STEP, most = fit > PANEL_STEP ? fit : PANEL_STEP;
+    const size_t fit = most(PANEL / padded(w->cols) / PANEL_STEP * PANEL_STEP, PANEL_STEP);
     const uint32_t left = w->rows - p->row, row = p->row;
     p->first += p->n;
-    p->n = w->dtype == precision_of(c) || left < most ? left : (uint32_t)most;
+    p->n = w->dtype == precision_of(c) || left < fit ? left : (uint32_t)fit;
     p->row += p->n;
     if (p->row == w->rows)
         p->part++, p->row = 0;

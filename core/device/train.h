@@ -38,7 +38,15 @@ struct pl_adamw {
     float correct1, correct2;       /* 1 - beta^t */
 };
 
+/* The most that a training step asks of a device at once. */
+struct pl_train_shape {
+    uint32_t n_tokens, n_rows; /* of a micro-batch; rows that carry loss */
+    uint32_t widest, n_vocab;  /* rows or columns of any matrix but the head's */
+};
+
 struct pl_train_ops {
+    /* Bytes that operations work in beside what they are handed, on a device with memory of its own; NULL: it is the host's. */
+    size_t (*work_bytes)(struct pl_device *dev, const struct pl_train_shape *s);
     /* PL_ENOTSUP when the processor has no bf16 products. */
     pl_status (*set_precision)(struct pl_device *dev, pl_mm_precision p, struct pl_err *err);
     bool (*has_bf16)(struct pl_device *dev);

@@ -300,6 +300,32 @@ static pl_status build_all(struct builder *b)
     return rc != PL_OK ? rc : build_rope(b);
 }
 
+/* Whether a device with memory of its own has so much of it left; *free_mb: what it has. */
+static pl_status check_room(const struct pl_net *n, size_t bytes, size_t *free_mb)
+{
+    size_t left, total;
+    *free_mb = 0;
+    if (n->dev->ops->memory == NULL)
+        return PL_OK;
+    const pl_status rc = n->dev->ops->memory(n->dev, &left, &total);
+    *free_mb = left >> 20;
+    return rc != PL_OK || bytes <= left ? rc : PL_ENOMEM;
+}
+
+/* Before any of it is taken. */
+static pl_status check_weights(const struct pl_net *n, const struct builder *counted, struct pl_err *err)
+{
+    const size_t trained = counted->decayed + counted->plain;
+    size_t bytes = (counted->frozen + trained * (n->o.inference ? 1 : 4)) * sizeof(float), free_mb;
+    for (size_t i = 0; !n->o.full && i < pl_gguf_n_tensors(counted->g); i++)
+        bytes += pl_gguf_tensor_at(counted->g, i)->n_bytes;
+    const pl_status rc = check_room(n, bytes, &free_mb);
+    if (rc != PL_ENOMEM)
+        return rc;
+    return pl_fail_param(err, rc, "device", "the weights and what is trained of them take %zu MB but %s has %zu MB left: %s", bytes >> 20, n->dev->ops->name,
+                         free_mb, n->o.full ? "train an adapter (peft kind lora), or take a GPU with more room" : "take a GPU with more room");
+}
+
 static pl_status make_buffers(struct pl_net *n, const struct builder *counted)
 {
     const struct pl_device_ops *ops = n->dev->ops;
@@ -330,7 +356,7 @@ pl_status pl_net_new(struct pl_net **out, const struct pl_gguf *g, struct pl_dev
     n->lora_scale = o->rank > 0 ? o->alpha / (o->rslora ? sqrtf((float)o->rank) : (float)o->rank) : 0;
     n->layers = pl_xcalloc(n->spec.n_layers, sizeof *n->layers);
     struct builder b = {.n = n, .g = g, .err = err};
-    if ((rc = build_all(&b)) != PL_OK)
+    if ((rc = build_all(&b)) != PL_OK || (rc = check_weights(n, &b, err)) != PL_OK)
         goto out;
     if ((rc = make_buffers(n, &b)) != PL_OK) {
         rc = pl_fail(err, rc, "no memory for the weights, gradients and moments of %zu trained values", n->n_trained);
@@ -512,6 +538,15 @@ size_t pl_net_work_bytes(const struct pl_net *n, uint32_t max_tokens, uint32_t m
     return floats * sizeof(float);
 }
 
+static size_t device_work_bytes(const struct pl_net *n)
+{
+    const struct pl_spec *p = &n->spec;
+    const uint32_t qkv = (p->n_heads + 2 * p->n_kv_heads) * p->head_dim, ff = p->gated ? 2 * p->n_ff : p->n_ff;
+    const struct pl_train_shape s = {.n_tokens = n->max_tokens, .n_rows = n->max_rows, .n_vocab = p->n_vocab,
+                                     .widest = qkv > ff ? (qkv > p->n_embd ? qkv : p->n_embd) : ff > p->n_embd ? ff : p->n_embd};
+    return n->t->work_bytes != NULL ? n->t->work_bytes(n->dev, &s) : 0;
+}
+
 pl_status pl_net_reserve(struct pl_net *n, uint32_t max_tokens, uint32_t max_rows, struct pl_err *err)
 {
     if (n->work != NULL && max_tokens <= n->max_tokens && max_rows <= n->max_rows)
@@ -523,8 +558,14 @@ pl_status pl_net_reserve(struct pl_net *n, uint32_t max_tokens, uint32_t max_row
     n->work = NULL;
     if (n->saved == NULL)
         n->saved = pl_xcalloc(n->spec.n_layers, sizeof *n->saved);
-    const size_t bytes = pl_net_work_bytes(n, n->max_tokens, n->max_rows);
-    const pl_status rc = n->dev->ops->buf_new(n->dev, bytes / sizeof(float), &n->work);
+    const size_t bytes = pl_net_work_bytes(n, n->max_tokens, n->max_rows), more = device_work_bytes(n);
+    size_t free_mb;
+    pl_status rc = check_room(n, bytes + more, &free_mb);
+    if (rc == PL_ENOMEM)
+        return pl_fail_param(err, rc, "micro_batch_size", "a step of %u tokens takes %zu MB but %s has %zu MB left; lower micro_batch_size or max_length%s",
+                             n->max_tokens, (bytes + more) >> 20, n->dev->ops->name, free_mb, n->o.recompute ? "" : ", or set recompute");
+    if (rc == PL_OK)
+        rc = n->dev->ops->buf_new(n->dev, bytes / sizeof(float), &n->work);
     if (rc != PL_OK)
         return pl_fail_param(err, rc, "micro_batch_size",
                              "no memory for the activations of %u tokens (%zu MB); lower micro_batch_size or max_length, or set recompute",
