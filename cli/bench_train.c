@@ -34,15 +34,15 @@ static void make_data(struct pl_dataset *d, uint32_t n, uint32_t length, uint32_
     }
 }
 
-static pl_status prepare(struct bench *b, const char *model, bool full, bool f32, unsigned threads, uint32_t n, uint32_t length, struct pl_err *err)
+static pl_status prepare(struct bench *b, const struct cli_bench_train *how, uint32_t n, uint32_t length, struct pl_err *err)
 {
-    const struct pl_net_options o = {.full = full, .rank = 16, .alpha = 32, .seed = 1};
+    const struct pl_net_options o = {.full = strcmp(how->kind, "full") == 0, .rank = 16, .alpha = 32, .seed = 1};
     struct pl_net_options with = o;
-    pl_status rc = pl_gguf_open(&b->gguf, model, err);
+    pl_status rc = pl_gguf_open(&b->gguf, how->model, err);
     if (rc == PL_OK)
-        rc = pl_pool_new(&b->pool, threads, err);
+        rc = pl_pool_new(&b->pool, (unsigned)atoi(how->threads), err);
     if (rc == PL_OK)
-        rc = pl_cpu_open(&b->dev, b->pool, NULL, err);
+        rc = pl_device_open(&b->dev, how->device, how->cuda_library, b->pool, err);
     if (rc != PL_OK)
         return rc;
     pl_pool_pin(b->pool);
@@ -54,7 +54,7 @@ static pl_status prepare(struct bench *b, const char *model, bool full, bool f32
     for (int t = 0; t < PL_TARGET_COUNT; t++)
         with.targets |= pl_target_find(&spec, (pl_target)t, &place) ? 1u << t : 0;
     const struct pl_train_ops *ops = b->dev->ops->train;
-    rc = ops->set_precision(b->dev, !f32 && ops->has_bf16(b->dev) ? PL_MM_BF16 : PL_MM_F32, err);
+    rc = ops->set_precision(b->dev, strcmp(how->precision, "f32") != 0 && ops->has_bf16(b->dev) ? PL_MM_BF16 : PL_MM_F32, err);
     if (rc == PL_OK)
         rc = pl_net_new(&b->net, b->gguf, b->dev, &with, err);
     if (rc != PL_OK)
@@ -91,17 +91,17 @@ static void release(struct bench *b)
     pl_gguf_close(b->gguf);
 }
 
-int cli_bench_train(const char *size, const char *model, const char *kind, const char *precision, const char *threads)
+int cli_bench_train(const struct cli_bench_train *how)
 {
     unsigned n, length, steps;
     struct bench b = {0};
     struct pl_err err = {0};
     struct rusage used;
-    if (sscanf(size, "%ux%ux%u", &n, &length, &steps) != 3 || n == 0 || length < 2 || length > 1 << 16 || n > 256 || steps == 0 || model == NULL) {
+    if (sscanf(how->size, "%ux%ux%u", &n, &length, &steps) != 3 || n == 0 || length < 2 || length > 1 << 16 || n > 256 || steps == 0 || how->model == NULL) {
         fputs("parley train: --bench takes sequences x tokens x steps (4x256x3), with --model FILE\n", stderr);
         return 2;
     }
-    pl_status rc = prepare(&b, model, strcmp(kind, "full") == 0, strcmp(precision, "f32") == 0, (unsigned)atoi(threads), n, length, &err);
+    pl_status rc = prepare(&b, how, n, length, &err);
     if (rc == PL_OK)
         rc = step(&b, 0);
     const uint64_t start = pl_now_ns();
@@ -114,5 +114,5 @@ int cli_bench_train(const char *size, const char *model, const char *kind, const
     else
         fprintf(stderr, "parley train: %s\n", err.msg[0] != '\0' ? err.msg : pl_status_text(rc));
     release(&b);
-    return rc == PL_OK ? 0 : 1;
+    return rc == PL_OK ? 0 : strcmp(err.param, "device") == 0 && rc == PL_EINVAL ? 2 : 1;
 }

@@ -50,6 +50,9 @@ int cli_eval(int argc, char **argv);
 int cli_export(int argc, char **argv);
 int cli_tokenize(int argc, char **argv);
 int cli_train(int argc, char **argv);
-int cli_bench_train(const char *size, const char *model, const char *kind, const char *precision, const char *threads);
+struct cli_bench_train {
+    const char *size, *model, *kind, *precision, *threads, *device, *cuda_library; /* as the flags say */
+};
+int cli_bench_train(const struct cli_bench_train *how);
 
 #endif

@@ -15,7 +15,8 @@
 
 struct eval {
     /* flags */
-    const char *model, *adapter, *data, *train_on, *max_length, *answers, *max_tokens, *words, *show, *general, *template, *precision, *threads;
+    const char *model, *adapter, *data, *train_on, *max_length, *answers, *max_tokens, *words, *show, *general, *template, *precision, *threads, *device,
+        *library;
     bool json;
     uint32_t n_max_length, n_answers, n_max_tokens, n_threads;
     int on; /* pl_train_on */
@@ -66,7 +67,8 @@ static bool read_flags(struct eval *e, int argc, char **argv)
                                      {"train-on", &e->train_on, NULL},     {"max-length", &e->max_length, NULL}, {"answers", &e->answers, NULL},
                                      {"max-tokens", &e->max_tokens, NULL}, {"words", &e->words, NULL},           {"show", &e->show, NULL},
                                      {"general", &e->general, NULL},       {"chat-template", &e->template, NULL}, {"precision", &e->precision, NULL},
-                                     {"threads", &e->threads, NULL},       {"json", NULL, &e->json}};
+                                     {"threads", &e->threads, NULL},       {"device", &e->device, NULL},         {"cuda-library", &e->library, NULL},
+                                     {"json", NULL, &e->json}};
     int kind;
     if (!cli_flags(argc, argv, flags, PL_COUNT_OF(flags)) || !word_of("train-on", e->train_on, on, PL_COUNT_OF(on), &e->on) ||
         !word_of("words", e->words, words, PL_COUNT_OF(words), &kind) || !word_of("precision", e->precision, how, PL_COUNT_OF(how), &e->low) ||
@@ -99,7 +101,7 @@ static pl_status open_net(struct eval *e, struct pl_err *err)
     if (rc == PL_OK)
         rc = pl_pool_new(&e->pool, e->n_threads, err);
     if (rc == PL_OK)
-        rc = pl_cpu_open(&e->dev, e->pool, NULL, err);
+        rc = pl_device_open(&e->dev, e->device, e->library, e->pool, err);
     if (rc == PL_OK) {
         const struct pl_train_ops *t = e->dev->ops->train;
         const bool low = e->low == PL_PRECISION_BF16 || (e->low > PL_PRECISION_BF16 && t->has_bf16(e->dev));
@@ -166,7 +168,7 @@ static pl_status measure_loss(struct eval *e, struct pl_err *err)
 
 static pl_status measure_answers(struct eval *e, struct pl_err *err)
 {
-    const struct pl_answers_opts o = {.gguf = e->base.gguf, .tok = e->base.tok, .adapter = e->adapter,
+    const struct pl_answers_opts o = {.gguf = e->base.gguf, .tok = e->base.tok, .adapter = e->adapter, .device = e->device, .cuda_library = e->library,
                                       .n_threads = e->n_threads, .max_tokens = e->n_max_tokens};
     const struct pl_data_opts data = {.tok = e->base.tok, .chat = e->base.chat, .method = e->method, .min_examples = 1};
     FILE *show = e->show != NULL ? fopen(e->show, "we") : NULL;
@@ -247,7 +249,8 @@ static void print(const struct eval *e)
 
 int cli_eval(int argc, char **argv)
 {
-    struct eval e = {.train_on = "assistant", .max_length = "0", .answers = "0", .max_tokens = "128", .words = "13a", .precision = "auto", .threads = "0"};
+    struct eval e = {.train_on = "assistant", .max_length = "0", .answers = "0", .max_tokens = "128", .words = "13a", .precision = "auto", .threads = "0",
+                     .device = "cpu"};
     struct pl_err err = {0};
     e.scores = pl_scores_none();
     if (!read_flags(&e, argc, argv))
@@ -264,5 +267,5 @@ int cli_eval(int argc, char **argv)
         e.dev->ops->close(e.dev);
     pl_pool_free(e.pool);
     pl_model_file_close(&e.base);
-    return rc == PL_OK ? 0 : 1;
+    return rc == PL_OK ? 0 : rc == PL_EINVAL && strcmp(err.param, "device") == 0 ? 2 : 1;
 }

@@ -32,12 +32,12 @@ static struct calls calls; /* the same for every device */
 static void *library;      /* that they are of; stays until the process ends */
 static pthread_mutex_t loading = PTHREAD_MUTEX_INITIALIZER; /* ranks in threads come at once */
 
-static int product(const struct pl_cublas *b, int dtype, int n_rows, int n_out, int n_in, const void *x, const void *w, float *y)
+/* cuBLAS counts along columns: what it sees is the transpose of each matrix, and c's is that of b times that of a. */
+static int product(const struct pl_cublas *b, const struct pl_cublas_product *p)
 {
-    const int type = dtype == PL_F16 ? CUDA_R_16F : CUDA_R_16BF;
-    const float one = 1, zero = 0;
-    return calls.gemm(b->handle, OP_T, OP_N, n_out, n_rows, n_in, &one, w, type, n_in, x, type, n_in, &zero, y, CUDA_R_32F, n_out, COMPUTE_32F,
-                      ALGO_DEFAULT);
+    const int type = p->dtype == PL_F32 ? CUDA_R_32F : p->dtype == PL_F16 ? CUDA_R_16F : CUDA_R_16BF;
+    return calls.gemm(b->handle, p->b.along ? OP_T : OP_N, p->a.along ? OP_N : OP_T, p->n, p->m, p->k, &p->alpha, p->b.p, type, (int)p->b.stride, p->a.p,
+                      type, (int)p->a.stride, &p->beta, p->c, CUDA_R_32F, (int)p->stride, COMPUTE_32F, ALGO_DEFAULT);
 }
 
 static int work_in(const struct pl_cublas *b, void *memory, size_t n)

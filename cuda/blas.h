@@ -10,10 +10,27 @@
 
 #include "core/base/status.h"
 
+/* A matrix as it lies, row by row. along: the reduction runs along its rows, else across them. */
+struct pl_cublas_operand {
+    const void *p;
+    size_t stride; /* elements */
+    bool along;
+};
+
+/* c[m][n] = alpha * a[m][k] · b[k][n] + beta * c, float sums; with beta 0 c is not read. Operands are of one type: f16, bf16, or f32, which is
+ * multiplied as it is (no TF32). */
+struct pl_cublas_product {
+    int dtype, m, n, k;
+    struct pl_cublas_operand a, b;
+    float alpha, beta;
+    float *c;
+    size_t stride; /* of c */
+};
+
 struct pl_cublas {
     void *handle;
-    /* y[T][N] = x[T][K] · w[N][K]ᵀ, float sums; x and w are of the same type, f16 or bf16. 0, or cuBLAS's status. */
-    int (*product)(const struct pl_cublas *b, int dtype, int n_rows, int n_out, int n_in, const void *x, const void *w, float *y);
+    /* 0, or cuBLAS's status. */
+    int (*product)(const struct pl_cublas *b, const struct pl_cublas_product *p);
     /* Device memory to work in instead of cuBLAS's own, which it would take when it is first called. 0, or cuBLAS's status. */
     int (*work_in)(const struct pl_cublas *b, void *memory, size_t n);
     const char *(*status_name)(int status);

@@ -52,7 +52,9 @@ struct pl_cuda_stage {
 
 /* Memory that an operation needs while it runs; the next one that takes the same kind may overwrite it. */
 enum pl_cuda_scratch_kind { PL_CUDA_SCRATCH_PRODUCT, PL_CUDA_SCRATCH_SPLIT, PL_CUDA_SCRATCH_QUANT, PL_CUDA_SCRATCH_ATTN, PL_CUDA_SCRATCH_LORA,
-                            PL_CUDA_SCRATCH_SAMPLE, PL_CUDA_SCRATCH_RANKS, PL_CUDA_SCRATCH_KINDS };
+                            PL_CUDA_SCRATCH_SAMPLE, PL_CUDA_SCRATCH_RANKS,
+                            /* of training: rounded operands, a panel of a weight, logits, and what rows or columns come to */
+                            PL_CUDA_SCRATCH_LEFT, PL_CUDA_SCRATCH_RIGHT, PL_CUDA_SCRATCH_LOGITS, PL_CUDA_SCRATCH_SUMS, PL_CUDA_SCRATCH_KINDS };
 
 /* Steps of decodes as CUDA graphs (record.c). */
 enum { PL_CUDA_RECORDED = 64 };
@@ -86,6 +88,7 @@ struct pl_cuda {
     bool has_halves, has_blocks; /* weights of f16 or bf16, and of block types */
     cudaStream_t stream;
     struct pl_cublas blas;
+    bool bf16; /* products of training take their operands so */
     struct pl_device_id id;
     struct pl_nccl *nccl; /* between ranks; NULL = there is none */
     atomic_bool lost;
@@ -122,9 +125,13 @@ static inline float *pl_cuda_vector(pl_view v)
 
 /* What a CUDA call says as a status: PL_ENOMEM where memory is out, PL_EDEVICE for all else and ever after. */
 pl_status pl_cuda_check(struct pl_cuda *c, cudaError_t e, const char *what) PL_MUST_CHECK;
+/* The same for what cuBLAS says. */
+pl_status pl_cuda_check_blas(struct pl_cuda *c, int status) PL_MUST_CHECK;
 /* Before bytes are copied between the stream and the host's pageable memory, which waits for the stream without an eye on the other
  * ranks: between ranks, waits with one. */
 pl_status pl_cuda_settle(struct pl_cuda *c, const char *what) PL_MUST_CHECK;
+/* Waits for all that is enqueued. */
+pl_status pl_cuda_sync(struct pl_cuda *c, const char *what) PL_MUST_CHECK;
 /* Every operation that uploads begins with this: empties the stage when no step runs. */
 pl_status pl_cuda_begin(struct pl_cuda *c) PL_MUST_CHECK;
 /* Host bytes on the device until the step, or the operation outside of a step, ends. NULL: out of memory, or the device is lost. */

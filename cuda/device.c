@@ -6,7 +6,7 @@
 
 #include "core/base/clock.h"
 #include "core/base/version.h"
-#include "cuda/cuda.h"
+#include "cuda/train.h"
 
 /* ---- errors ------------------------------------------------------------------------------------------------------------ */
 
@@ -80,7 +80,7 @@ static void buf_free(struct pl_device *dev, struct pl_dbuf *buf)
     free(buf);
 }
 
-static pl_status sync(struct pl_cuda *c, const char *what)
+pl_status pl_cuda_sync(struct pl_cuda *c, const char *what)
 {
     return c->nccl != NULL ? pl_nccl_wait(c, what) : pl_cuda_check(c, cudaStreamSynchronize(c->stream), what);
 }
@@ -98,7 +98,7 @@ static pl_status put(struct pl_device *dev, struct pl_dbuf *buf, size_t offset, 
     pl_status rc = pl_cuda_settle(c, "copying to the GPU");
     if (rc == PL_OK)
         rc = pl_cuda_check(c, cudaMemcpyAsync(buf->data + offset, src, n * sizeof *src, cudaMemcpyHostToDevice, c->stream), "copying to the GPU");
-    return rc != PL_OK ? rc : sync(c, "copying to the GPU");
+    return rc != PL_OK ? rc : pl_cuda_sync(c, "copying to the GPU");
 }
 
 static pl_status get(struct pl_device *dev, const struct pl_dbuf *buf, size_t offset, float *dst, size_t n)
@@ -109,7 +109,7 @@ static pl_status get(struct pl_device *dev, const struct pl_dbuf *buf, size_t of
     pl_status rc = pl_cuda_settle(c, "copying from the GPU");
     if (rc == PL_OK)
         rc = pl_cuda_check(c, cudaMemcpyAsync(dst, buf->data + offset, n * sizeof *dst, cudaMemcpyDeviceToHost, c->stream), "copying from the GPU");
-    return rc != PL_OK ? rc : sync(c, "copying from the GPU");
+    return rc != PL_OK ? rc : pl_cuda_sync(c, "copying from the GPU");
 }
 
 /* The view's bytes and the host's, one way or the other. */
@@ -125,7 +125,7 @@ static pl_status copy_rows(struct pl_device *dev, pl_view v, void *to, size_t to
     if (rc == PL_OK)
         rc = pl_cuda_check(c, cudaMemcpy2DAsync(to, to_stride * sizeof(float), from, from_stride * sizeof(float), v.cols * sizeof(float), v.rows, kind,
                                                 c->stream), what);
-    return rc != PL_OK ? rc : sync(c, what);
+    return rc != PL_OK ? rc : pl_cuda_sync(c, what);
 }
 
 static pl_status put_rows(struct pl_device *dev, pl_view to, const float *src)
@@ -242,7 +242,7 @@ pl_status pl_cuda_begin(struct pl_cuda *c)
 {
     if (c->in_step)
         return atomic_load(&c->lost) ? PL_EDEVICE : PL_OK;
-    const pl_status rc = sync(c, "an operation");
+    const pl_status rc = pl_cuda_sync(c, "an operation");
     if (rc == PL_OK)
         empty_stage(c);
     return rc;
@@ -331,7 +331,7 @@ static pl_status step_end(struct pl_device *dev)
     struct pl_cuda *c = pl_cuda_of(dev);
     c->in_step = false;
     c->record.n_spans = 0;
-    return sync(c, "a step");
+    return pl_cuda_sync(c, "a step");
 }
 
 /* ---- open -------------------------------------------------------------------------------------------------------------- */
@@ -398,11 +398,11 @@ static pl_status copy_speed(struct pl_device *dev, double *bytes_per_second)
     for (int i = 0; rc == PL_OK && i <= COPY_ROUNDS; i++) { /* the first one is not counted */
         rc = pl_cuda_check(c, cudaMemcpyAsync(b, a, n, cudaMemcpyDeviceToDevice, c->stream), "copying within the GPU");
         if (rc == PL_OK && i == 0) {
-            rc = sync(c, "copying within the GPU");
+            rc = pl_cuda_sync(c, "copying within the GPU");
             start = pl_now_ns();
         }
     }
-    if (rc == PL_OK && (rc = sync(c, "copying within the GPU")) == PL_OK)
+    if (rc == PL_OK && (rc = pl_cuda_sync(c, "copying within the GPU")) == PL_OK)
         *bytes_per_second = 2e9 * (double)n * COPY_ROUNDS / (double)(pl_now_ns() - start);
     pl_cuda_release(c, a);
     pl_cuda_release(c, b);
@@ -420,6 +420,7 @@ static const struct pl_device_ops cuda_ops = {
     .embed = pl_cuda_embed_op, .norm = pl_cuda_norm_op, .matmul = pl_cuda_matmul_op, .matmul_glu = pl_cuda_matmul_glu_op,
     .lora = pl_cuda_lora_op, .rope = pl_cuda_rope_op, .kv_write = pl_cuda_kv_write_op, .attn = pl_cuda_attn_op, .act = pl_cuda_act_op,
     .gather = pl_cuda_gather_op, .sample = pl_cuda_sample_op, .links = &pl_nccl_links,
+    .train = &pl_cuda_train_ops,
 };
 
 /* One line for each way in which a machine may not be able to. */

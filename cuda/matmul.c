@@ -36,8 +36,7 @@ size_t pl_cuda_split_bytes(size_t T, size_t K, size_t N)
     return halves_bytes(T, K) + (2 * T * split_columns(T, N) + T) * sizeof(float);
 }
 
-/* pl_cuda_check for cuBLAS's statuses */
-static pl_status check_blas(struct pl_cuda *c, int status)
+pl_status pl_cuda_check_blas(struct pl_cuda *c, int status)
 {
     char what[100];
     if (status == 0)
@@ -60,7 +59,9 @@ static pl_status blas_product(struct product *p, struct pl_cuda_mat out, const s
     pl_status rc = pl_cuda_check(c, pl_cuda_split(c->stream, w->dtype, p->x, work, scale), "splitting activations");
     for (size_t n = 0; rc == PL_OK && n < N; n += columns) {
         out.cols = (uint32_t)(N - n < columns ? N - n : columns);
-        rc = check_blas(c, c->blas.product(&c->blas, w->dtype, (int)(2 * T), (int)out.cols, (int)K, work, w->data + n * w->row_bytes, y));
+        rc = pl_cuda_check_blas(c, c->blas.product(&c->blas, &(struct pl_cublas_product){
+            .dtype = w->dtype, .m = (int)(2 * T), .n = (int)out.cols, .k = (int)K, .a = {work, K, true}, .b = {w->data + n * w->row_bytes, K, true}, .alpha = 1,
+            .c = y, .stride = out.cols}));
         if (rc == PL_OK)
             rc = pl_cuda_check(c, pl_cuda_finish(c->stream, out, y, scale, bias, add), "finishing a product");
         out.p += columns;

@@ -23,6 +23,6 @@ typedef pl_status pl_cuda_open_fn(struct pl_device **out, const char *build, con
 #define PL_CUDA_BUILD PL_VERSION " " PL_CUDA_TEXT(PL_CUDA_INTERFACE)
 #define PL_CUDA_TEXT(x) PL_CUDA_TEXT_(x)
 #define PL_CUDA_TEXT_(x) #x
-#define PL_CUDA_INTERFACE 5 /* counts changes of device.h's structs */
+#define PL_CUDA_INTERFACE 6 /* counts changes of device.h's structs */
 
 #endif

@@ -38,7 +38,15 @@ struct pl_adamw {
     float correct1, correct2;       /* 1 - beta^t */
 };
 
+/* The most that a training step asks of a device at once. */
+struct pl_train_shape {
+    uint32_t n_tokens, n_rows; /* of a micro-batch; rows that carry loss */
+    uint32_t widest, n_vocab;  /* rows or columns of any matrix but the head's */
+};
+
 struct pl_train_ops {
+    /* Bytes that operations work in beside what they are handed, on a device with memory of its own; NULL: it is the host's. */
+    size_t (*work_bytes)(struct pl_device *dev, const struct pl_train_shape *s);
     /* PL_ENOTSUP when the processor has no bf16 products. */
     pl_status (*set_precision)(struct pl_device *dev, pl_mm_precision p, struct pl_err *err);
     bool (*has_bf16)(struct pl_device *dev);
@@ -46,7 +54,7 @@ struct pl_train_ops {
     pl_status (*frozen_new)(struct pl_device *dev, const struct pl_weight_src *parts, size_t n_parts, struct pl_weight **out,
                             struct pl_err *err);
 
-    /* out[T, N] (+)= alpha * x[T, K] · wᵀ (+ bias[1, N]) */
+    /* out[T, N] (+)= alpha * x[T, K] · wᵀ (+ bias[1, N]: without add only) */
     pl_status (*linear)(struct pl_device *dev, pl_view out, pl_view x, const struct pl_train_mat *w, pl_view bias, float alpha, bool add);
     /* dx[T, K] (+)= alpha * dy[T, N] · w */
     pl_status (*linear_dx)(struct pl_device *dev, pl_view dx, pl_view dy, const struct pl_train_mat *w, float alpha, bool add);

@@ -49,10 +49,11 @@ void pl_export_row(const struct pl_gguf_tensor *t, const struct pl_lora_pair *p,
     }
 }
 
-static void merged_row(void *arg, size_t tensor, uint64_t i, float *row)
+static pl_status merged_row(void *arg, size_t tensor, uint64_t i, float *row)
 {
     const struct merged *m = arg;
     pl_export_row(pl_gguf_tensor_at(m->g, tensor), m->pairs[tensor], i, row);
+    return PL_OK;
 }
 
 pl_status pl_export_gguf(const char *path, const struct pl_gguf *g, const struct pl_spec *spec, const struct pl_adapter *a, int type,

@@ -198,7 +198,10 @@ static pl_status put_rows(struct pl_newfile *f, uint64_t at, const struct pl_ggu
     uint8_t *block = malloc(n * row_bytes);
     pl_status rc = row != NULL && block != NULL ? PL_OK : pl_fail(err, PL_ENOMEM, "no memory for the rows of %.*s", (int)t->name.n, t->name.s);
     for (uint64_t r = 0, in_block = 0; rc == PL_OK && r < pl_gguf_n_rows(t); r++) {
-        rows(arg, i, r, row);
+        if ((rc = rows(arg, i, r, row)) != PL_OK) {
+            rc = pl_fail(err, rc, "the values of %.*s: %s", (int)t->name.n, t->name.s, pl_status_text(rc));
+            break;
+        }
         pl_quant_row(t->dtype, row, block + in_block * row_bytes, t->ne[0]);
         if (++in_block < n && r + 1 < pl_gguf_n_rows(t))
             continue;

@@ -41,8 +41,8 @@ void pl_gguf_out_i32s_item(struct pl_gguf_out *o, int32_t v);
 /* t: name, dimensions, type (n_bytes is computed), data. */
 void pl_gguf_out_tensor(struct pl_gguf_out *o, const struct pl_gguf_tensor *t);
 
-/* Row `row` of the tensor that was added as number `tensor`. Asked for each in turn, ascending. */
-typedef void pl_gguf_rows(void *arg, size_t tensor, uint64_t row, float *out);
+/* Row `row` of the tensor that was added as number `tensor`. Asked for each in turn, ascending; the first failure ends the writing. */
+typedef pl_status pl_gguf_rows(void *arg, size_t tensor, uint64_t row, float *out);
 /* rows may be NULL when all data is given. */
 pl_status pl_gguf_out_write(struct pl_gguf_out *o, const char *path, pl_gguf_rows *rows, void *arg, struct pl_err *err) PL_MUST_CHECK;
 /* A file of the keys alone, in memory: for pl_gguf_open_memory. Appends. */

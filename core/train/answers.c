@@ -37,7 +37,7 @@ static pl_status open_all(struct bench *b, const struct pl_answers_opts *o, uint
 {
     pl_status rc = pl_pool_new(&b->pool, o->n_threads, err);
     if (rc == PL_OK)
-        rc = pl_cpu_open(&b->dev, b->pool, NULL, err);
+        rc = pl_device_open(&b->dev, o->device, o->cuda_library, b->pool, err);
     if (rc == PL_OK)
         rc = pl_model_load(&b->model, o->gguf, b->dev, BATCH_TOKENS, AT_ONCE, err);
     if (rc != PL_OK)

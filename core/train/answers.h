@@ -18,6 +18,7 @@ struct pl_answers_opts {
     const struct pl_gguf *gguf;
     const struct pl_tok *tok;
     const char *adapter; /* as pl_adapter_read; NULL = none */
+    const char *device, *cuda_library; /* as pl_device_open takes them */
     uint32_t n_threads, max_tokens;
     const volatile sig_atomic_t *stop; /* give up when it is not 0; may be NULL */
 };

@@ -18,6 +18,8 @@
 
 static const char magic[8] = "PLTRAIN1";
 
+enum { AT_ONCE = 1 << 18 /* values that go between the device and the file */ };
+
 /* state.bin: this, then values, first and second moments, then the references. */
 struct header {
     char magic[8];
@@ -127,6 +129,21 @@ static pl_status write_manifest(const char *dir, uint32_t step, struct pl_err *e
     return rc;
 }
 
+static pl_status write_values(struct pl_newfile *f, uint64_t at, const struct pl_net *n, const struct pl_dbuf *buf, struct pl_err *err)
+{
+    float *block = malloc(AT_ONCE * sizeof *block);
+    pl_status rc = block != NULL ? PL_OK : pl_fail(err, PL_ENOMEM, "no memory to write a checkpoint");
+    for (size_t i = 0; rc == PL_OK && i < n->n_trained; i += AT_ONCE) {
+        const size_t k = n->n_trained - i < AT_ONCE ? n->n_trained - i : AT_ONCE;
+        if ((rc = n->dev->ops->get(n->dev, buf, i, block, k)) != PL_OK)
+            rc = pl_fail(err, rc, "reading what was trained: %s", pl_status_text(rc));
+        else
+            rc = pl_newfile_put(f, at + i * sizeof *block, block, k * sizeof *block, err);
+    }
+    free(block);
+    return rc;
+}
+
 static pl_status write_state(const char *path, const struct pl_net *n, const struct pl_ckpt_state *s, struct pl_err *err)
 {
     struct header h = {.step = s->step, .best_step = s->best_step, .n_bad = s->n_bad, .stopped = s->stopped, .best_loss = s->best_loss,
@@ -141,7 +158,7 @@ static pl_status write_state(const char *path, const struct pl_net *n, const str
     uint64_t at = sizeof h;
     rc = pl_newfile_put(&f, 0, &h, sizeof h, err);
     for (size_t i = 0; rc == PL_OK && i < PL_COUNT_OF(bufs); i++, at += n->n_trained * sizeof(float))
-        rc = pl_newfile_put(&f, at, n->dev->ops->host(n->dev, bufs[i]), n->n_trained * sizeof(float), err);
+        rc = write_values(&f, at, n, bufs[i], err);
     if (rc == PL_OK && s->n_reference > 0)
         rc = pl_newfile_put(&f, at, s->reference, s->n_reference * sizeof *s->reference, err);
     if (rc == PL_OK)
@@ -187,7 +204,6 @@ static bool is_whole(const char *dir)
 
 static pl_status read_into(FILE *f, struct pl_net *n, struct pl_dbuf *buf)
 {
-    enum { AT_ONCE = 1 << 16 };
     float *block = malloc(AT_ONCE * sizeof *block);
     pl_status rc = block != NULL ? PL_OK : PL_ENOMEM;
     for (size_t at = 0; rc == PL_OK && at < n->n_trained; at += AT_ONCE) {

@@ -13,7 +13,7 @@
 #include "core/model/weights.h"
 #include "core/train/random.h"
 
-enum { MAX_ROWS = 32, MAX_PARTS = 4, ALIGN_FLOATS = 16 };
+enum { MAX_ROWS = 32, MAX_PARTS = 4, ALIGN_FLOATS = 16, PUT_AT_ONCE = 1 << 18 /* values */ };
 
 struct row {
     enum { MATRIX, VECTOR } kind;
@@ -65,15 +65,18 @@ static void name_param(struct builder *b, const char *name, const char *part, in
     b->n_params++;
 }
 
-/* Values of a tensor into a buffer. */
+/* Values of a tensor into a buffer, some rows at a time. */
 static pl_status put_tensor(struct builder *b, struct pl_dbuf *buf, size_t offset, const struct pl_gguf_tensor *t, uint32_t rows, uint32_t cols)
 {
-    float *values = malloc((size_t)cols * sizeof *values);
+    const uint32_t fit = PUT_AT_ONCE / cols > 0 ? PUT_AT_ONCE / cols : 1, at_once = fit < rows ? fit : rows;
+    float *values = malloc((size_t)at_once * cols * sizeof *values);
     pl_status rc = values == NULL ? PL_ENOMEM : PL_OK;
     const size_t row_bytes = pl_dtype_row_bytes(t->dtype, cols);
-    for (uint32_t r = 0; r < rows && rc == PL_OK; r++) {
-        pl_dequant_row(t->dtype, (const char *)t->data + r * row_bytes, values, cols);
-        rc = b->n->dev->ops->put(b->n->dev, buf, offset + (size_t)r * cols, values, cols);
+    for (uint32_t r = 0, n; r < rows && rc == PL_OK; r += n) {
+        n = rows - r < at_once ? rows - r : at_once;
+        for (uint32_t i = 0; i < n; i++)
+            pl_dequant_row(t->dtype, (const char *)t->data + (r + i) * row_bytes, values + (size_t)i * cols, cols);
+        rc = b->n->dev->ops->put(b->n->dev, buf, offset + (size_t)r * cols, values, (size_t)n * cols);
     }
     free(values);
     return rc;
@@ -297,6 +300,32 @@ static pl_status build_all(struct builder *b)
     return rc != PL_OK ? rc : build_rope(b);
 }
 
+/* Whether a device with memory of its own has so much of it left; *free_mb: what it has. */
+static pl_status check_room(const struct pl_net *n, size_t bytes, size_t *free_mb)
+{
+    size_t left, total;
+    *free_mb = 0;
+    if (n->dev->ops->memory == NULL)
+        return PL_OK;
+    const pl_status rc = n->dev->ops->memory(n->dev, &left, &total);
+    *free_mb = left >> 20;
+    return rc != PL_OK || bytes <= left ? rc : PL_ENOMEM;
+}
+
+/* Before any of it is taken. */
+static pl_status check_weights(const struct pl_net *n, const struct builder *counted, struct pl_err *err)
+{
+    const size_t trained = counted->decayed + counted->plain;
+    size_t bytes = (counted->frozen + trained * (n->o.inference ? 1 : 4)) * sizeof(float), free_mb;
+    for (size_t i = 0; !n->o.full && i < pl_gguf_n_tensors(counted->g); i++)
+        bytes += pl_gguf_tensor_at(counted->g, i)->n_bytes;
+    const pl_status rc = check_room(n, bytes, &free_mb);
+    if (rc != PL_ENOMEM)
+        return rc;
+    return pl_fail_param(err, rc, "device", "the weights and what is trained of them take %zu MB but %s has %zu MB left: %s", bytes >> 20, n->dev->ops->name,
+                         free_mb, n->o.full ? "train an adapter (peft kind lora), or take a GPU with more room" : "take a GPU with more room");
+}
+
 static pl_status make_buffers(struct pl_net *n, const struct builder *counted)
 {
     const struct pl_device_ops *ops = n->dev->ops;
@@ -327,7 +356,7 @@ pl_status pl_net_new(struct pl_net **out, const struct pl_gguf *g, struct pl_dev
     n->lora_scale = o->rank > 0 ? o->alpha / (o->rslora ? sqrtf((float)o->rank) : (float)o->rank) : 0;
     n->layers = pl_xcalloc(n->spec.n_layers, sizeof *n->layers);
     struct builder b = {.n = n, .g = g, .err = err};
-    if ((rc = build_all(&b)) != PL_OK)
+    if ((rc = build_all(&b)) != PL_OK || (rc = check_weights(n, &b, err)) != PL_OK)
         goto out;
     if ((rc = make_buffers(n, &b)) != PL_OK) {
         rc = pl_fail(err, rc, "no memory for the weights, gradients and moments of %zu trained values", n->n_trained);
@@ -403,11 +432,14 @@ pl_status pl_net_set_adapter(struct pl_net *n, const struct pl_adapter *a, struc
     return PL_OK;
 }
 
-pl_status pl_net_adapter(const struct pl_net *n, struct pl_adapter *out, struct pl_err *err)
+pl_status pl_net_adapter(const struct pl_net *n, struct pl_adapter *out, float **values, struct pl_err *err)
 {
-    const float *w = n->dev->ops->host(n->dev, n->w);
-    if (w == NULL)
-        return pl_fail(err, PL_ENOTSUP, "the device's memory cannot be read in place");
+    float *w = *values = malloc((n->n_trained > 0 ? n->n_trained : 1) * sizeof *w);
+    const pl_status rc = w == NULL ? PL_ENOMEM : n->dev->ops->get(n->dev, n->w, 0, w, n->n_trained);
+    if (rc != PL_OK) {
+        free(w);
+        return pl_fail(err, rc, "the adapters' values: %s", pl_status_text(rc));
+    }
     *out = (struct pl_adapter){.arch = n->spec.arch, .rslora = n->o.rslora, .pairs = pl_xcalloc(n->n_params / 2 + 1, sizeof *out->pairs)};
     for (uint32_t i = 0; i < n->spec.n_layers; i++)
         for (int target = 0; target < PL_TARGET_COUNT; target++)
@@ -418,7 +450,7 @@ pl_status pl_net_adapter(const struct pl_net *n, struct pl_adapter *out, struct 
                         continue;
                     out->pairs[out->n_pairs++] = (struct pl_lora_pair){
                         .layer = i, .target = l->target, .rank = n->o.rank, .alpha = n->o.alpha, .scale = n->lora_scale,
-                        .a = (float *)w + l->a.w.values.offset, .b = (float *)w + l->b.w.values.offset};
+                        .a = w + l->a.w.values.offset, .b = w + l->b.w.values.offset};
                 }
     return PL_OK;
 }
@@ -506,6 +538,15 @@ size_t pl_net_work_bytes(const struct pl_net *n, uint32_t max_tokens, uint32_t m
     return floats * sizeof(float);
 }
 
+static size_t device_work_bytes(const struct pl_net *n)
+{
+    const struct pl_spec *p = &n->spec;
+    const uint32_t qkv = (p->n_heads + 2 * p->n_kv_heads) * p->head_dim, ff = p->gated ? 2 * p->n_ff : p->n_ff;
+    const struct pl_train_shape s = {.n_tokens = n->max_tokens, .n_rows = n->max_rows, .n_vocab = p->n_vocab,
+                                     .widest = qkv > ff ? (qkv > p->n_embd ? qkv : p->n_embd) : ff > p->n_embd ? ff : p->n_embd};
+    return n->t->work_bytes != NULL ? n->t->work_bytes(n->dev, &s) : 0;
+}
+
 pl_status pl_net_reserve(struct pl_net *n, uint32_t max_tokens, uint32_t max_rows, struct pl_err *err)
 {
     if (n->work != NULL && max_tokens <= n->max_tokens && max_rows <= n->max_rows)
@@ -517,8 +558,14 @@ pl_status pl_net_reserve(struct pl_net *n, uint32_t max_tokens, uint32_t max_row
     n->work = NULL;
     if (n->saved == NULL)
         n->saved = pl_xcalloc(n->spec.n_layers, sizeof *n->saved);
-    const size_t bytes = pl_net_work_bytes(n, n->max_tokens, n->max_rows);
-    const pl_status rc = n->dev->ops->buf_new(n->dev, bytes / sizeof(float), &n->work);
+    const size_t bytes = pl_net_work_bytes(n, n->max_tokens, n->max_rows), more = device_work_bytes(n);
+    size_t free_mb;
+    pl_status rc = check_room(n, bytes + more, &free_mb);
+    if (rc == PL_ENOMEM)
+        return pl_fail_param(err, rc, "micro_batch_size", "a step of %u tokens takes %zu MB but %s has %zu MB left; lower micro_batch_size or max_length%s",
+                             n->max_tokens, (bytes + more) >> 20, n->dev->ops->name, free_mb, n->o.recompute ? "" : ", or set recompute");
+    if (rc == PL_OK)
+        rc = n->dev->ops->buf_new(n->dev, bytes / sizeof(float), &n->work);
     if (rc != PL_OK)
         return pl_fail_param(err, rc, "micro_batch_size",
                              "no memory for the activations of %u tokens (%zu MB); lower micro_batch_size or max_length, or set recompute",

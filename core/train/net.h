@@ -105,8 +105,8 @@ pl_status pl_net_new(struct pl_net **out, const struct pl_gguf *g, struct pl_dev
 void pl_net_free(struct pl_net *n);
 /* Starts from an adapter instead of new ones; its pairs and ranks must be those of the options. */
 pl_status pl_net_set_adapter(struct pl_net *n, const struct pl_adapter *a, struct pl_err *err) PL_MUST_CHECK;
-/* The adapters as they are now; values are host memory of the net's device, borrowed until the next step. */
-pl_status pl_net_adapter(const struct pl_net *n, struct pl_adapter *out, struct pl_err *err) PL_MUST_CHECK;
+/* The adapters as they are now. The caller frees the list of pairs, and *values, in which theirs lie. */
+pl_status pl_net_adapter(const struct pl_net *n, struct pl_adapter *out, float **values, struct pl_err *err) PL_MUST_CHECK;
 
 /* Makes room for micro-batches of so many tokens and rows. */
 pl_status pl_net_reserve(struct pl_net *n, uint32_t max_tokens, uint32_t max_rows, struct pl_err *err) PL_MUST_CHECK;

@@ -37,13 +37,29 @@ static pl_status look(struct pl_objective *s, struct pl_batch_plan *b, const flo
     return pl_net_loss(s->net, &b->micro, weight, s->logp, s->best);
 }
 
+/* Between these, what a micro-batch's operations upload stays on the device. */
+static pl_status begin(const struct pl_objective *s)
+{
+    return s->net->dev->ops->step_begin(s->net->dev, NULL);
+}
+
+static pl_status end(const struct pl_objective *s, pl_status rc)
+{
+    const pl_status ended = s->net->dev->ops->step_end(s->net->dev);
+    return rc != PL_OK ? rc : ended;
+}
+
 pl_status pl_objective_reference(struct pl_objective *s, struct pl_batch_plan *b, double *sums)
 {
     pl_status rc = pl_batch_take(b, UINT32_MAX, 0, b->n_units);
     s->net->dropout_key = 0;
     for (uint32_t i = 0; rc == PL_OK && i < b->n_micro; i++) {
         pl_batch_micro(b, i);
-        if ((rc = pl_net_forward(s->net, &b->micro)) != PL_OK || (rc = look(s, b, NULL)) != PL_OK)
+        if ((rc = begin(s)) != PL_OK)
+            break;
+        if ((rc = pl_net_forward(s->net, &b->micro)) == PL_OK)
+            rc = look(s, b, NULL);
+        if ((rc = end(s, rc)) != PL_OK)
             break;
         for (uint32_t seq = 0; seq < b->micro.seqs.n_seqs; seq++)
             sums[b->units[b->first[i] + seq / 2] * 2 + seq % 2] = sequence_sum(s, b, seq);
@@ -111,7 +127,9 @@ pl_status pl_objective_run(struct pl_objective *s, struct pl_batch_plan *b, cons
     *r = (struct pl_objective_result){.n_tokens = b->n_tokens, .n_loss_tokens = b->n_loss_tokens};
     for (uint32_t i = 0; i < b->n_micro; i++) {
         s->net->dropout_key = key != 0 ? key + ((uint64_t)(i + 1) << 40) : 0;
-        const pl_status rc = run_micro(s, b, i, reference, b->first[b->n_micro], gradients, r, &n_right, &n_seen);
+        pl_status rc = begin(s);
+        if (rc == PL_OK)
+            rc = end(s, run_micro(s, b, i, reference, b->first[b->n_micro], gradients, r, &n_right, &n_seen));
         if (rc != PL_OK)
             return rc;
     }

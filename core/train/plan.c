@@ -60,9 +60,10 @@ static pl_status open_scratch(struct pl_train_plan *p, struct pl_train_spec *ask
     return st;
 }
 
-static pl_status check_memory(const struct pl_train_plan *p, uint64_t available, struct pl_err *err)
+static pl_status check_memory(const struct pl_train_plan *p, const struct pl_train_place *place, struct pl_err *err)
 {
-    if (!p->spec.scratch || available == 0 || p->memory <= available)
+    const uint64_t available = place->available;
+    if (!p->spec.scratch || place->gpu || available == 0 || p->memory <= available)
         return PL_OK;
     return pl_fail_param(err, PL_EINVAL, "method.pretrain.shape", "a model of this shape (%llu parameters) takes about %.1f GiB to train with micro-batches "
                          "of %u × %u tokens, but %.1f GiB are there: lower layers, width, ff or vocab_size, or compute.micro_batch_size and "
@@ -70,14 +71,14 @@ static pl_status check_memory(const struct pl_train_plan *p, uint64_t available,
                          p->spec.max_length, (double)available / (1 << 30));
 }
 
-static pl_status check_files(struct pl_train_plan *p, const struct pl_train_spec *asked, const char *training, const char *validation, uint32_t n_threads,
-                             struct pl_err *err)
+static pl_status check_files(struct pl_train_plan *p, const struct pl_train_spec *asked, const char *training, const char *validation,
+                             const struct pl_train_place *place, struct pl_err *err)
 {
     const struct pl_train_base *base = &p->base;
     struct pl_data_opts o = {.tok = base->tok, .chat = base->chat, .method = asked->method, .train_on = (pl_train_on)asked->train_on,
                              .min_examples = PL_DATA_MIN_EXAMPLES, .stop = base->stop};
-    struct pl_train_facts f = {.model = base->spec, .n_ctx = base->n_ctx, .n_threads = n_threads, .validation = validation != NULL,
-                               .bf16 = pl_train_has_bf16()};
+    struct pl_train_facts f = {.model = base->spec, .n_ctx = base->n_ctx, .n_threads = place->n_threads, .validation = validation != NULL,
+                               .bf16 = place->bf16};
     /* The first reading tells the longest example, which decides max_length; cut to that, the second counts what is left. */
     pl_status st = scan(training, "training_file", &o, &p->training, err);
     if (st != PL_OK)
@@ -106,13 +107,13 @@ static pl_status check_files(struct pl_train_plan *p, const struct pl_train_spec
 }
 
 pl_status pl_train_plan(struct pl_train_plan *p, const struct pl_train_spec *asked, const char *training, const char *validation,
-                        const struct pl_train_base *base, uint32_t n_threads, uint64_t available, struct pl_err *err)
+                        const struct pl_train_base *base, const struct pl_train_place *place, struct pl_err *err)
 {
     struct pl_train_spec spec = *asked;
-    *p = (struct pl_train_plan){.spec = spec, .base = *base};
-    pl_status st = spec.scratch ? open_scratch(p, &spec, training, available, err) : PL_OK;
+    *p = (struct pl_train_plan){.spec = spec, .base = *base, .place = *place};
+    pl_status st = spec.scratch ? open_scratch(p, &spec, training, place->available, err) : PL_OK;
     if (st == PL_OK)
-        st = check_files(p, &spec, training, validation, n_threads, err);
+        st = check_files(p, &spec, training, validation, place, err);
     if (st != PL_OK)
         return st;
     p->trained_tokens = p->spec.n_epochs * p->training.n_tokens;
@@ -120,7 +121,7 @@ pl_status pl_train_plan(struct pl_train_plan *p, const struct pl_train_spec *ask
     p->memory = memory(p, &p->base);
     /* forward 2, backward of inputs 2, of weights 2 operations for each parameter and token */
     p->flops = (double)p->trained_tokens * (4.0 * (double)p->base.n_params + 2.0 * (double)p->n_trained_params);
-    return check_memory(p, available, err);
+    return check_memory(p, place, err);
 }
 
 void pl_train_plan_fini(struct pl_train_plan *p)

@@ -22,24 +22,32 @@ struct pl_train_base {
     const char *kept;        /* as in pl_scratch_source */
 };
 
+/* Where the job will run. */
+struct pl_train_place {
+    uint32_t n_threads;
+    bool bf16;          /* has such products */
+    bool gpu;           /* has memory of its own, which the worker asks for */
+    uint64_t available; /* bytes of memory that the job may take, 0 = not known; without a GPU a model from nothing that needs more is refused */
+};
+
 struct pl_train_plan {
     struct pl_train_spec spec; /* resolved */
     struct pl_train_base base; /* what is trained: the given one, or the one made from nothing */
+    struct pl_train_place place;
     struct pl_scratch scratch; /* that one, if spec.scratch */
     struct pl_data_report training, validation;
     uint32_t epoch_steps, total_steps;
     uint64_t trained_tokens;  /* that the job will see: epochs × tokens of the file */
     uint64_t n_trained_params;
-    uint64_t memory;          /* bytes of the worker at its peak, about */
+    uint64_t memory;          /* bytes of the worker, or of its GPU, at the peak, about */
     double flops;             /* of all products, about */
 };
 
 /* Of a model that is there. Borrows both. */
 struct pl_train_base pl_train_base_of(const struct pl_model_file *f, const char *path);
-/* asked: as read from the request. validation: path or NULL. available: bytes of memory that the job may take, 0 = not known; a model from
- * nothing that needs more is refused. The reports are filled in on failure too: fini in either case. */
+/* asked: as read from the request. validation: path or NULL. The reports are filled in on failure too: fini in either case. */
 pl_status pl_train_plan(struct pl_train_plan *p, const struct pl_train_spec *asked, const char *training, const char *validation,
-                        const struct pl_train_base *base, uint32_t n_threads, uint64_t available, struct pl_err *err) PL_MUST_CHECK;
+                        const struct pl_train_base *base, const struct pl_train_place *place, struct pl_err *err) PL_MUST_CHECK;
 void pl_train_plan_fini(struct pl_train_plan *p);
 
 #endif

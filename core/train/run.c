@@ -48,6 +48,7 @@ struct run {
     struct pl_train_metrics last; /* of the newest step */
     struct pl_scores before;
     bool wants_before; /* nobody has measured the model as it was */
+    bool without_bf16; /* which was asked for */
     uint32_t epoch_steps, total_steps, saved_step, started_at;
     uint64_t started_ns;
 };
@@ -66,13 +67,32 @@ static pl_status open_folder(struct run *r)
     return pl_train_job_read(&r->job, r->folder, r->err);
 }
 
+/* First of all: a machine without the device is none for the job. */
+static pl_status open_device(struct run *r)
+{
+    const struct pl_train_options *o = r->options;
+    pl_status rc = pl_pool_new(&r->pool, r->job.spec.threads, r->err);
+    if (rc == PL_OK)
+        rc = pl_device_open(&r->dev, o->device != NULL ? o->device : "cpu", o->cuda_library, r->pool, r->err);
+    if (rc == PL_OK && r->dev->ops->train == NULL)
+        rc = pl_fail_param(r->err, PL_EINVAL, "device", "the device %s cannot train: take --device cpu", r->dev->ops->name);
+    return rc;
+}
+
+static bool on_gpu(const struct run *r)
+{
+    return r->dev->ops->memory != NULL;
+}
+
 /* Values for whatever is still "auto": a job folder that somebody wrote by hand. */
 static pl_status resolve(struct run *r, struct pl_train_plan *plan)
 {
     struct pl_train_base base = {.path = r->job.base, .kept = r->folder};
     if (!r->job.spec.scratch)
         base = pl_train_base_of(&r->model, r->base);
-    const pl_status rc = pl_train_plan(plan, &r->job.spec, r->job.training_file, r->job.validation_file, &base, pl_pool_cpus(), pl_machine_memory(), r->err);
+    const struct pl_train_place place = {.n_threads = pl_pool_cpus(), .bf16 = r->dev->ops->train->has_bf16(r->dev), .gpu = on_gpu(r),
+                                         .available = pl_machine_memory()};
+    const pl_status rc = pl_train_plan(plan, &r->job.spec, r->job.training_file, r->job.validation_file, &base, &place, r->err);
     if (rc == PL_OK)
         r->job.spec = plan->spec;
     return rc;
@@ -144,13 +164,9 @@ static pl_status open_net(struct run *r)
     const struct pl_train_spec *s = &r->job.spec;
     const struct pl_net_options o = {.full = s->peft == PL_PEFT_FULL, .rank = s->rank, .alpha = (float)s->alpha, .dropout = (float)s->dropout,
                                      .rslora = s->rslora, .targets = s->targets, .recompute = s->recompute, .seed = s->seed};
-    pl_status rc = pl_pool_new(&r->pool, s->threads, r->err);
-    if (rc == PL_OK)
-        rc = pl_cpu_open(&r->dev, r->pool, NULL, r->err);
-    if (rc == PL_OK) {
-        const bool low = s->precision == PL_PRECISION_BF16;
-        rc = r->dev->ops->train->set_precision(r->dev, low ? PL_MM_BF16 : PL_MM_F32, r->err);
-    }
+    const bool low = s->precision == PL_PRECISION_BF16;
+    r->without_bf16 = low && on_gpu(r) && !r->dev->ops->train->has_bf16(r->dev); /* whoever resolved "auto" did not know this GPU */
+    pl_status rc = r->dev->ops->train->set_precision(r->dev, low && !r->without_bf16 ? PL_MM_BF16 : PL_MM_F32, r->err);
     if (rc == PL_OK)
         rc = pl_net_new(&r->net, r->model.gguf, r->dev, &o, r->err);
     if (rc != PL_OK || r->job.base_adapter == NULL)
@@ -219,6 +235,10 @@ static pl_status open_state(struct run *r)
         rc = pl_report_message(&r->report, "warn", r->err, "%u damaged checkpoint%s removed", n_bad, n_bad == 1 ? " was" : "s were");
     if (rc == PL_OK && r->state.step > 0)
         rc = pl_report_message(&r->report, "info", r->err, "Going on from the checkpoint of step %u", r->state.step);
+    if (rc == PL_OK && on_gpu(r))
+        rc = pl_report_message(&r->report, "info", r->err, "The job runs on %s", r->dev->ops->name);
+    if (rc == PL_OK && r->without_bf16)
+        rc = pl_report_message(&r->report, "warn", r->err, "This GPU has no bf16 products (compute capability 8.0): they are made in 32 bits");
     if (rc != PL_OK || r->state.reference == NULL || r->state.step > 0)
         return rc;
     rc = pl_objective_reference(&r->step, &r->train, r->state.reference);
@@ -232,6 +252,7 @@ static pl_status answer(struct run *r, const struct pl_gguf *gguf, const char *a
 {
     const struct pl_train_spec *s = &r->job.spec;
     const struct pl_answers_opts o = {.gguf = gguf, .tok = r->model.tok, .adapter = adapter, .n_threads = s->threads, .max_tokens = s->answer_tokens,
+                                      .device = r->options->device != NULL ? r->options->device : "cpu", .cuda_library = r->options->cuda_library,
                                       .stop = r->options->stop};
     const struct pl_data_opts data = {.tok = r->model.tok, .chat = r->model.chat, .method = s->method, .min_examples = 1};
     scores->words = (pl_words_kind)s->words;
@@ -375,6 +396,8 @@ static pl_status make_step(struct run *r, struct pl_train_metrics *m)
         return pl_fail_param(r->err, PL_ERANGE, "learning_rate", "the loss of step %u is not finite; lower the learning rate", step + 1);
     if (rc == PL_OK)
         rc = pl_optim_step(r->net, s, step, m->learning_rate, &m->grad_norm);
+    if (rc == PL_ENOMEM)
+        return pl_fail_param(r->err, rc, "micro_batch_size", "no memory for step %u; lower micro_batch_size or max_length, or set recompute", step + 1);
     if (rc != PL_OK)
         return pl_fail(r->err, rc, "step %u: %s", step + 1, pl_status_text(rc));
     if (!isfinite(m->grad_norm))
@@ -516,6 +539,8 @@ static const char *code_of(const struct pl_err *e)
         return e->code == PL_ERANGE ? "invalid_n_examples" : "invalid_training_file";
     if (strcmp(e->param, "validation_file") == 0)
         return "invalid_validation_file";
+    if (e->code == PL_EINVAL && strcmp(e->param, "device") == 0)
+        return "device_not_available";
     switch (e->code) {
     case PL_ENOMEM:
         return "out_of_memory";
@@ -544,7 +569,10 @@ pl_train_exit pl_train_run(const char *folder, const struct pl_train_options *op
         close_all(&r);
         return PL_TRAIN_DONE;
     }
-    rc = open_all(&r);
+    rc = open_device(&r);
+    const bool has_device = rc == PL_OK;
+    if (rc == PL_OK)
+        rc = open_all(&r);
     if (rc == PL_OK)
         rc = forgive(&r, score_before(&r));
     if (rc == PL_OK)
@@ -558,12 +586,16 @@ pl_train_exit pl_train_run(const char *folder, const struct pl_train_options *op
     } else if (rc == PL_OK && (rc = finish(&r)) == PL_OK) {
         result = PL_TRAIN_DONE;
     }
+    if (rc != PL_OK && r.err->msg[0] == '\0')
+        (void)!pl_fail(r.err, rc, "%s", pl_status_text(rc));
     if (rc == PL_ESTOPPED) /* while it answered: the next run begins with that */
         result = PL_TRAIN_PAUSED;
     else if (rc == PL_ENOSPC)
         result = PL_TRAIN_NO_SPACE;
-    else if (rc != PL_OK)
+    else if (rc != PL_OK && rc != PL_EDEVICE) /* another run may find the GPU well again */
         pl_report_failed(folder, code_of(r.err), r.err);
+    if (!has_device && rc == PL_EINVAL)
+        result = PL_TRAIN_NO_DEVICE;
     close_all(&r);
     return result;
 }

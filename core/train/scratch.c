@@ -107,7 +107,7 @@ static bool ends_with(struct pl_gguf_str s, const char *end)
 }
 
 /* Pairs of normal values from pairs of even ones (Box and Muller). */
-static void first_row(void *arg, size_t tensor, uint64_t row, float *out)
+static pl_status first_row(void *arg, size_t tensor, uint64_t row, float *out)
 {
     struct first_values *v = arg;
     const struct pl_gguf_tensor *t = &v->x->out.tensors[tensor].t;
@@ -115,7 +115,7 @@ static void first_row(void *arg, size_t tensor, uint64_t row, float *out)
     if (t->n_dims == 1) {
         for (size_t i = 0; i < n; i++)
             out[i] = ends_with(t->name, ".weight") ? 1 : 0;
-        return;
+        return PL_OK;
     }
     if (row == 0) {
         char name[72];
@@ -130,6 +130,7 @@ static void first_row(void *arg, size_t tensor, uint64_t row, float *out)
         if (i + 1 < n)
             out[i + 1] = (float)(radius * sin(angle));
     }
+    return PL_OK;
 }
 
 pl_status pl_scratch_write(struct pl_scratch *x, const char *path, uint32_t seed, const char *origin, struct pl_err *err)

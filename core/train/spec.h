@@ -56,7 +56,7 @@ struct pl_train_facts {
     uint32_t n_ctx;              /* tokens that the model takes */
     uint32_t n_threads;
     bool validation; /* there is a validation file */
-    bool bf16;       /* pl_train_has_bf16() */
+    bool bf16;       /* the device has such products */
 };
 
 /* method: a request's "method" object, or NULL; hyperparameters: the older top-level object of supervised jobs, or NULL.

@@ -5,7 +5,8 @@
  * "done", "failed"), checkpoints/step-N/, result/, results.csv, tensorboard/. Files appear whole or not at all.
  * Thread: one; it makes a pool of its own.  Owns: the folder while it runs (two workers at once are refused).
  * Fails: PL_TRAIN_FAILED, with the last line of progress.jsonl saying why; the error says the same. A full disk is no failure of the job:
- * PL_TRAIN_NO_SPACE, and another run goes on from the last checkpoint.
+ * PL_TRAIN_NO_SPACE, and another run goes on from the last checkpoint; so does one after a GPU that was lost, of which the folder says nothing.
+ * PL_TRAIN_NO_DEVICE: this machine lacks the device that was asked for.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef PL_TRAIN_TRAIN_H
 #define PL_TRAIN_TRAIN_H
@@ -17,7 +18,7 @@
 #include "core/base/status.h"
 
 /* Exit codes of the worker. */
-typedef enum { PL_TRAIN_DONE = 0, PL_TRAIN_FAILED = 1, PL_TRAIN_NO_SPACE = 74, PL_TRAIN_PAUSED = 75 } pl_train_exit;
+typedef enum { PL_TRAIN_DONE = 0, PL_TRAIN_FAILED = 1, PL_TRAIN_NO_DEVICE = 2, PL_TRAIN_NO_SPACE = 74, PL_TRAIN_PAUSED = 75 } pl_train_exit;
 
 /* What a line of type "metrics" says; NAN where nothing was measured. */
 struct pl_train_metrics {
@@ -35,6 +36,7 @@ struct pl_train_metrics {
 };
 
 struct pl_train_options {
+    const char *device, *cuda_library; /* as pl_device_open takes them; NULL = "cpu", and the usual file */
     bool progress_bar;                 /* on standard error */
     const volatile sig_atomic_t *stop; /* borrowed: when it is not 0, write a checkpoint and return PL_TRAIN_PAUSED */
 };

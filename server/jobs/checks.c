@@ -32,8 +32,11 @@ pl_status pl_checks_plan(struct pl_jobs *j, const struct pl_train_spec *method, 
         st = open_model(file, &base, err);
     struct pl_train_base from = pl_train_base_of(file, base.path);
     from.stop = pl_tasks_stopping(j->tasks);
+    const bool cuda = strncmp(j->server->config->train_device, "cuda", 4) == 0;
+    const struct pl_train_place place = {.n_threads = pl_share_threads(j->server->config->train_threads), .available = pl_jobs_memory(j),
+                                         .gpu = pl_jobs_on_gpu(j), .bf16 = cuda || pl_train_has_bf16()};
     if (st == PL_OK)
-        st = pl_train_plan(plan, method, training, validation, &from, pl_share_threads(j->server->config->train_threads), pl_jobs_memory(j), err);
+        st = pl_train_plan(plan, method, training, validation, &from, &place, err);
     plan->base.path = NULL; /* it goes */
     pl_base_fini(&base);
     return st;
@@ -41,13 +44,14 @@ pl_status pl_checks_plan(struct pl_jobs *j, const struct pl_train_spec *method, 
 
 json_t *pl_checks_estimate(const struct pl_train_plan *p)
 {
-    /* What a processor of today does in products of this kind; a running job's estimated_finish is measured. */
-    const double flops_per_thread = p->spec.precision == PL_PRECISION_BF16 ? 200e9 : 60e9;
+    /* What a processor's thread, or a GPU, of today does in products of this kind; a running job's estimated_finish is measured. */
+    const bool bf16 = p->spec.precision == PL_PRECISION_BF16;
+    const double flops = p->place.gpu ? (bf16 ? 30e12 : 8e12) : (bf16 ? 200e9 : 60e9) * p->spec.threads;
     json_t *e = json_pack("{s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "examples", (json_int_t)p->training.n_examples, "validation_examples",
                      (json_int_t)p->validation.n_examples, "tokens", (json_int_t)p->training.n_tokens, "loss_tokens", (json_int_t)p->training.n_loss_tokens,
                      "cut_examples", (json_int_t)p->training.n_cut, "total_steps", (json_int_t)p->total_steps, "trained_tokens",
                      (json_int_t)p->trained_tokens, "trained_parameters", (json_int_t)p->n_trained_params, "memory_bytes", (json_int_t)p->memory, "seconds",
-                     (json_int_t)(p->flops / (flops_per_thread * p->spec.threads)) + 1);
+                     (json_int_t)(p->flops / flops) + 1);
     if (p->spec.scratch)
         json_object_set_new(e, "tokenizer_bytes", json_integer((json_int_t)p->scratch.tokenizer_bytes));
     return e;

@@ -111,6 +111,11 @@ pl_status pl_jobs_base(struct pl_jobs *j, const struct pl_job_row *row, struct p
     return st;
 }
 
+bool pl_jobs_on_gpu(const struct pl_jobs *j)
+{
+    return strcmp(j->server->config->train_device, "cpu") != 0;
+}
+
 uint64_t pl_jobs_memory(const struct pl_jobs *j)
 {
     const int mb = j->server->config->train_memory_mb;

@@ -42,6 +42,8 @@ void pl_jobs_close(struct pl_jobs *j);
 /* For /metrics. */
 void pl_jobs_render_metrics(struct pl_jobs *j, struct pl_buf *out);
 
+/* Jobs run, or may run, on a GPU. */
+bool pl_jobs_on_gpu(const struct pl_jobs *j);
 /* Bytes that a worker may take: train-memory-mb, or what is free now. */
 uint64_t pl_jobs_memory(const struct pl_jobs *j);
 /* The whole model that the job begins from, or (with base_adapter) the one under the adapter that it begins from; the first model for one from

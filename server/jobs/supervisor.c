@@ -238,7 +238,8 @@ static bool launch(struct pl_supervisor *s, struct pl_job_row *row)
     const struct pl_config *c = s->j->server->config;
     char *folder = pl_jobs_folder(s->j, row->id);
     struct job_worker *w = pl_xcalloc(1, sizeof *w);
-    const struct pl_worker_opts o = {s->program, folder, c->train_nice, pl_jobs_memory(s->j), &s->cpus};
+    const struct pl_worker_opts o = {.program = s->program, .folder = folder, .nice = c->train_nice, .cpus = &s->cpus, .device = c->train_device,
+                                     .cuda_library = c->cuda_library, .memory = pl_jobs_on_gpu(s->j) ? 0 : pl_jobs_memory(s->j)};
     const bool again = pl_retry_find(s->retries, row->id) != NULL;
     pl_status st = write_job(s->j, row, folder, &err);
     if (st == PL_OK)
@@ -257,8 +258,8 @@ static bool launch(struct pl_supervisor *s, struct pl_job_row *row)
     snprintf(w->id, sizeof w->id, "%s", row->id);
     w->next = s->workers;
     s->workers = w;
-    pl_log_info("%s: worker %ld started, nice %d, sure of %d %% of %u threads' time, at most %llu MiB", row->id, (long)w->w.pid, c->train_nice,
-                c->train_share, pl_share_threads(c->train_threads), (unsigned long long)(o.memory >> 20));
+    pl_log_info("%s: worker %ld started on %s, nice %d, sure of %d %% of %u threads' time, at most %llu MiB (0: no limit)", row->id, (long)w->w.pid,
+                o.device, c->train_nice, c->train_share, pl_share_threads(c->train_threads), (unsigned long long)(o.memory >> 20));
     if (again && pl_jobs_event(s->j, row->id, "info", "message", NULL, -1, &err, "%s", started_words(s, row->id)) != PL_OK)
         complain(s, row->id, &err);
     w = NULL;

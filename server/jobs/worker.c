@@ -92,9 +92,15 @@ _Noreturn static void become_worker(const struct pl_worker_opts *o, char *const 
 
 pl_status pl_worker_start(struct pl_worker *w, const struct pl_worker_opts *o, struct pl_err *err)
 {
-    char program[] = "parley", verb[] = "train", flag[] = "--job";
-    char *folder = pl_xstrdup(o->folder);
-    char *argv[] = {program, verb, flag, folder, NULL};
+    char program[] = "parley", verb[] = "train", flag[] = "--job", on[] = "--device", library[] = "--cuda-library";
+    char *folder = pl_xstrdup(o->folder), *device = pl_xstrdup(o->device), *file = pl_xstrdup(o->cuda_library);
+    char *argv[9] = {program, verb, flag, folder};
+    if (strcmp(device, "cpu") != 0) {
+        argv[4] = on;
+        argv[5] = device;
+        argv[6] = file[0] != '\0' ? library : NULL;
+        argv[7] = file[0] != '\0' ? file : NULL;
+    }
     char **env = clean_environment();
     const int lock = open_in(o->folder, "worker.lock", O_RDWR | O_CREAT), log = open_in(o->folder, "worker.log", O_WRONLY | O_CREAT | O_APPEND);
     const int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
@@ -124,6 +130,8 @@ pl_status pl_worker_start(struct pl_worker *w, const struct pl_worker_opts *o, s
         close(null);
     free(env);
     free(folder);
+    free(device);
+    free(file);
     return st;
 }
 

@@ -26,11 +26,12 @@ struct pl_worker {
 };
 
 struct pl_worker_opts {
-    const char *program;  /* run as "PROGRAM train --job FOLDER" */
+    const char *program;  /* run as "PROGRAM train --job FOLDER", on a GPU with "--device NAME" and "--cuda-library FILE" */
     const char *folder;
     int nice;
-    uint64_t memory;      /* bytes of address space, 0 = no limit */
+    uint64_t memory;      /* bytes of address space, 0 = no limit; CUDA reserves more than any machine has */
     const cpu_set_t *cpus; /* it may run on these */
+    const char *device, *cuda_library; /* "" = the usual file */
 };
 
 pl_status pl_worker_start(struct pl_worker *w, const struct pl_worker_opts *o, struct pl_err *err) PL_MUST_CHECK;

@@ -8,51 +8,67 @@
 #include "core/model/dtype.h"
 #include "tests/cuda_emu/graphs.h"
 
-static float *widen(int dtype, const void *from, size_t n)
+/* The operand as floats [k][n] of its own; NULL: memory is out */
+static float *widen(int dtype, const struct pl_cublas_operand *o, size_t k, size_t n)
 {
-    float *to = malloc(n * sizeof *to + 1);
-    if (to != NULL)
-        pl_dequant_row((pl_dtype)dtype, from, to, (uint32_t)n);
+    const size_t rows = o->along ? n : k, cols = o->along ? k : n, bytes = dtype == PL_F32 ? 4 : 2;
+    float *to = malloc(rows * cols * sizeof *to + 1), *row = malloc(cols * sizeof *row + 1);
+    for (size_t r = 0; to != NULL && row != NULL && r < rows; r++) {
+        pl_dequant_row((pl_dtype)dtype, (const char *)o->p + r * o->stride * bytes, row, (uint32_t)cols);
+        for (size_t c = 0; c < cols; c++)
+            to[o->along ? c * n + r : r * n + c] = row[c];
+    }
+    free(row);
     return to;
 }
 
-struct call {
-    int dtype;
-    size_t T, N, K;
-    const void *x, *w;
-    float *y;
-};
+enum { PIECE = 256 }; /* of a sum: a GPU does not add one by one either */
 
-static int multiply(const struct call *c)
+static int multiply(const struct pl_cublas_product *p)
 {
-    float *fx = widen(c->dtype, c->x, c->T * c->K), *fw = widen(c->dtype, c->w, c->N * c->K);
-    const bool ok = fx != NULL && fw != NULL;
-    for (size_t t = 0; ok && t < c->T; t++)
-        for (size_t n = 0; n < c->N; n++) {
-            float sum = 0;
-            for (size_t k = 0; k < c->K; k++)
-                sum += fx[t * c->K + k] * fw[n * c->K + k];
-            c->y[t * c->N + n] = sum;
+    const size_t m = (size_t)p->m, n = (size_t)p->n, k = (size_t)p->k;
+    float *a = widen(p->dtype, &p->a, k, m), *b = widen(p->dtype, &p->b, k, n), *sums = malloc(2 * n * sizeof *sums + 1), *piece = sums + n;
+    const bool ok = a != NULL && b != NULL && sums != NULL;
+    for (size_t r = 0; ok && r < m; r++) {
+        float *c = p->c + r * p->stride;
+        memset(sums, 0, 2 * n * sizeof *sums);
+        for (size_t i = 0; i < k; i++) {
+            for (size_t j = 0; j < n; j++)
+                piece[j] += a[i * m + r] * b[i * n + j];
+            for (size_t j = 0; (i % PIECE == PIECE - 1 || i + 1 == k) && j < n; j++) {
+                sums[j] += piece[j];
+                piece[j] = 0;
+            }
         }
-    free(fx), free(fw);
+        for (size_t j = 0; j < n; j++)
+            c[j] = p->beta != 0 ? p->alpha * sums[j] + p->beta * c[j] : p->alpha * sums[j];
+    }
+    free(a), free(b), free(sums);
     return ok ? 0 : PL_CUBLAS_NO_MEMORY;
 }
 
-static void run(void *call)
+static void run(void *product)
 {
-    if (multiply(call) != 0)
+    if (multiply(product) != 0)
         abort();
 }
 
-static int product(const struct pl_cublas *b, int dtype, int n_rows, int n_out, int n_in, const void *x, const void *w, float *y)
+static bool fits(const struct pl_cublas_operand *o, int k, int n)
 {
-    const struct call c = {dtype, (size_t)n_rows, (size_t)n_out, (size_t)n_in, x, w, y};
+    return o->stride >= (size_t)(o->along ? k : n);
+}
+
+static int product(const struct pl_cublas *b, const struct pl_cublas_product *p)
+{
+    if (p->m <= 0 || p->n <= 0 || p->k <= 0 || !fits(&p->a, p->k, p->m) || !fits(&p->b, p->k, p->n) || p->stride < (size_t)p->n)
+        return 7; /* CUBLAS_STATUS_INVALID_VALUE */
+    struct pl_cublas_product copy = *p;
     const char *fault = getenv("PARLEY_EMU_FAULT");
     if (fault != NULL && strncmp(fault, "blas:", 5) == 0)
         return atoi(fault + 5);
     if (!emu_capturing(b->handle))
-        return multiply(&c);
-    emu_capture_bytes(run, &c, sizeof c);
+        return multiply(p);
+    emu_capture_bytes(run, &copy, sizeof copy);
     return 0;
 }
 

@@ -15,13 +15,16 @@
 #include "core/train/net.h"
 #include "core/train/objective.h"
 #include "core/train/optim.h"
+#include "tests/tools/emulated.h"
 #include "tests/tools/tiny_model.h"
 
 Suite *suite_train(void);
 
 #define FIXTURES "tests/oracle/fixtures/train/"
 
-static const char *const isas[] = {"ref", "avx2", "avx512"};
+static const char *const devices[] = {"ref", "avx2", "avx512", "cuda-emulated", "cuda-emulated"};
+enum { BACKWARDS = 4 /* a block's threads from the last to the first */ };
+static const char *const fast[] = {NULL, "cuda-emulated"};
 
 struct fixture {
     json_t *doc, *cases;
@@ -106,18 +109,19 @@ struct bed {
     size_t n_bufs;
 };
 
-static bool bed_open(struct bed *b, const char *isa, unsigned n_threads)
+/* False, with a line, where the processor lacks the instruction set, or the emulated device was not built. */
+static bool bed_open(struct bed *b, const char *device, unsigned n_threads)
 {
     struct pl_err err = {0};
     *b = (struct bed){0};
     ck_assert_int_eq(pl_pool_new(&b->pool, n_threads, &err), PL_OK);
-    const pl_status rc = pl_cpu_open(&b->dev, b->pool, isa, &err);
+    const pl_status rc = device_open(&b->dev, b->pool, device, &err);
     if (rc == PL_OK) {
         b->t = b->dev->ops->train;
         return true;
     }
     ck_assert_int_eq(rc, PL_ENOTSUP);
-    printf("train: %s skipped: %s\n", isa, err.msg);
+    printf("train: %s skipped: %s\n", device, err.msg);
     pl_pool_free(b->pool);
     return false;
 }
@@ -143,9 +147,10 @@ static pl_view new_view(struct bed *b, uint32_t rows, uint32_t cols, const float
     ck_assert_uint_lt(b->n_bufs, PL_COUNT_OF(b->bufs));
     ck_assert_int_eq(b->dev->ops->buf_new(b->dev, (size_t)rows * stride + 3, &buf), PL_OK);
     b->bufs[b->n_bufs++] = buf;
-    for (uint32_t r = 0; values != NULL && r < rows; r++)
-        ck_assert_int_eq(b->dev->ops->put(b->dev, buf, 3 + (size_t)r * stride, values + (size_t)r * cols, cols), PL_OK);
-    return (pl_view){buf, 3, rows, cols, stride};
+    const pl_view v = {buf, 3, rows, cols, stride};
+    if (values != NULL)
+        ck_assert_int_eq(b->dev->ops->put_rows(b->dev, v, values), PL_OK);
+    return v;
 }
 
 static pl_view given(struct bed *b, const struct fixture *f, const json_t *c, const char *name)
@@ -167,8 +172,7 @@ static void expect(struct bed *b, const struct fixture *f, const json_t *c, cons
         return;
     ck_assert_uint_eq(v.rows * v.cols, a.rows * a.cols);
     float *got = pl_xmalloc((size_t)a.rows * a.cols * sizeof *got);
-    for (uint32_t r = 0; r < v.rows; r++)
-        ck_assert_int_eq(b->dev->ops->get(b->dev, v.buf, v.offset + (size_t)r * v.stride, got + (size_t)r * v.cols, v.cols), PL_OK);
+    ck_assert_int_eq(b->dev->ops->get_rows(b->dev, v, got), PL_OK);
     const double d = distance(got, a.values, (size_t)a.rows * a.cols);
     ck_assert_msg(d <= tolerance, "%s on %s: %s is off by %.2e", json_string_value(json_object_get(c, "name")), b->dev->ops->name, name, d);
     free(got);
@@ -279,8 +283,9 @@ START_TEST(operations_agree_with_pytorch)
 {
     struct fixture f;
     struct bed b;
-    if (!bed_open(&b, isas[_i], 2))
+    if (!bed_open(&b, devices[_i], 2))
         return;
+    emulated_reverse(_i == BACKWARDS);
     fixture_open(&f, "ops");
     for (size_t i = 0; i < json_array_size(f.cases); i++) {
         const json_t *c = json_array_get(f.cases, i);
@@ -308,8 +313,9 @@ START_TEST(frozen_weights_count_as_their_values)
     };
     enum { T = 9, N = 21, K = 512 };
     struct bed b;
-    if (!bed_open(&b, isas[_i], 2))
+    if (!bed_open(&b, devices[_i], 2))
         return;
+    emulated_reverse(_i == BACKWARDS);
     static float raw[N * K], values[N * K], x[T * K], dy[T * N];
     static uint8_t bytes[N * K * 4];
     for (size_t i = 0; i < N * K; i++)
@@ -337,10 +343,12 @@ START_TEST(frozen_weights_count_as_their_values)
             OK(b.t->linear(b.dev, out[i], vx, i == 0 ? &frozen : &plain, none, 1, false));
             OK(b.t->linear_dx(b.dev, dx[i], vdy, i == 0 ? &frozen : &plain, 1, false));
         }
-        const float *o0 = b.dev->ops->host(b.dev, out[0].buf), *o1 = b.dev->ops->host(b.dev, out[1].buf);
-        const float *d0 = b.dev->ops->host(b.dev, dx[0].buf), *d1 = b.dev->ops->host(b.dev, dx[1].buf);
-        ck_assert_msg(distance(o0, o1, T * out[0].stride) < 1e-6 && distance(d0, d1, T * dx[0].stride) < 1e-6, "%s on %s",
-                      pl_dtype_name(types[t]), b.dev->ops->name);
+        static float o[2][T * N], d[2][T * K];
+        for (int i = 0; i < 2; i++) {
+            OK(b.dev->ops->get_rows(b.dev, out[i], o[i]));
+            OK(b.dev->ops->get_rows(b.dev, dx[i], d[i]));
+        }
+        ck_assert_msg(distance(o[0], o[1], T * N) < 1e-6 && distance(d[0], d[1], T * K) < 1e-6, "%s on %s", pl_dtype_name(types[t]), b.dev->ops->name);
         b.dev->ops->weight_free(b.dev, w);
         bed_clear(&b);
     }
@@ -478,10 +486,17 @@ static const char *case_name(const json_t *c)
     return json_string_value(json_object_get(c, "name"));
 }
 
+static float *gradients(const struct subject *s)
+{
+    float *g = pl_xmalloc(s->net->n_trained * sizeof *g);
+    OK(s->bed.dev->ops->get(s->bed.dev, s->net->g, 0, g, s->net->n_trained));
+    return g;
+}
+
 /* All gradients of the case as one vector: what products of low precision are measured by. */
 static double gradient_distance(struct subject *s, const struct fixture *f, const json_t *c)
 {
-    const float *g = s->bed.dev->ops->host(s->bed.dev, s->net->g);
+    float *g = gradients(s);
     double off = 0, size = 0;
     for (uint32_t i = 0; i < s->net->n_params; i++) {
         const struct pl_net_param *p = &s->net->params[i];
@@ -493,13 +508,14 @@ static double gradient_distance(struct subject *s, const struct fixture *f, cons
             size += pow((double)expected[k], 2);
         }
     }
+    free(g);
     return sqrt(off / size);
 }
 
 /* Every gradient of the case. */
 static void expect_gradients(struct subject *s, const struct fixture *f, const json_t *c, double tolerance)
 {
-    const float *g = s->bed.dev->ops->host(s->bed.dev, s->net->g);
+    float *g = gradients(s);
     size_t n_checked = 0;
     for (uint32_t i = 0; i < s->net->n_params; i++) {
         const struct pl_net_param *p = &s->net->params[i];
@@ -511,6 +527,7 @@ static void expect_gradients(struct subject *s, const struct fixture *f, const j
         ck_assert_msg(d <= tolerance, "%s on %s: gradient of %s is off by %.2e", case_name(c), s->bed.dev->ops->name, p->name, d);
         n_checked++;
     }
+    free(g);
     size_t n_there = 0;
     const char *key;
     json_t *value;
@@ -518,6 +535,8 @@ static void expect_gradients(struct subject *s, const struct fixture *f, const j
         n_there += key[0] == 'd' && key[1] == ' ';
     ck_assert_uint_eq(n_checked, n_there);
 }
+
+static bool backwards;
 
 /* The cases of a kind; NULL = all. */
 static void each_case(const char *isa, unsigned threads, const char *stem, const char *kind,
@@ -528,6 +547,7 @@ static void each_case(const char *isa, unsigned threads, const char *stem, const
     size_t n = 0;
     if (!bed_open(&s.bed, isa, threads))
         return;
+    emulated_reverse(backwards);
     fixture_open(&f, stem);
     for (size_t i = 0; i < json_array_size(f.cases); i++) {
         const json_t *c = json_array_get(f.cases, i), *is = json_object_get(c, "kind");
@@ -571,7 +591,8 @@ static void check_model(struct subject *s, const struct fixture *f, const json_t
 
 START_TEST(whole_models_agree_with_pytorch)
 {
-    each_model(isas[_i], 2, check_model);
+    backwards = _i == BACKWARDS;
+    each_model(devices[_i], 2, check_model);
 }
 END_TEST
 
@@ -636,7 +657,7 @@ static void check_steps(struct subject *s, const struct fixture *f, const json_t
 
 START_TEST(twenty_steps_agree_with_pytorch)
 {
-    each_model(NULL, 2, check_steps);
+    each_model(fast[_i], 2, check_steps);
 }
 END_TEST
 
@@ -695,7 +716,7 @@ static void check_dpo(struct subject *s, const struct fixture *f, const json_t *
 
 START_TEST(dpo_agrees_with_pytorch)
 {
-    each_case(NULL, 2, "more", "dpo", check_dpo);
+    each_case(fast[_i], 2, "more", "dpo", check_dpo);
 }
 END_TEST
 
@@ -723,7 +744,8 @@ static void check_dropout(struct subject *s, const struct fixture *f, const json
 
 START_TEST(dropout_agrees_with_pytorch)
 {
-    each_case(isas[_i], 2, "more", "dropout", check_dropout);
+    backwards = _i == BACKWARDS;
+    each_case(devices[_i], 2, "more", "dropout", check_dropout);
 }
 END_TEST
 
@@ -789,13 +811,13 @@ Suite *suite_train(void)
     Suite *s = suite_create("train");
     TCase *tc = tcase_create("numerics");
     tcase_set_timeout(tc, 300);
-    tcase_add_loop_test(tc, operations_agree_with_pytorch, 0, PL_COUNT_OF(isas));
-    tcase_add_loop_test(tc, frozen_weights_count_as_their_values, 0, PL_COUNT_OF(isas));
-    tcase_add_loop_test(tc, whole_models_agree_with_pytorch, 0, PL_COUNT_OF(isas));
+    tcase_add_loop_test(tc, operations_agree_with_pytorch, 0, PL_COUNT_OF(devices));
+    tcase_add_loop_test(tc, frozen_weights_count_as_their_values, 0, PL_COUNT_OF(devices));
+    tcase_add_loop_test(tc, whole_models_agree_with_pytorch, 0, PL_COUNT_OF(devices));
     tcase_add_test(tc, micro_batches_add_up_to_the_batch);
-    tcase_add_test(tc, twenty_steps_agree_with_pytorch);
-    tcase_add_test(tc, dpo_agrees_with_pytorch);
-    tcase_add_loop_test(tc, dropout_agrees_with_pytorch, 0, PL_COUNT_OF(isas));
+    tcase_add_loop_test(tc, twenty_steps_agree_with_pytorch, 0, PL_COUNT_OF(fast));
+    tcase_add_loop_test(tc, dpo_agrees_with_pytorch, 0, PL_COUNT_OF(fast));
+    tcase_add_loop_test(tc, dropout_agrees_with_pytorch, 0, PL_COUNT_OF(devices));
     tcase_add_test(tc, rates_are_those_of_transformers);
     tcase_add_test(tc, threads_give_the_same_bits);
     suite_add_tcase(s, tc);
