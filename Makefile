@@ -158,9 +158,9 @@ test-unit: $(B)/unit $(if $(filter release,$(BUILD)),cuda-emu)
 	$(B)/unit
 ops: $(B)/ops cuda-emu
 	$(B)/ops
-# Errors planted in the kernels of cuda/, one at a time: does the operation table notice?
-mutants: $(B)/ops $(B)/libparley_cuda_emu.so
-	$(PYTHON) tests/cuda_emu/mutate.py --ops $(B)/ops --out $(B)/mutants --objects '$(emu_obj)' --link '$(CXX) -shared -Wl,-z,defs -fsanitize=alignment,bounds' \
+# Errors planted in the kernels of cuda/, one at a time: do the operation table, or training's suites, notice?
+mutants: $(B)/ops $(B)/unit $(B)/libparley_cuda_emu.so
+	$(PYTHON) tests/cuda_emu/mutate.py --ops $(B)/ops --unit $(B)/unit --out $(B)/mutants --objects '$(emu_obj)' --link '$(CXX) -shared -Wl,-z,defs -fsanitize=alignment,bounds' \
 	    --cc '$(CC) $(CPPFLAGS) $(CUDA_CFLAGS) $(EMU)' --cxx '$(CXX) $(CPPFLAGS) $(EMU_CXXFLAGS) $(EMU) -x c++'
 test-http: all tools bench-tools cuda-emu
 	PARLEYD=$(B)/parleyd PARLEY_TOOLS=$(B) $(PYTHON) -m pytest -q tests/http

@@ -15,8 +15,8 @@ extern "C" {
  * multiple of PL_CUDA_EXPAND_STEP. */
 enum { PL_CUDA_EXPAND_STEP = 8 };
 cudaError_t pl_cuda_expand(cudaStream_t s, const struct pl_cuda_part *w, uint32_t first, uint32_t n, bool bf16, void *out, size_t stride);
-/* out (+)= bias, in each row */
-cudaError_t pl_cuda_bias(cudaStream_t s, struct pl_cuda_mat out, const float *bias, bool add);
+/* out = bias, in each row */
+cudaError_t pl_cuda_bias(cudaStream_t s, struct pl_cuda_mat out, const float *bias);
 /* out += x */
 cudaError_t pl_cuda_add(cudaStream_t s, struct pl_cuda_mat out, struct pl_cuda_mat x);
 /* sums[cols] += the sums of x's columns */

@@ -117,7 +117,7 @@ static pl_status forward(struct pl_cuda *c, struct pl_cuda_mat out, struct pl_cu
     pl_status rc = take(c, PL_CUDA_SCRATCH_LEFT, &left, 0, x.rows, &a);
     a.along = true;
     if (rc == PL_OK && bias != NULL)
-        rc = pl_cuda_check(c, pl_cuda_bias(c->stream, out, bias, add), "a bias");
+        rc = pl_cuda_check(c, pl_cuda_bias(c->stream, out, bias), "a bias");
     while (rc == PL_OK && more(&p)) {
         rc = next(c, &p);
         p.w.along = true;
@@ -160,7 +160,7 @@ static pl_status weight_gradient(struct pl_cuda *c, struct pl_cuda_mat dw, struc
 
 pl_status pl_cuda_train_linear(struct pl_device *dev, pl_view out, pl_view x, const struct pl_train_mat *w, pl_view bias, float alpha, bool add)
 {
-    if (x.cols != w->cols || out.cols != w->rows || out.rows != x.rows)
+    if (x.cols != w->cols || out.cols != w->rows || out.rows != x.rows || (add && bias.buf != NULL))
         return PL_EINVAL;
     return x.rows == 0 ? PL_OK : forward(pl_cuda_of(dev), pl_cuda_mat(out), pl_cuda_mat(x), pl_cuda_train_parts(w), pl_cuda_vector(bias), alpha, add);
 }

@@ -87,17 +87,16 @@ cudaError_t pl_cuda_expand(cudaStream_t s, const struct pl_cuda_part *w, uint32_
 
 /* ---- biases ------------------------------------------------------------------------------------------------------------------- */
 
-static __global__ void bias_kernel(pl_cuda_mat out, const float *bias, bool add)
+static __global__ void bias_kernel(pl_cuda_mat out, const float *bias)
 {
     const uint32_t i = blockIdx.y * WIDE + threadIdx.x;
-    float *const to = out.p + blockIdx.x * out.stride + i;
     if (i < out.cols)
-        *to = add ? *to + bias[i] : bias[i];
+        out.p[blockIdx.x * out.stride + i] = bias[i];
 }
 
-cudaError_t pl_cuda_bias(cudaStream_t s, struct pl_cuda_mat out, const float *bias, bool add)
+cudaError_t pl_cuda_bias(cudaStream_t s, struct pl_cuda_mat out, const float *bias)
 {
-    LAUNCH(bias_kernel, dim3(out.rows, pieces(out.cols, WIDE)), WIDE, 0, s, out, bias, add);
+    LAUNCH(bias_kernel, dim3(out.rows, pieces(out.cols, WIDE)), WIDE, 0, s, out, bias);
     return cudaGetLastError();
 }
 

@@ -54,7 +54,7 @@ struct pl_train_ops {
     pl_status (*frozen_new)(struct pl_device *dev, const struct pl_weight_src *parts, size_t n_parts, struct pl_weight **out,
                             struct pl_err *err);
 
-    /* out[T, N] (+)= alpha * x[T, K] · wᵀ (+ bias[1, N]) */
+    /* out[T, N] (+)= alpha * x[T, K] · wᵀ (+ bias[1, N]: without add only) */
     pl_status (*linear)(struct pl_device *dev, pl_view out, pl_view x, const struct pl_train_mat *w, pl_view bias, float alpha, bool add);
     /* dx[T, K] (+)= alpha * dy[T, N] · w */
     pl_status (*linear_dx)(struct pl_device *dev, pl_view dx, pl_view dy, const struct pl_train_mat *w, float alpha, bool add);

@@ -22,17 +22,24 @@ static float *widen(int dtype, const struct pl_cublas_operand *o, size_t k, size
     return to;
 }
 
+enum { PIECE = 256 }; /* of a sum: a GPU does not add one by one either */
+
 static int multiply(const struct pl_cublas_product *p)
 {
     const size_t m = (size_t)p->m, n = (size_t)p->n, k = (size_t)p->k;
-    float *a = widen(p->dtype, &p->a, k, m), *b = widen(p->dtype, &p->b, k, n), *sums = malloc(n * sizeof *sums + 1);
+    float *a = widen(p->dtype, &p->a, k, m), *b = widen(p->dtype, &p->b, k, n), *sums = malloc(2 * n * sizeof *sums + 1), *piece = sums + n;
     const bool ok = a != NULL && b != NULL && sums != NULL;
     for (size_t r = 0; ok && r < m; r++) {
         float *c = p->c + r * p->stride;
-        memset(sums, 0, n * sizeof *sums);
-        for (size_t i = 0; i < k; i++)
+        memset(sums, 0, 2 * n * sizeof *sums);
+        for (size_t i = 0; i < k; i++) {
             for (size_t j = 0; j < n; j++)
-                sums[j] += a[i * m + r] * b[i * n + j];
+                piece[j] += a[i * m + r] * b[i * n + j];
+            for (size_t j = 0; (i % PIECE == PIECE - 1 || i + 1 == k) && j < n; j++) {
+                sums[j] += piece[j];
+                piece[j] = 0;
+            }
+        }
         for (size_t j = 0; j < n; j++)
             c[j] = p->beta != 0 ? p->alpha * sums[j] + p->beta * c[j] : p->alpha * sums[j];
     }

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Mutation check: plants an error in each kernel family of cuda/, one at a time, and sees whether the operation table on the
-emulated device notices. `make mutants` runs it; each line of the table below is a kernel family, a file, a text that occurs in it
-exactly once, and what takes its place.
+emulated device notices, or, for files whose names begin with "train", the unit suites of training. `make mutants` runs it; each line of
+the table below is a kernel family, a file, a text that occurs in it exactly once, and what takes its place.
 
 Ends with "N passed, N failed": passed = caught. A mutant that the compiler refuses, or a text that is no longer there, counts as failed.
 SPDX-License-Identifier: Apache-2.0
@@ -97,7 +97,41 @@ MUTANTS = [
     ("sampling, edits", "sample.cu", "i < d.seen; i += THREADS", "i + 1 < d.seen; i += THREADS"),
     ("sampling, edits", "sample.cu", "*at > 0 ? __fdiv_rn", "*at < 0 ? __fdiv_rn"),
     ("sampling, alternatives", "sample.cu", "x[i] == after.value && i > after.at", "x[i] == after.value && i >= after.at"),
+    ("training, operands", "train_mm.cu", "if (i < w.cols)\n            put(to", "if (i + 1 < w.cols)\n            put(to"),
+    ("training, operands", "train_mm.cu", "*to = __float2bfloat16_rn(v)", "*to = __float2bfloat16_rn(__uint_as_float(__float_as_uint(v) & 0xffff0000u))"),
+    ("training, blocks", "train_mm.cu", "type::halves == 2 ? e / 16 : 0", "type::halves == 2 ? (e + 1) / 16 % 2 : 0"),
+    ("training, blocks", "train_mm.cu", "row < n && column < w.cols", "row < n && column + 1 < w.cols"),
+    ("training, blocks", "train_mm.cu", "put(out + row * stride + column, mine[l][lane])", "put(out + row * stride + column, mine[l ^ 1][lane])"),
+    ("training, blocks: no barrier", "train_mm.cu", "__syncwarp();\n        for", "for"),
+    ("training, blocks: no barrier", "train_mm.cu", "mine[l][lane]);\n        }\n        __syncwarp();", "mine[l][lane]);\n        }"),
+    ("training, panels", "train_mm.c", "p->first += p->n;", "p->first = p->row;"),
+    ("training, panels", "train_mm.c", "left < most ? left : (uint32_t)most", "left < most ? left : (uint32_t)most - 4"),
+    ("training, panels", "train_mm.c", ".beta = add || p.first > 0", ".beta = add"),
+    ("training, biases", "train_mm.cu", "= bias[i];", "= bias[i > 0 ? i - 1 : 0];"),
+    ("training, biases", "train_mm.c", ".beta = add || bias != NULL", ".beta = add"),
+    ("training, adding", "train_mm.cu", "if (i < x.cols)\n        out.p", "if (i + 1 < x.cols)\n        out.p"),
+    ("training, column sums", "train_mm.cu", "t < x.rows; t += SUM_ROWS)", "t + 1 < x.rows; t += SUM_ROWS)"),
+    ("training, column sums", "train_mm.cu", "w = 1; w < SUM_ROWS; w++", "w = 1; w + 1 < SUM_ROWS; w++"),
+    ("training, column sums: no barrier", "train_mm.cu", "[lane] = sum;\n    __syncthreads();", "[lane] = sum;"),
+    ("training, loss", "train_mm.cu", "scratch[lane % (LOSS_THREADS / WARP)]", "scratch[lane % (LOSS_THREADS / WARP - 1)]"),
+    ("training, loss", "train_mm.cu", "l.best[r] = at >= max", "l.best[r] = at > max"),
+    ("training, loss", "train_mm.cu", "i == target ? p - weight", "i + 1 == target ? p - weight"),
+    ("training, loss", "train_mm.cu", "sum += expf(x[i] - max)", "sum += i > 0 ? expf(x[i] - max) : 0"),
+    ("training, loss: no barrier", "train_mm.cu", "scratch[threadIdx.x / WARP] = v;\n    __syncthreads();", "scratch[threadIdx.x / WARP] = v;"),
+    ("training, head", "train_mm.c", "rows_of(h->dh, from, n)", "rows_of(h->dh, 0, n)"),
+    ("training, head", "train_mm.c", "h->loss.weight + from", "h->loss.weight"),
+    ("training, embeddings", "train_params.cu", "k < end; k++", "k + 1 < end; k++"),
+    ("training, embeddings", "train.c", "tokens[t] = uses[t].token", "tokens[t] = t"),
+    ("training, embeddings: any order", "train.c", "(x->token > y->token) - (x->token < y->token)", "(x->token < y->token) - (x->token > y->token)"),
+    ("training, gradients' norm", "train_params.cu", "d > 0; d /= 2)", "d > 1; d /= 2)"),
+    ("training, gradients' norm", "train_params.cu", "i < end; i += THREADS", "i + 1 < end; i += THREADS"),
+    ("training, gradients' norm: no barrier", "train_params.cu", "+ d];\n        __syncthreads();", "+ d];"),
+    ("training, optimizer", "train_params.cu", "* grad * grad", "* grad"),
+    ("training, optimizer", "train_params.cu", "    g[i] = 0;\n", ""),
+    ("training, optimizer", "train_params.cu", "* o.root + o.eps", "+ o.eps"),
 ]
+
+SUITES = ("traincuda", "train")  # of files whose names begin with "train"
 
 
 def sources_of(name):
@@ -115,7 +149,7 @@ def sources_of(name):
 
 
 def run_until_failure(command, env):
-    """The first failure that the operation table prints, or how the process ended."""
+    """The first failure that the operation table prints, or how the process ended: with a suite, the last failure of its list."""
     p = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     last = ""
     watch = threading.Timer(600, p.kill)
@@ -154,7 +188,11 @@ def check(number, mutant, args):
         objects = [str(made) if o.endswith(f"/cuda/{source}.o") else o for o in objects]
     library = folder / "libparley_cuda_emu.so"
     subprocess.run([*shlex.split(args.link), *objects, "-lpthread", "-o", str(library)], check=True)
-    caught = run_until_failure([args.ops, "cuda-emulated"], {**os.environ, "PARLEY_TEST_CUDA_LIBRARY": str(library.resolve())})
+    env = {**os.environ, "PARLEY_TEST_CUDA_LIBRARY": str(library.resolve())}
+    if name.startswith("train"):
+        caught = next(filter(None, (run_until_failure([args.unit], {**env, "CK_RUN_SUITE": suite}) for suite in SUITES)), None)
+    else:
+        caught = run_until_failure([args.ops, "cuda-emulated"], env)
     for path in folder.rglob("*"):
         if path.is_file():
             path.unlink()
@@ -163,7 +201,7 @@ def check(number, mutant, args):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name in ("cc", "cxx", "link", "objects", "ops", "out"):
+    for name in ("cc", "cxx", "link", "objects", "ops", "unit", "out"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--only", default="", help="regular expression over families")
     args = parser.parse_args()
@@ -171,7 +209,7 @@ def main():
     passed = failed = 0
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         for family, name, what, ok in pool.map(lambda c: check(*c, args), chosen):
-            print(f"{'caught' if ok else 'FAILED':8}{family:32}{name:10}{what[:110]}", flush=True)
+            print(f"{'caught' if ok else 'FAILED':8}{family:38}{name:18}{what[:110]}", flush=True)
             passed, failed = passed + ok, failed + (not ok)
     print(f"{passed} passed, {failed} failed")
     return failed != 0

@@ -3,6 +3,7 @@
  *     PARLEY_EMU_FAULT=graphs    graphs.c
  *     PARLEY_EMU_FAULT=hang:N    allocating more than 4 KiB on GPU N never ends, but for the first time, when ranks meet
  *     PARLEY_EMU_FAULT=mixed     GPU 0 is of another kind than the others
+ *     PARLEY_EMU_FAULT=turing    compute capability 7.5
  *     PARLEY_EMU_MEMORY_MB=N     a device's memory (default 1024)
  *     PARLEY_EMU_GPUS=N          how many there are (default 2)
  * SPDX-License-Identifier: Apache-2.0 */
@@ -104,8 +105,10 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *p, int index)
 {
     if (index < 0 || index >= n_gpus())
         return failed(cudaErrorInvalidDevice);
+    const bool turing = fault("turing");
     *p = (struct cudaDeviceProp){.name = "emulated", .totalGlobalMem = memory(), .uuid.bytes = {'e', 'm', 'u', (char)('0' + index)},
-                                 .sharedMemPerBlockOptin = 99 << 10, .major = index == 0 && fault("mixed") ? 8 : 9, .minor = 0, .multiProcessorCount = 4};
+                                 .sharedMemPerBlockOptin = 99 << 10, .major = turing ? 7 : index == 0 && fault("mixed") ? 8 : 9,
+                                 .minor = turing ? 5 : 0, .multiProcessorCount = 4};
     return cudaSuccess;
 }
 
