@@ -83,7 +83,8 @@ def test_a_gpu_that_is_lost(tmp_path, base):
     on_gpu(quiet)
     for waits in (30, 120):  # as the model is loaded; on the way
         done = on_gpu(other, check=1, env={"PARLEY_EMU_FAULT": f"lost:{waits}"})
-        assert "illegal memory access" in done.stderr and "device failure" in done.stderr and b"failed" not in (other / "progress.jsonl").read_bytes()
+        assert "illegal memory access" in done.stderr and "device failure" in done.stderr
+        assert not (other / "progress.jsonl").exists() or lines(other, "failed") == []
     assert steps_written(other) > 0
     on_gpu(other)
     assert result(other) == result(quiet)
