@@ -7,7 +7,8 @@
 
 /* Items are small, so that a worker that was delayed does not leave the others waiting at the end, but not so small
  * that handing them out counts: MIN_WORK is inputs × (tokens + UNPACK) of a unit, about a microsecond. */
-enum { ITEMS_PER_WORKER = 16, PANEL_TOKENS = 128, SCRATCH_TOKENS = 48, QUANT_TOKENS = 8, MIN_WORK = 16384, UNPACK = 8, AHEAD_TOKENS = 16, FETCH_MOST = 32 << 10 };
+enum { ITEMS_PER_WORKER = 16, PANEL_TOKENS = 128, SCRATCH_TOKENS = 48, QUANT_TOKENS = 8, MIN_WORK = 16384, UNPACK = 8, AHEAD_TOKENS = 16,
+       FETCH_MOST = 32 << 10 };
 
 struct product {
     struct pl_cpu *cpu;
