@@ -161,7 +161,7 @@ MUTANTS = [
     ("training, attention: weights", "train_attn.cu", "sums[c].v[i][k] *= before;", "sums[c].v[i][k] *= before > 0 ? 1 : 0;"),
     ("training, attention: weights", "train_attn.cu", "at.sum[i] = at.sum[i] * before + across", "at.sum[i] = at.sum[i] + across"),
     ("training, attention: weights", "train_attn.cu", "at.max[i] + logf(at.sum[i])", "logf(at.sum[i])"),
-    ("training, attention: gradients", "train_attn.cu", "(ds.v[i][k] - along)", "ds.v[i][k]"),
+    ("training, attention: gradients", "train_attn.cu", "(ds.v[i][k] - along)", "(ds.v[i][k] + along)"),
     ("training, attention: gradients", "train_attn.cu", "there && keys + col() + SIDE * k <= q.from + r ?", "there && keys + col() + SIDE * k <= q.from + r + 1 ?"),
     ("training, attention: gradients", "train_attn.cu", "d = threadIdx.x % WARP; h < j.H && d < j.D", "d = threadIdx.x % WARP; h < j.H && d + 1 < j.D"),
     ("training, attention: heads", "train_attn.cu", "h = g * per; h < (g + 1) * per", "h = g * per; h < g * per + 1"),
