@@ -79,10 +79,10 @@ static pl_status load(struct pl_err *err)
         return PL_OK;
     void *found = find_library();
     if (found == NULL)
-        return pl_fail(err, PL_ENOTSUP, "libcublas.so.13 is missing: install CUDA's cuBLAS, or name its folder in LD_LIBRARY_PATH, or take --device cpu");
+        return pl_fail(err, PL_ENOTSUP, PL_CUBLAS_MISSING);
     if (!find_calls(found)) {
         dlclose(found);
-        return pl_fail(err, PL_ENOTSUP, "libcublas.so.13 lacks a call that parley makes: install CUDA 13's own");
+        return pl_fail(err, PL_ENOTSUP, "libcublas.so.13 lacks a call that parley makes: install CUDA 13's own, or take --device cpu");
     }
     library = found;
     return PL_OK;

@@ -37,6 +37,9 @@ struct pl_cublas {
     void (*close)(struct pl_cublas *b);
 };
 
+#define PL_CUBLAS_MISSING \
+    "libcublas.so.13 is missing: install CUDA 13's cuBLAS (libcublas-13-0, or the Python package nvidia-cublas with its folder in LD_LIBRARY_PATH), "  \
+    "or take --device cpu"
 enum { PL_CUBLAS_NO_MEMORY = 3 }; /* the status that only says so */
 
 pl_status pl_cublas_open(struct pl_cublas *blas, cudaStream_t stream, struct pl_err *err) PL_MUST_CHECK;

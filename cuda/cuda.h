@@ -34,7 +34,7 @@ struct pl_kvdev {
 };
 
 /* What was uploaded since the step began, or since the operation began outside of a step. */
-enum { PL_CUDA_KNOWN = 64, PL_CUDA_STAGES = 16 };
+enum { PL_CUDA_KNOWN = 64, PL_CUDA_STAGES = 16, PL_CUDA_STAGE_BYTES = 1 << 20 /* at first */ };
 
 struct pl_cuda_stage {
     uint8_t *host, *dev;
@@ -134,6 +134,8 @@ pl_status pl_cuda_settle(struct pl_cuda *c, const char *what) PL_MUST_CHECK;
 pl_status pl_cuda_sync(struct pl_cuda *c, const char *what) PL_MUST_CHECK;
 /* Every operation that uploads begins with this: empties the stage when no step runs. */
 pl_status pl_cuda_begin(struct pl_cuda *c) PL_MUST_CHECK;
+/* What most steps need of the stage, at once. */
+pl_status pl_cuda_reserve_stage(struct pl_cuda *c) PL_MUST_CHECK;
 /* Host bytes on the device until the step, or the operation outside of a step, ends. NULL: out of memory, or the device is lost. */
 const void *pl_cuda_upload(struct pl_cuda *c, const void *from, size_t n);
 /* At least n bytes of device memory; NULL as above. */

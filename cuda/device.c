@@ -189,7 +189,7 @@ void *pl_cuda_scratch(struct pl_cuda *c, enum pl_cuda_scratch_kind kind, size_t 
 
 /* ---- the stage --------------------------------------------------------------------------------------------------------- */
 
-enum { STAGE_BYTES = 1 << 20, ALIGN = 16 };
+enum { ALIGN = 16 };
 
 /* Its memory is an old one then. */
 static void retire_stage(struct pl_cuda_stage *s)
@@ -221,7 +221,7 @@ static void empty_stage(struct pl_cuda *c)
 static bool grow_stage(struct pl_cuda *c, size_t n)
 {
     struct pl_cuda_stage *s = &c->stage;
-    size_t cap = s->cap > 0 ? 2 * s->cap : STAGE_BYTES;
+    size_t cap = s->cap > 0 ? 2 * s->cap : PL_CUDA_STAGE_BYTES;
     while (cap < n)
         cap *= 2;
     if (s->n_old + 1 >= PL_CUDA_STAGES) /* what is there now, and what may come half */
@@ -236,6 +236,11 @@ static bool grow_stage(struct pl_cuda *c, size_t n)
     }
     s->cap = cap;
     return true;
+}
+
+pl_status pl_cuda_reserve_stage(struct pl_cuda *c)
+{
+    return c->stage.cap > 0 || grow_stage(c, PL_CUDA_STAGE_BYTES) ? PL_OK : pl_cuda_failed(c);
 }
 
 pl_status pl_cuda_begin(struct pl_cuda *c)
@@ -442,10 +447,10 @@ static pl_status find_gpu(unsigned index, struct cudaDeviceProp *p, struct pl_er
         return pl_fail(err, PL_ENOTSUP, "no GPU can be used (%s): look at nvidia-smi and CUDA_VISIBLE_DEVICES, or take --device cpu",
                        e != cudaSuccess ? cudaGetErrorString(e) : "the driver lists none");
     if (index >= (unsigned)n)
-        return pl_fail(err, PL_ENOTSUP, "there is no GPU %u: this machine has %d, numbered from 0", index, n);
+        return pl_fail(err, PL_ENOTSUP, "there is no GPU %u: this machine has %d, numbered from 0; CUDA_VISIBLE_DEVICES may hide others", index, n);
     const cudaError_t asked = cudaGetDeviceProperties(p, (int)index);
     if (asked != cudaSuccess)
-        return pl_fail(err, PL_ENOTSUP, "GPU %u does not answer: %s", index, cudaGetErrorString(asked));
+        return pl_fail(err, PL_ENOTSUP, "GPU %u does not answer: %s: look at nvidia-smi, take another GPU, or --device cpu", index, cudaGetErrorString(asked));
     if (p->major * 10 + p->minor < 75)
         return pl_fail(err, PL_ENOTSUP, "GPU %u, %s, has compute capability %d.%d: parley needs 7.5 or newer; take another GPU or --device cpu", index,
                        p->name, p->major, p->minor);

@@ -20,7 +20,7 @@ static void measure(const struct pl_cuda *c, const struct pl_step_shape *s, size
 size_t pl_cuda_work_bytes(struct pl_device *dev, const struct pl_step_shape *s)
 {
     const struct pl_cuda *c = pl_cuda_of(dev);
-    size_t n[PL_CUDA_SCRATCH_KINDS], all = c->has_halves ? BLAS_BYTES : 0;
+    size_t n[PL_CUDA_SCRATCH_KINDS], all = PL_CUDA_STAGE_BYTES + (c->has_halves ? BLAS_BYTES : 0);
     measure(c, s, n);
     for (int i = 0; i < PL_CUDA_SCRATCH_KINDS; i++)
         all += n[i];
@@ -31,7 +31,7 @@ pl_status pl_cuda_reserve(struct pl_device *dev, const struct pl_step_shape *s)
 {
     struct pl_cuda *c = pl_cuda_of(dev);
     size_t n[PL_CUDA_SCRATCH_KINDS];
-    pl_status rc = PL_OK;
+    pl_status rc = pl_cuda_reserve_stage(c);
     measure(c, s, n);
     for (int i = 0; rc == PL_OK && i < PL_CUDA_SCRATCH_KINDS; i++)
         rc = pl_cuda_scratch_grow(c, (enum pl_cuda_scratch_kind)i, n[i]);

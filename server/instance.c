@@ -10,7 +10,6 @@
 #include <unistd.h>
 
 #include "core/base/log.h"
-#include "core/base/machine.h"
 #include "core/base/mem.h"
 #include "core/base/pool.h"
 #include "core/base/version.h"
@@ -21,7 +20,9 @@
 #include "core/model/model.h"
 #include "core/sched/adapters.h"
 #include "core/sched/engine.h"
+#include "core/sched/room.h"
 #include "core/sched/runner.h"
+#include "server/fit.h"
 #include "server/ranks.h"
 #include "server/server.h"
 
@@ -80,52 +81,6 @@ pl_status pl_instance_device(struct pl_device **out, const struct pl_config *c, 
     return rc;
 }
 
-/* The system would rather end the daemon than refuse memory, so that it is asked first. */
-static pl_status check_memory(const struct pl_instance *m, struct pl_err *err)
-{
-    const uint64_t free_bytes = pl_machine_memory();
-    if (m->file.n_bytes <= free_bytes)
-        return PL_OK;
-    return pl_fail(err, PL_ENOMEM, "no memory for this model: its weights take %llu MiB, %llu MiB are free", (unsigned long long)(m->file.n_bytes >> 20),
-                   (unsigned long long)(free_bytes >> 20));
-}
-
-/* Weights that a device's own memory cannot take are refused before they are copied, with what would fit. */
-static pl_status check_fit(const struct pl_instance *m, const struct pl_instance_opts *o, struct pl_err *err)
-{
-    static const struct {
-        const char *name;
-        double bits; /* of a weight, with scales */
-    } types[] = {{"Q8_0", 8.5}, {"Q6_K", 6.6}, {"Q5_K", 5.5}, {"Q4_K", 4.5}, {"Q3_K", 3.5}, {"Q2_K", 2.7}};
-    size_t room, total, i = 0;
-    double bytes = 0, weights = 0;
-    if (m->device->ops->memory == NULL)
-        return o->further ? check_memory(m, err) : PL_OK;
-    if (m->device->ops->memory(m->device, &room, &total) != PL_OK)
-        return PL_OK;
-    for (size_t t = 0; t < pl_gguf_n_tensors(m->file.gguf); t++) {
-        const struct pl_gguf_tensor *tensor = pl_gguf_tensor_at(m->file.gguf, t);
-        bytes += (double)tensor->n_bytes;
-        weights += (double)tensor->ne[0] * (double)tensor->ne[1] * (double)tensor->ne[2] * (double)tensor->ne[3];
-    }
-    const struct pl_comm *comm = pl_ranks_comm(m->ranks);
-    const unsigned ranks = comm->size; /* each takes about its share */
-    room /= comm->sharing;
-    bytes /= ranks;
-    weights /= ranks;
-    if (bytes <= (double)room)
-        return PL_OK;
-    if (o->further) /* others may leave for it */
-        return pl_fail(err, PL_ENOMEM, "no memory for this model: its weights take %.0f MiB, %s has %zu MiB free: lower --cuda-memory-percent or --kv-cache-mb",
-                       bytes / 1048576, m->device->ops->name, room >> 20);
-    while (i < PL_COUNT_OF(types) && weights * types[i].bits / 8 > 0.9 * (double)room)
-        i++;
-    return pl_fail_param(err, PL_EINVAL, "device", "%s has %zu of %zu MiB free, the model's weights take %.0f: %s%s, take a larger GPU, more ranks, "
-                         "or --device cpu", m->device->ops->name, room >> 20, total >> 20, bytes / 1048576,
-                         i < PL_COUNT_OF(types) ? "a file of the same model would fit as " : "it does not fit in any type",
-                         i < PL_COUNT_OF(types) ? types[i].name : "");
-}
-
 /* the engine */
 
 static pl_status choose_context(const struct pl_instance_opts *o, const struct pl_spec *spec, uint32_t *n, struct pl_err *err)
@@ -139,16 +94,16 @@ static pl_status choose_context(const struct pl_instance_opts *o, const struct p
 }
 
 /* The first model's cache is as large as is said, or as it is useful; a further one's is as large as it is useful within its bound. */
-static pl_status choose_pages(const struct pl_instance_opts *o, size_t page_bytes, struct pl_engine_opts *e, struct pl_err *err)
+static pl_status choose_pages(const struct pl_instance_opts *o, uint64_t page_bytes, struct pl_engine_opts *e, struct pl_err *err)
 {
     const struct pl_config *c = o->server->config;
     const int mb = o->further ? c->model_kv_cache_mb : c->kv_cache_mb;
     const char *key = o->further ? "model-kv-cache-mb" : "kv-cache-mb";
     const uint64_t n = (uint64_t)mb * 1024 * 1024 / page_bytes;
     if (mb > 0 && n < PL_ENGINE_MIN_PAGES)
-        return pl_fail_param(err, o->further ? PL_ENOPAGE : PL_EINVAL, key, "%s is %d, but the model's cache takes at least %d pages of %zu bytes: raise it "
-                             "to %llu", key, mb, PL_ENGINE_MIN_PAGES, page_bytes,
-                             (unsigned long long)(((uint64_t)page_bytes * PL_ENGINE_MIN_PAGES + (1 << 20) - 1) >> 20));
+        return pl_fail_param(err, o->further ? PL_ENOPAGE : PL_EINVAL, key, "%s is %d, but the model's cache takes at least %d pages of %llu bytes: raise it "
+                             "to %llu", key, mb, PL_ENGINE_MIN_PAGES, (unsigned long long)page_bytes,
+                             (unsigned long long)((page_bytes * PL_ENGINE_MIN_PAGES + (1 << 20) - 1) >> 20));
     *(o->further ? &e->max_pages : &e->n_pages) = n > UINT32_MAX ? UINT32_MAX : (uint32_t)n;
     return PL_OK;
 }
@@ -176,11 +131,8 @@ static pl_status open_engine(struct pl_instance *m, const struct pl_instance_opt
     pl_status rc = choose_context(o, &m->file.spec, &e.max_context, err);
     if (rc != PL_OK)
         return rc;
-    const struct pl_kv_shape page = pl_model_kv_shape(m->model, PL_KV_PAGE, 1, e.kv_dtype);
-    const size_t page_bytes = m->device->ops->kv_bytes(m->device, &page);
-    if (page_bytes == 0)
-        return pl_fail_param(err, PL_EINVAL, "kv-type", "%s has no KV cache of type %s: take --kv-type q8_0", m->device->ops->name, c->kv_type);
-    if ((rc = choose_pages(o, page_bytes, &e, err)) != PL_OK)
+    uint64_t page_bytes;
+    if ((rc = pl_room_page_bytes(&page_bytes, m->device, m->model, e.kv_dtype, err)) != PL_OK || (rc = choose_pages(o, page_bytes, &e, err)) != PL_OK)
         return rc;
     if (strcmp(c->speculation, "ngram") == 0) {
         e.max_draft = (uint32_t)c->max_draft;
@@ -228,10 +180,13 @@ pl_status pl_instance_open(struct pl_instance **out, const struct pl_instance_op
     m->chat = m->file.chat;
     if (rc == PL_OK)
         rc = pl_instance_device(&m->device, c, o->pool, world != NULL || c->tensor_parallel > 1, world != NULL ? world->local_rank : 0, err);
+    struct pl_fit fit = {.ranks = pl_ranks_count(world, c), .sharing = 1, .launched = world != NULL, .further = o->further};
+    if (rc == PL_OK)
+        rc = pl_fit_check(&fit, m->file.gguf, m->device, err); /* ahead of the other ranks, whose exchange takes memory too */
     if (rc == PL_OK)
         rc = pl_ranks_open(&m->ranks, world, c, m->file.gguf, m->device, err);
-    if (rc == PL_OK)
-        rc = check_fit(m, o, err);
+    if (rc == PL_OK && (fit.sharing = pl_ranks_comm(m->ranks)->sharing) > 1)
+        rc = pl_fit_check(&fit, m->file.gguf, m->device, err);
     if (rc == PL_OK)
         rc = identify(m, o->path, err);
     if (rc == PL_OK)

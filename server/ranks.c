@@ -17,6 +17,7 @@
 #include "core/model/model.h"
 #include "core/model/part.h"
 #include "core/sched/ranks.h"
+#include "server/fit.h"
 #include "server/instance.h"
 
 #define PL_LOG_MODULE "ranks"
@@ -73,8 +74,11 @@ static void free_part(struct member *m)
 static pl_status live(struct member *m, pl_status loaded, struct pl_err *err)
 {
     const uint32_t batch = (uint32_t)m->config->batch_tokens;
+    const struct pl_fit fit = {.ranks = m->host->size, .sharing = 1, .launched = pl_config_launched(m->config)};
     if (loaded == PL_OK)
         loaded = open_device(m, err);
+    if (loaded == PL_OK)
+        loaded = pl_fit_check(&fit, m->gguf, m->device, err);
     loaded = pl_ranks_meet(&m->comm, m->host, m->device, exchange_of(m->config), loaded, err);
     if (loaded == PL_ESTOPPED) {
         free_part(m);

@@ -29,6 +29,7 @@ void pl_pool_ahead(struct pl_pool *p, const void *first, size_t first_bytes, con
 
 /* fn(arg, i) for each item i in [0, n), each worker a range of them and what others are late with; returns when all are done. What one item
  * writes must not depend on which worker runs it. Few items (or one worker) run on the caller alone. */
+size_t pl_pool_first(const struct pl_pool *p, size_t n, unsigned worker); /* item of a worker's range */
 void pl_pool_run(struct pl_pool *p, void (*fn)(void *arg, size_t item, unsigned worker), void *arg, size_t n);
 
 /* Where several threads use one pool: waits until the team is the caller's, in the order in which they asked, so that two which always

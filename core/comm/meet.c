@@ -64,7 +64,7 @@ static bool find_shared(const struct card *cards, unsigned size, unsigned *a, un
     return false;
 }
 
-/* Whether all can compute together; a line when that is not wise. */
+/* Whether all can compute together. On GPUs of different kinds a row's bits would depend on who computes it. */
 static pl_status compare(const struct pl_comm *host, const struct card *cards, struct pl_err *err)
 {
     for (unsigned r = 0; r < host->size; r++)
@@ -74,13 +74,12 @@ static pl_status compare(const struct pl_comm *host, const struct card *cards, s
         if (cards[r].can_link != cards[0].can_link)
             return pl_fail_param(err, PL_EINVAL, "device", "rank 0 computes on %s, rank %u on %s: all ranks need a device of the same kind: take "
                                  "--device cpu, or cuda where every machine has GPUs", cards[0].id.name, r, cards[r].id.name);
-    for (unsigned r = 1; r < host->size && host->rank == 0; r++)
+    for (unsigned r = 1; r < host->size; r++)
         if (cards[r].id.arch != cards[0].id.arch) {
             const struct pl_device_id *a = &cards[0].id, *b = &cards[r].id;
-            pl_log_warn("ranks compute on different GPUs: rank 0 on %s (compute capability %u.%u), rank %u on %s (%u.%u): the slowest decides, "
-                        "and the one with the least memory; CUDA_VISIBLE_DEVICES chooses equal ones",
-                        a->name, a->arch / 10, a->arch % 10, r, b->name, b->arch / 10, b->arch % 10);
-            break;
+            return pl_fail_param(err, PL_EINVAL, "device", "rank 0 computes on %s of compute capability %u.%u, rank %u on %s of %u.%u: ranks need GPUs of one "
+                                 "kind: choose equal ones with CUDA_VISIBLE_DEVICES, or start fewer ranks",
+                                 a->name, a->arch / 10, a->arch % 10, r, b->name, b->arch / 10, b->arch % 10);
         }
     return PL_OK;
 }

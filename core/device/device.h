@@ -117,6 +117,16 @@ static inline bool pl_kv_type(const char *name, pl_dtype *type)
     return false;
 }
 
+static inline const char *pl_kv_type_name(pl_dtype type)
+{
+#define X(text, value)                                                                                                 \
+    if (type == value)                                                                                                 \
+        return text;
+    PL_KV_TYPE_LIST(X)
+#undef X
+    return "unknown";
+}
+
 struct pl_kv_shape {
     uint32_t n_layers, n_kv_heads, head_dim;
     uint32_t page_size; /* tokens */

@@ -107,12 +107,12 @@ pl_status pl_leader_room(struct pl_leader *l, struct pl_device *dev, struct pl_m
     return rc;
 }
 
-pl_status pl_leader_start(struct pl_leader *l, uint32_t page_size, uint32_t n_pages, pl_dtype dtype, pl_status own)
+pl_status pl_leader_start(struct pl_leader *l, const struct pl_kv_shape *cache, pl_status own)
 {
     l->comm->timeout_ms = PL_RANKS_LOADING * l->timeout_ms;
-    l->words[HEAD] = page_size;
-    l->words[HEAD + 1] = n_pages;
-    l->words[HEAD + 2] = dtype;
+    l->words[HEAD] = cache->page_size;
+    l->words[HEAD + 1] = cache->n_pages;
+    l->words[HEAD + 2] = cache->dtype;
     pl_status rc = tell(l, START, 3);
     if (rc == PL_OK)
         rc = agree(l->comm, own);

@@ -58,11 +58,10 @@ struct pl_leader {
 
 pl_status pl_leader_init(struct pl_leader *l, struct pl_comm *comm) PL_MUST_CHECK;
 void pl_leader_fini(struct pl_leader *l);
-/* On devices with memory of their own, after the model's load: *n_pages, for how many rank 0 has room, becomes the least that any
- * rank has. */
+/* On devices with memory of their own, after the model's load: *n_pages is the least that any rank has room for. */
 pl_status pl_leader_room(struct pl_leader *l, struct pl_device *dev, struct pl_model *model, const struct pl_room *want, uint32_t *n_pages) PL_MUST_CHECK;
-/* After the model's load: the others make caches for n_pages pages. own: how it went here. Returns the worst of all. */
-pl_status pl_leader_start(struct pl_leader *l, uint32_t page_size, uint32_t n_pages, pl_dtype dtype, pl_status own) PL_MUST_CHECK;
+/* After the model's load: the others make caches of as many pages as this rank's. own: how it went here. Returns the worst of all. */
+pl_status pl_leader_start(struct pl_leader *l, const struct pl_kv_shape *cache, pl_status own) PL_MUST_CHECK;
 /* Ahead of pl_model_forward with the same batch. */
 pl_status pl_leader_pass(struct pl_leader *l, const struct pl_batch *b) PL_MUST_CHECK;
 /* Ahead of the device's kv_copy. */

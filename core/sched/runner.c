@@ -1,14 +1,14 @@
-/* runner: the engine over a real model: chooses the number of cache pages and holds them on the device.
+/* runner: the engine over a real model, whose cache it holds on the device.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "core/sched/runner.h"
 
 #include <stdlib.h>
 
 #include "core/base/log.h"
-#include "core/base/machine.h"
 #include "core/kv/kv.h"
 #include "core/model/model.h"
 #include "core/sched/ranks.h"
+#include "core/sched/room.h"
 
 #define PL_LOG_MODULE "engine"
 
@@ -113,111 +113,44 @@ static void free_runner(void *self)
     free(r);
 }
 
-enum { USUAL_TOKENS = 2048 }; /* of a sequence, where the cache's size is not set */
-
-static uint64_t pages_of(uint64_t n_tokens)
-{
-    return (n_tokens + PL_KV_PAGE - 1) / PL_KV_PAGE;
-}
-
-/* A usual length for each of max_sequences, at least one whole context, at most half of free memory. */
-static uint64_t pages_on_host(const struct pl_engine_opts *o, uint64_t page_bytes)
-{
-    const uint64_t most = pl_machine_memory() / 2 / page_bytes, longest = pages_of(o->max_context);
-    const uint64_t usual = pages_of(o->max_context < USUAL_TOKENS ? o->max_context : USUAL_TOKENS);
-    const uint64_t wanted = o->max_sequences * usual > longest ? o->max_sequences * usual : longest;
-    return wanted < most ? wanted : most;
-}
-
-/* As many as the rank with the least room has room for. */
-static pl_status pages_on_device(struct model_runner *r, struct pl_comm *comm, const struct pl_engine_opts *o, uint64_t *n, struct pl_err *err)
-{
-    struct pl_device *dev = r->dev;
-    const struct pl_room want = {.page_size = PL_KV_PAGE, .dtype = o->kv_dtype, .percent = o->device_percent};
-    size_t free_bytes = 0, total = 0;
-    uint32_t n_pages = 0;
-    pl_status rc = dev->ops->memory(dev, &free_bytes, &total);
-    if (rc == PL_OK)
-        rc = comm->size > 1 ? pl_leader_room(&r->leader, dev, r->model, &want, &n_pages) : pl_rank_room(comm, dev, r->model, &want, &n_pages);
-    if (rc == PL_ERANK)
-        return pl_fail(err, rc, "a rank was lost while its part of the model was loaded");
-    if (rc != PL_OK)
-        return pl_fail(err, rc, "%s does not say how much memory it has", dev->ops->name);
-    *n = n_pages;
-    if (*n < pages_of(o->max_context))
-        pl_log_warn("%s has room for %llu tokens of KV cache, less than one context of %u: lower --context, take --kv-type q8_0 or raise --cuda-memory-percent",
-                    dev->ops->name, (unsigned long long)*n * PL_KV_PAGE, o->max_context);
-    if (*n >= PL_ENGINE_MIN_PAGES)
-        return PL_OK;
-    return pl_fail_param(err, PL_EINVAL, "cuda-memory-percent",
-                         "%s has %llu of %llu MiB left for the KV cache after the weights, too little: take a smaller model or a more quantized file, "
-                         "a larger GPU, or --device cpu",
-                         dev->ops->name, (unsigned long long)free_bytes >> 20, (unsigned long long)total >> 20);
-}
-
 pl_status pl_engine_new(struct pl_engine **out, const struct pl_engine_opts *opts, struct pl_device *dev, struct pl_model *model,
                         const struct pl_tok *tok, struct pl_err *err)
 {
     return pl_engine_new_ranks(out, opts, dev, model, &pl_comm_single, tok, err);
 }
 
-/* The device's cache; with several ranks, theirs too. */
-static pl_status make_cache(struct model_runner *r, struct pl_comm *comm, uint32_t n_pages, pl_dtype dtype)
+/* The device's cache; with several ranks, theirs too. key: the setting that its size follows from. */
+static pl_status make_cache(struct model_runner *r, struct pl_comm *comm, const struct pl_engine_opts *o, const char *key, struct pl_err *err)
 {
-    const struct pl_kv_shape shape = pl_model_kv_part(r->model, PL_KV_PAGE, n_pages, dtype);
-    const pl_status rc = r->dev->ops->kv_new(r->dev, &shape, &r->kv);
-    return comm->size == 1 ? rc : pl_leader_start(&r->leader, PL_KV_PAGE, n_pages, dtype, rc);
-}
-
-/* o->n_pages, where it is not given: what there is room for, or what is useful. */
-static pl_status choose_pages(struct model_runner *r, struct pl_comm *comm, struct pl_engine_opts *o, uint64_t page_bytes, struct pl_err *err)
-{
-    uint64_t wanted = o->n_pages;
-    if (wanted == 0 && r->dev->ops->memory != NULL) {
-        const pl_status rc = pages_on_device(r, comm, o, &wanted, err);
-        if (rc != PL_OK)
-            return rc;
-    } else if (wanted == 0) {
-        wanted = pages_on_host(o, page_bytes);
-    }
-    if (o->n_pages == 0 && o->max_pages > 0 && wanted > o->max_pages)
-        wanted = o->max_pages;
-    if (wanted < PL_ENGINE_MIN_PAGES || wanted > INT32_MAX / PL_KV_PAGE)
-        return pl_fail_param(err, PL_EINVAL, "kv-cache-mb", "the KV cache would have %llu pages of %llu bytes; %d to %d are possible",
-                             (unsigned long long)wanted, (unsigned long long)page_bytes, PL_ENGINE_MIN_PAGES, (int)(INT32_MAX / PL_KV_PAGE));
-    o->n_pages = (uint32_t)wanted;
-    return PL_OK;
+    const struct pl_kv_shape shape = pl_model_kv_part(r->model, PL_KV_PAGE, o->n_pages, o->kv_dtype);
+    const pl_status own = r->dev->ops->kv_new(r->dev, &shape, &r->kv), all = comm->size > 1 ? pl_leader_start(&r->leader, &shape, own) : own;
+    if (own == PL_ENOTSUP)
+        return pl_fail_param(err, PL_EINVAL, "device", "%s has no cache for heads of %u elements: take --device cpu", r->dev->ops->name, shape.head_dim);
+    if (own == PL_ENOMEM)
+        return pl_fail_param(err, PL_EINVAL, key, "no memory for a KV cache of %llu MiB after all: lower --%s",
+                             (unsigned long long)r->dev->ops->kv_bytes(r->dev, &shape) >> 20, key);
+    if (own != PL_OK)
+        return pl_fail(err, own, "%s cannot make a KV cache: %s", r->dev->ops->name, pl_status_text(own));
+    return all == PL_OK ? PL_OK : pl_fail(err, all, "not every rank could load its part of the model: %s", pl_status_text(all));
 }
 
 pl_status pl_engine_new_ranks(struct pl_engine **out, const struct pl_engine_opts *opts, struct pl_device *dev, struct pl_model *model,
                               struct pl_comm *comm, const struct pl_tok *tok, struct pl_err *err)
 {
     struct pl_engine_opts o = *opts;
-    const struct pl_kv_shape shape = pl_model_kv_shape(model, PL_KV_PAGE, 1, o.kv_dtype);
-    const uint64_t page_bytes = dev->ops->kv_bytes(dev, &shape);
-    if (page_bytes == 0)
-        return pl_fail_param(err, PL_EINVAL, "kv-type", "%s has no KV cache of this type: take --kv-type q8_0 or f16", dev->ops->name);
     struct model_runner *r = calloc(1, sizeof *r);
     if (r == NULL)
         return pl_fail(err, PL_ENOMEM, "no memory for the engine");
     *r = (struct model_runner){.dev = dev, .model = model};
+    const struct pl_room_of room = {.dev = dev, .model = model, .comm = comm, .leader = &r->leader};
     pl_status st = comm->size > 1 ? pl_leader_init(&r->leader, comm) : PL_OK;
     if (st == PL_OK)
-        st = choose_pages(r, comm, &o, page_bytes, err);
+        st = pl_room_pages(&room, &o, err);
+    if (st == PL_OK)
+        st = make_cache(r, comm, &o, opts->n_pages == 0 && dev->ops->memory != NULL ? "cuda-memory-percent" : "kv-cache-mb", err);
     if (st != PL_OK) {
         free_runner(r);
         return st;
-    }
-    st = make_cache(r, comm, o.n_pages, o.kv_dtype);
-    if (st != PL_OK) {
-        const bool own = r->kv == NULL;
-        free_runner(r);
-        if (!own)
-            return pl_fail(err, st, "not every rank could load its part of the model: %s", pl_status_text(st));
-        if (st == PL_ENOTSUP)
-            return pl_fail_param(err, PL_EINVAL, "device", "%s has no cache for heads of %u elements: take --device cpu", dev->ops->name, shape.head_dim);
-        return pl_fail_param(err, st, "kv-cache-mb", "no memory for a KV cache of %llu MiB: lower kv-cache-mb",
-                             (unsigned long long)(o.n_pages * page_bytes >> 20));
     }
     struct pl_runner runner = {.self = r,
                                .forward = forward,

@@ -1,4 +1,5 @@
-/* blas: the product that cuda/blas.c asks cuBLAS for, in plain loops. PARLEY_EMU_FAULT=blas:STATUS makes each one fail so.
+/* blas: the product that cuda/blas.c asks cuBLAS for, in plain loops. PARLEY_EMU_FAULT=blas:STATUS makes each one fail so;
+ * no-cublas: it is not installed.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "cuda/blas.h"
 
@@ -90,7 +91,9 @@ static void close_blas(struct pl_cublas *b)
 
 pl_status pl_cublas_open(struct pl_cublas *blas, cudaStream_t stream, struct pl_err *err)
 {
-    (void)err;
+    const char *fault = getenv("PARLEY_EMU_FAULT");
+    if (fault != NULL && strcmp(fault, "no-cublas") == 0)
+        return pl_fail(err, PL_ENOTSUP, PL_CUBLAS_MISSING);
     *blas = (struct pl_cublas){.handle = stream, .product = product, .work_in = work_in, .status_name = status_name, .close = close_blas};
     return PL_OK;
 }

@@ -2,9 +2,10 @@
  *     PARLEY_EMU_FAULT=no-driver | old-driver | no-gpu | lost:N    the last one after N times of waiting for the device
  *     PARLEY_EMU_FAULT=graphs    graphs.c
  *     PARLEY_EMU_FAULT=hang:N    allocating more than 4 KiB on GPU N never ends, but for the first time, when ranks meet
- *     PARLEY_EMU_FAULT=mixed     GPU 0 is of another kind than the others
+ *     PARLEY_EMU_FAULT=mixed | old-gpu    GPU 0 is of another kind than the others; of a kind that is too old
  *     PARLEY_EMU_FAULT=turing    compute capability 7.5
  *     PARLEY_EMU_MEMORY_MB=N     a device's memory (default 1024)
+ *     PARLEY_EMU_OTHERS_MB=GPU:N that others have taken of one
  *     PARLEY_EMU_GPUS=N          how many there are (default 2)
  * SPDX-License-Identifier: Apache-2.0 */
 #include <stdatomic.h>
@@ -101,14 +102,27 @@ static size_t memory(void)
     return (mb != NULL ? strtoull(mb, NULL, 10) : 1024) << 20;
 }
 
+/* By what else uses that GPU. */
+static size_t taken(int index)
+{
+    const char *others = getenv("PARLEY_EMU_OTHERS_MB");
+    int gpu = 0, mb = 0;
+    return others != NULL && sscanf(others, "%d:%d", &gpu, &mb) == 2 && gpu == index ? (size_t)mb << 20 : 0;
+}
+
+static size_t left(void)
+{
+    return memory() - taken(current) - used[current];
+}
+
 cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *p, int index)
 {
     if (index < 0 || index >= n_gpus())
         return failed(cudaErrorInvalidDevice);
     const bool turing = fault("turing");
     *p = (struct cudaDeviceProp){.name = "emulated", .totalGlobalMem = memory(), .uuid.bytes = {'e', 'm', 'u', (char)('0' + index)},
-                                 .sharedMemPerBlockOptin = 99 << 10, .major = turing ? 7 : index == 0 && fault("mixed") ? 8 : 9,
-                                 .minor = turing ? 5 : 0, .multiProcessorCount = 4};
+                                 .sharedMemPerBlockOptin = 99 << 10, .minor = turing ? 5 : 0, .multiProcessorCount = 4};
+    p->major = turing ? 7 : index > 0 ? 9 : fault("mixed") ? 8 : fault("old-gpu") ? 7 : 9;
     return cudaSuccess;
 }
 
@@ -136,7 +150,7 @@ cudaError_t cudaRuntimeGetVersion(int *version)
 cudaError_t cudaMemGetInfo(size_t *free, size_t *total)
 {
     *total = memory();
-    *free = *total - used[current];
+    *free = left();
     return cudaSuccess;
 }
 
@@ -149,7 +163,7 @@ cudaError_t cudaMalloc(void **p, size_t n)
     const char *f = getenv("PARLEY_EMU_FAULT");
     while (f != NULL && n > SMALL && strncmp(f, "hang:", 5) == 0 && atoi(f + 5) == current && atomic_fetch_add(&hangs, 1) > 0)
         nanosleep(&(struct timespec){.tv_sec = 1}, NULL);
-    if (n > memory() - used[current] || posix_memalign((void **)&all, 256, n + HEADER) != 0)
+    if (n > left() || posix_memalign((void **)&all, 256, n + HEADER) != 0)
         return failed(cudaErrorMemoryAllocation);
     memcpy(all, &(struct header){n, current}, sizeof(struct header));
     if (n <= LARGE)

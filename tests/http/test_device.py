@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -129,7 +130,9 @@ def refused(*args, model, env=None, program=PARLEYD):
 @pytest.mark.parametrize("fault, index, says", [
     ("no-driver", 0, "no NVIDIA driver: install"),
     ("old-driver", 0, "the NVIDIA driver is for CUDA 11.4, parley needs 13.0: update the driver"),
-    ("no-gpu", 0, "no GPU can be used"),
+    ("no-gpu", 0, "no GPU can be used (no CUDA-capable device is detected): look at nvidia-smi and CUDA_VISIBLE_DEVICES, or take --device cpu"),
+    ("old-gpu", 0, "GPU 0, emulated, has compute capability 7.0: parley needs 7.5 or newer; take another GPU or --device cpu"),
+    ("no-cublas", 0, "libcublas.so.13 is missing: install CUDA 13's cuBLAS"),
     ("", 7, "there is no GPU 7: this machine has 2"),
 ])
 def test_gpu_that_cannot_be_used(tiny, fault, index, says):
@@ -137,10 +140,68 @@ def test_gpu_that_cannot_be_used(tiny, fault, index, says):
     assert says in line and "\n" not in line, line
 
 
-def test_model_that_does_not_fit(models):
-    model = models("device-large", "--type", "f32", "--layers", 4, "--embd", 256, "--ff", 1024)
-    line = refused(*device_args("cuda-emulated"), model=model, env={"PARLEY_EMU_MEMORY_MB": "4"})
-    assert "of 4 MiB free, the model's weights take" in line and "a file of the same model would fit as Q" in line and "\n" not in line, line
+LARGE = ["--type", "f32", "--layers", 4, "--embd", 256, "--ff", 1024, "--heads", 8, "--kv-heads", 4]
+
+
+@pytest.mark.parametrize("env, says", [
+    ({"PARLEY_EMU_MEMORY_MB": "3"}, "cuda:0 (emulated) has 3 of 3 MiB free, the weights of the model take 15: take a file of the same model as Q5_K, use a larger GPU, "
+                                    "or --device cpu"),
+    ({"PARLEY_EMU_MEMORY_MB": "1"}, "take 15: use a larger GPU"),
+    ({"PARLEY_EMU_MEMORY_MB": "6"}, "a file of the same model as Q8_0, cut it by --tensor-parallel 4 on as many such GPUs, use"),
+    ({"PARLEY_EMU_MEMORY_MB": "9"}, "cut it by --tensor-parallel 2 on as many such GPUs"),
+    ({"PARLEY_EMU_MEMORY_MB": "32", "PARLEY_EMU_OTHERS_MB": "0:20"}, "has 12 of 32 MiB free, the weights of the model take 15: end what else uses the GPU (nvidia-smi lists it), "
+                                                                     "take a file"),
+])
+def test_model_that_does_not_fit(start, models, env, says):
+    """With its size, what is free, and every way out that there is."""
+    line = refused(*device_args("cuda-emulated"), model=models("device-large", *LARGE), env=env)
+    assert says in line and "\n" not in line, line
+
+
+def test_what_is_said_to_fit_does(start, models):
+    env = {"PARLEY_EMU_MEMORY_MB": "6", "PARLEY_EMU_GPUS": "4"}
+    model = models("device-large", *LARGE)
+    ranks = int(re.search(r"--tensor-parallel (\d+)", refused(*device_args("cuda-emulated"), model=model, env=env))[1])
+    d = start("--alias", "m", "--batch-tokens", 16, "--max-sequences", 2, "--tensor-parallel", ranks, "--rank-exchange", "host", *device_args("cuda-emulated"), model=model, env=env)
+    assert d.post("/v1/completions", {"model": "m", "prompt": "x", "max_tokens": 2})[0] == 200
+
+
+def test_cache_that_does_not_fit(start, tiny):
+    """The line says how much would fit and what to change, and that does fit."""
+    small = {"PARLEY_EMU_MEMORY_MB": "12"}
+    args = ["--alias", "m", *device_args("cuda-emulated")]
+    line = refused(*args, "--kv-cache-mb", 4096, model=tiny, env=small)
+    assert "no memory for a KV cache of 4096 MiB, which is 16777216 tokens: cuda:0 (emulated) has" in line and "\n" not in line, line
+    for what in (r"has \d+ MiB left for it, \d+ tokens:", "so that --cuda-memory-percent decides", r"with --kv-type q8_0 as many tokens take 2304 MiB", r"a lower --batch-tokens \(now 512\)"):
+        assert re.search(what, line), (what, line)
+    assert "--context" not in line, "one context fits"
+    fits = int(re.search(r"lower --kv-cache-mb to (\d+)", line)[1])
+    assert fits >= 1
+    d = start(*args, "--kv-cache-mb", fits, model=tiny, env=small)
+    assert d.post("/v1/completions", {"model": "m", "prompt": "x", "max_tokens": 2})[0] == 200
+
+
+def test_context_that_does_not_fit(start, models):
+    """Where not even one context's cache fits, the line says which does."""
+    model, small = models("device-long", "--ctx", 4096, "--kv-heads", 4, "--embd", 128, "--layers", 8), {"PARLEY_EMU_MEMORY_MB": "20"}
+    args = ["--batch-tokens", 32, "--max-sequences", 4, *device_args("cuda-emulated")]
+    line = refused("--kv-cache-mb", 64, *args, model=model, env=small)
+    mb, context = map(int, re.search(r"lower --kv-cache-mb to (\d+) and --context to (\d+)", line).groups())
+    assert mb >= 1 and 256 <= context < 4096
+    d = start("--kv-cache-mb", mb, "--context", context, *args, model=model, env=small)
+    assert f"context {context}" in d.log
+
+
+def test_no_room_for_any_cache(tiny):
+    line = refused("--kv-type", "f32", "--cuda-memory-percent", 1, *device_args("cuda-emulated"), model=tiny, env={"PARLEY_EMU_MEMORY_MB": "10"})
+    assert "MiB left for the KV cache after the weights, too little for a cache of 2 pages" in line and "\n" not in line, line
+    for remedy in ("lower --batch-tokens", "--kv-type q8_0", "raise --cuda-memory-percent", "--device cpu"):
+        assert remedy in line
+
+
+def test_cache_that_the_machine_has_no_memory_for(tiny):
+    line = refused("--kv-cache-mb", 16777216, "--device", "cpu", model=tiny)
+    assert "no memory for a KV cache of 16777216 MiB" in line and re.search(r"this machine has \d+ MiB left for it, \d+ tokens: lower --kv-cache-mb to \d+", line), line
 
 
 def test_batches_that_do_not_fit(start, models):
@@ -196,9 +257,23 @@ def test_lost_while_it_runs(start, tiny):
     assert d.process.wait(10) == 3
 
 
-def test_no_library(tiny):
-    line = refused("--device", "cuda", "--cuda-library", "/nowhere/libparley_cuda.so", model=tiny)
-    assert "the CUDA device cannot be loaded" in line and "--device cpu" in line and "\n" not in line, line
+def test_no_library(tmp_path, tiny):
+    """A wrong path, something else, a build without CUDA; the driver, without which the library does not help either, comes first."""
+    anything = next(Path("/lib").glob("*-linux-gnu/libm.so.6"))
+    (tmp_path / "libcuda.so.1").symlink_to(anything)
+    for args, env, says in [
+        (["--cuda-library", "/nowhere/libparley_cuda.so"], {}, "the CUDA device cannot be loaded: /nowhere/libparley_cuda.so: cannot open shared object file: No such file or "
+                                                               "directory: name libparley_cuda.so with --cuda-library, or leave that out, or take --device cpu"),
+        (["--cuda-library", anything], {}, f"{anything} is not parley's CUDA device, it lacks pl_cuda_open: name libparley_cuda.so with --cuda-library"),
+        ([], {}, "this machine has no NVIDIA driver (libcuda.so.1): install one, or take --device cpu"),
+        ([], {"LD_LIBRARY_PATH": str(tmp_path)}, "the CUDA device cannot be loaded: libparley_cuda.so: cannot open shared object file: No such file or directory: build it with "
+                                                 "'make cuda', and install it beside the program, or take --device cpu"),
+    ]:
+        program = tmp_path / "parleyd"
+        if not program.exists():
+            shutil.copy(PARLEYD, program)  # beside it there is no library
+        line = refused("--device", "cuda", *args, model=tiny, env=env, program=program)
+        assert says in line and "\n" not in line, line
 
 
 def test_auto(start, tiny):

@@ -339,10 +339,6 @@ def test_exchange_is_chosen(start, tiny):
     assert json.loads(d.post("/v1/completions", {"model": "tiny", "prompt": "x", "max_tokens": 8})[2])["usage"]["completion_tokens"] > 0
     d = start("--tensor-parallel", 2, "--device", "cpu", model=tiny)
     assert "exchange in memory" in d.log
-    d = start("--tensor-parallel", 2, *device_args("cuda-emulated"), model=tiny, env={**GPUS, "PARLEY_EMU_FAULT": "mixed"})
-    warning = [line for line in d.log.splitlines() if " warn " in line and "GPU" in line]
-    assert len(warning) == 1 and "cuda:0 (emulated) (compute capability 8.0)" in warning[0] and "cuda:1 (emulated) (9.0)" in warning[0]
-    assert "CUDA_VISIBLE_DEVICES" in warning[0]
 
 
 @emulated
@@ -425,8 +421,16 @@ def test_bad_numbers(start, models, args, line):
 
 @emulated
 @pytest.mark.parametrize("ranks, args, env, says", [
-    (3, [], {"PARLEY_EMU_GPUS": "2"}, "rank 2 of 3: device cuda:2: there is no GPU 2: this machine has 2, numbered from 0 (each rank takes a GPU of its own: start as "
-                                      "many ranks as there are GPUs, or let them share one with --device cuda:0)"),
+    (3, [], {"PARLEY_EMU_GPUS": "2"}, "rank 2 of 3: device cuda:2: there is no GPU 2: this machine has 2, numbered from 0; CUDA_VISIBLE_DEVICES may hide others "
+                                      "(each rank takes a GPU of its own: start as many ranks as there are GPUs, or let them share one with --device cuda:0)"),
+    (2, [], {"PARLEY_EMU_FAULT": "mixed"}, "rank 0 computes on cuda:0 (emulated) of compute capability 8.0, rank 1 on cuda:1 (emulated) of 9.0: ranks need GPUs of one kind: "
+                                           "choose equal ones with CUDA_VISIBLE_DEVICES, or start fewer ranks"),
+    (2, ["--rank-exchange", "host"], {"PARLEY_EMU_FAULT": "mixed"}, "ranks need GPUs of one kind"),
+    (2, [], {"PARLEY_EMU_OTHERS_MB": "1:1024"}, "rank 1 of 2: cuda:1 (emulated) has 0 of 1024 MiB free, the weights of the model take 0 on each rank: end what else uses the GPU "
+                                                "(nvidia-smi lists it)"),
+    (2, ["--kv-cache-mb", 4096], {}, "which is 11184800 tokens: cuda:0 (emulated), with the other ranks' GPUs, has 14"),
+    (2, ["--kv-cache-mb", 4096, "--device", "cuda:0"], {}, "cuda:0 (emulated), with the other ranks' GPUs, has 7"),
+    (2, ["--kv-cache-mb", 1000], {"PARLEY_EMU_OTHERS_MB": "1:900"}, "no memory for a KV cache of 1000 MiB"),
     (4, [], {}, "possible numbers of ranks are 1, 2, 3"),
     (2, [], {"LD_LIBRARY_PATH": "/nowhere"}, "NCCL, by which GPUs exchange, cannot be loaded: libnccl.so.2: cannot open shared object file: No such file or directory: "
                                              "install NVIDIA's libnccl2 (or the Python package nvidia-nccl-cu13, with its folder in LD_LIBRARY_PATH), or take "

@@ -116,10 +116,10 @@ START_TEST(bits_depend_on_the_sequence_alone)
 }
 END_TEST
 
-/* Memory of the first pages is there after so many pieces, and what is in it stays. */
+/* Memory of the first pages, in whole blocks, is there after so many pieces, and what is in it stays. */
 START_TEST(prepared)
 {
-    enum { PAGES = 200, FIRST = 30 };
+    enum { PAGES = 200, FIRST = 30, WHOLE = 32 };
     struct pl_pool *pool;
     struct pl_device *dev;
     struct pl_kvdev *kv;
@@ -132,9 +132,9 @@ START_TEST(prepared)
     size_t pieces = 0;
     while (dev->ops->kv_prepare(dev, kv, FIRST))
         pieces++;
-    ck_assert_uint_eq(pieces, (FIRST * kv->page_bytes + PL_CPU_HUGE_PAGE - 1) / PL_CPU_HUGE_PAGE);
+    ck_assert_uint_eq(pieces, (WHOLE * kv->page_bytes + PL_CPU_HUGE_PAGE - 1) / PL_CPU_HUGE_PAGE);
     ck_assert_uint_eq(kv->data[FIRST * kv->page_bytes / 2], 42);
-    for (size_t at = 0; at < FIRST * kv->page_bytes; at += PL_CPU_HUGE_PAGE) {
+    for (size_t at = 0; at < WHOLE * kv->page_bytes; at += PL_CPU_HUGE_PAGE) {
         unsigned char present;
         ck_assert_int_eq(mincore(kv->data + at, (size_t)sysconf(_SC_PAGESIZE), &present), 0);
         ck_assert_int_eq(present & 1, 1);

@@ -39,7 +39,8 @@ struct attn_job {
     uint32_t layer, per_kv; /* query heads of a key/value head */
     uint32_t n_tiles, n_segments; /* of the longest context */
     uint32_t n_rows;              /* tokens of the largest tile */
-    size_t stride;                /* floats of a segment's result in attn_work: [queries of a tile] × (max, sum, acc[D]) */
+    size_t width;                 /* floats of a query's part of a segment's result in attn_work: acc[D], on whole lines, max, sum */
+    size_t stride;                /* of a segment's result: [queries of a tile][width] */
     float scale;
     bool quant; /* rows of out too: the columns of one key/value head at a time */
 };
@@ -89,28 +90,29 @@ struct item {
     const struct tile *tile;
     size_t pair; /* tile and head */
     uint32_t head, n_q;
-    const float *q[MAX_QUERIES]; /* token-major, then head */
-    uint32_t end[MAX_QUERIES];   /* positions that it sees: ascending */
-    _Alignas(64) float rotated[MAX_QUERIES][PL_CPU_MAX_DIM];
+    struct pl_cpu_query q[MAX_QUERIES]; /* token-major, then head */
+    uint32_t end[MAX_QUERIES];          /* positions that it sees: ascending */
 };
 
 static void open_item(const struct attn_job *j, struct item *it, size_t pair)
 {
     const uint32_t D = j->kv->shape.head_dim, bits = j->kv->layout.rotate_bits;
     const uint32_t head = (uint32_t)(pair % j->kv->shape.n_kv_heads);
+    _Alignas(64) float rotated[PL_CPU_MAX_DIM];
     it->tile = &j->plan->tiles[pair / j->kv->shape.n_kv_heads];
     it->pair = pair;
     it->head = head;
     it->n_q = it->tile->n_tokens * j->per_kv;
     for (uint32_t i = 0; i < it->n_q; i++) {
         const uint32_t t = it->tile->token + i / j->per_kv;
-        it->q[i] = pl_cpu_row(j->q, t) + (size_t)(head * j->per_kv + i % j->per_kv) * D;
-        it->end[i] = j->b->pos[t] + 1;
+        const float *x = pl_cpu_row(j->q, t) + (size_t)(head * j->per_kv + i % j->per_kv) * D;
         if (bits > 0) {
-            memcpy(it->rotated[i], it->q[i], D * sizeof(float));
-            j->cpu->k->rotate(it->rotated[i], D, bits);
-            it->q[i] = it->rotated[i];
+            memcpy(rotated, x, D * sizeof *x);
+            j->cpu->k->rotate(rotated, D, bits);
+            x = rotated;
         }
+        j->cpu->k->query(&j->kv->layout, x, &it->q[i]);
+        it->end[i] = j->b->pos[t] + 1;
     }
 }
 
@@ -126,15 +128,19 @@ static struct place place_after(const struct attn_job *j, struct place at)
     return last ? (struct place){at.pair + 1, 0} : (struct place){at.pair, at.segment + 1};
 }
 
-/* NULL beyond the end */
-static const uint8_t *page_at(const struct attn_job *j, struct place at, uint32_t page)
+/* This place's pages, NULL beyond the end */
+static void pages_at(const struct attn_job *j, struct place at, const uint8_t *pages[PL_CPU_SEGMENT])
 {
     const size_t tile = at.pair / j->kv->shape.n_kv_heads;
-    if (tile >= j->n_tiles)
-        return NULL;
-    const uint32_t seq = j->plan->tiles[tile].seq, from = j->b->page_start[seq], n = j->b->page_start[seq + 1] - from;
-    page += at.segment * PL_CPU_SEGMENT;
-    return page < n ? pl_cpu_head_page(j->kv, j->layer, j->b->pages[from + page], (uint32_t)(at.pair % j->kv->shape.n_kv_heads)) : NULL;
+    const uint32_t head = (uint32_t)(at.pair % j->kv->shape.n_kv_heads);
+    uint32_t n = 0, from = 0;
+    if (tile < j->n_tiles) {
+        const uint32_t seq = j->plan->tiles[tile].seq;
+        from = j->b->page_start[seq] + at.segment * PL_CPU_SEGMENT;
+        n = j->b->page_start[seq + 1] - from;
+    }
+    for (uint32_t p = 0; p < PL_CPU_SEGMENT; p++)
+        pages[p] = p < n ? pl_cpu_head_page(j->kv, j->layer, j->b->pages[from + p], head) : NULL;
 }
 
 /* The first query that sees segment g */
@@ -150,20 +156,18 @@ static uint32_t first_query(const struct item *it, uint32_t g)
 static void run_segment(const struct attn_job *j, const struct item *it, struct pl_cpu_attn *a, uint32_t first, uint32_t g)
 {
     const uint32_t start = g * SEGMENT_TOKENS;
-    const struct place here = {it->pair, g}, next = place_after(j, here);
+    const struct place here = {it->pair, g};
     a->layout = &j->kv->layout;
     a->scale = j->scale;
+    a->q = it->q + first;
     a->n_q = it->n_q - first;
     for (uint32_t i = 0; i < a->n_q; i++) {
         const uint32_t n = it->end[first + i] - start;
-        a->q[i] = it->q[first + i];
         a->n_pos[i] = n < SEGMENT_TOKENS ? n : SEGMENT_TOKENS;
     }
     a->n_pages = (a->n_pos[a->n_q - 1] + PL_CPU_PAGE - 1) / PL_CPU_PAGE;
-    for (uint32_t p = 0; p < a->n_pages; p++) {
-        a->pages[p] = page_at(j, here, p);
-        a->ahead[p] = page_at(j, next, p);
-    }
+    pages_at(j, here, a->pages);
+    pages_at(j, place_after(j, here), a->ahead);
     j->cpu->k->attn(a);
 }
 
@@ -172,13 +176,13 @@ struct merged {
     float max, sum;
 };
 
-static void merge(struct merged *m, float *total, float max, float sum, const float *acc, uint32_t n)
+static void merge(const struct attn_job *j, struct merged *m, float *total, float max, float sum, const float *acc)
 {
-    const float new_max = fmaxf(m->max, max), c_old = expf(m->max - new_max), c_new = expf(max - new_max);
+    const bool larger = max > m->max;
+    const float c_old = larger ? expf(m->max - max) : 1, c_new = larger ? 1 : expf(max - m->max);
     m->sum = m->sum * c_old + sum * c_new;
-    m->max = new_max;
-    for (uint32_t d = 0; d < n; d++)
-        total[d] = total[d] * c_old + acc[d] * c_new;
+    m->max = larger ? max : m->max;
+    j->cpu->k->blend(total, c_old, acc, c_new, j->kv->shape.head_dim);
 }
 
 static float *result_of(const struct attn_job *j, const struct item *it, uint32_t i)
@@ -206,7 +210,6 @@ static void tile_item(void *arg, size_t item, unsigned worker)
 {
     (void)worker;
     const struct attn_job *j = arg;
-    const uint32_t D = j->kv->shape.head_dim;
     _Alignas(64) float acc[MAX_QUERIES][PL_CPU_MAX_DIM];
     struct item it;
     struct pl_cpu_attn a;
@@ -221,7 +224,7 @@ static void tile_item(void *arg, size_t item, unsigned worker)
             if (g == 0)
                 m[i] = (struct merged){a.max[i], a.sum[i]};
             else
-                merge(&m[first + i], result_of(j, &it, first + i), a.max[i], a.sum[i], a.acc[i], D);
+                merge(j, &m[first + i], result_of(j, &it, first + i), a.max[i], a.sum[i], a.acc[i]);
         }
     }
     finish(j, &it, m);
@@ -236,12 +239,12 @@ static void join(const struct attn_job *j, const struct item *it, const float *p
     for (uint32_t i = 0; i < it->n_q; i++) {
         float *out = result_of(j, it, i);
         for (uint32_t g = 0; g * SEGMENT_TOKENS < it->end[i]; g++) {
-            const float *w = partial + g * j->stride + (size_t)i * (D + 2);
+            const float *acc = partial + g * j->stride + i * j->width, *of = acc + j->width - 2;
             if (g == 0) {
-                m[i] = (struct merged){w[0], w[1]};
-                memcpy(out, w + 2, D * sizeof *out);
+                m[i] = (struct merged){of[0], of[1]};
+                memcpy(out, acc, D * sizeof *out);
             } else {
-                merge(&m[i], out, w[0], w[1], w + 2, D);
+                merge(j, &m[i], out, of[0], of[1], acc);
             }
         }
     }
@@ -250,14 +253,15 @@ static void join(const struct attn_job *j, const struct item *it, const float *p
 
 static void segment(const struct attn_job *j, const struct item *it, uint32_t g, float *result)
 {
-    const uint32_t D = j->kv->shape.head_dim, first = first_query(it, g);
+    const uint32_t first = first_query(it, g);
     struct pl_cpu_attn a;
     for (uint32_t i = first; i < it->n_q; i++)
-        a.acc[i - first] = result + (size_t)i * (D + 2) + 2;
+        a.acc[i - first] = result + i * j->width;
     run_segment(j, it, &a, first, g);
     for (uint32_t i = first; i < it->n_q; i++) {
-        result[(size_t)i * (D + 2)] = a.max[i - first];
-        result[(size_t)i * (D + 2) + 1] = a.sum[i - first];
+        float *of = result + (i + 1) * j->width - 2;
+        of[0] = a.max[i - first];
+        of[1] = a.sum[i - first];
     }
 }
 
@@ -284,7 +288,8 @@ static void run_item(void *arg, size_t item, unsigned worker)
 static bool reserve_results(struct attn_job *j, size_t pairs)
 {
     struct pl_cpu *cpu = j->cpu;
-    j->stride = (size_t)j->n_rows * j->per_kv * (j->kv->shape.head_dim + 2);
+    j->width = (j->kv->shape.head_dim + 2 + 15) / 16 * 16;
+    j->stride = j->n_rows * j->per_kv * j->width;
     size_t wanted = pairs * j->n_segments * j->stride, n = 1 << 16;
     while (n < wanted)
         n *= 2;

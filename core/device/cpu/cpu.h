@@ -68,21 +68,21 @@ struct pl_weight {
     struct pl_cpu_stretch next[2]; /* of the product that came after this weight's last time */
 };
 
-/* What one key/value head has in a page, in this order; `step` is what a dot product takes at once: 1 (F32), 2 (F16, BF16),
- * 4 (Q8_0), and D is rounded up to it for keys.
+/* What one key/value head has in a page: a piece with its keys and a piece with its values, each with scales behind; `step` is what a
+ * dot product takes at once: 1 (F32), 2 (F16, BF16), 4 (Q8_0), and D is rounded up to it for keys.
  *
- *   keys          [D / step][32 positions][step]     bytes of Q8_0 hold the key + 128
- *   key scales    f16 [D / 32][32 positions] of Q8_0, float [32 positions] of F16
- *   values        [32 / step][D][step positions]
- *   value scales  as for keys
+ *   keys      [D / step][32 positions][step]     bytes of Q8_0 hold the key + 128
+ *   values    [32 / step][D][step positions]
+ *   scales    f16 [D / 32][32 positions] of Q8_0, float [32 positions] of F16
  *
  * F16 says how large a cache is, and how exact: its elements are held as integers of 16 bits (round16), since a processor multiplies
  * twice as many of these in the same time as floats, and their sums are exact. */
 struct pl_cpu_kv_layout {
     pl_dtype dtype;
     uint32_t step, element, head_dim;
-    uint32_t key_scales, values, value_scales, bytes; /* offsets, and the whole */
-    uint32_t rotate_bits;                             /* heads are rotated in pieces of 2^rotate_bits; 0 = not */
+    uint32_t piece;                            /* bytes */
+    uint32_t key_scales, values, value_scales; /* from a head's keys on */
+    uint32_t rotate_bits;                      /* heads are rotated in pieces of 2^rotate_bits; 0 = not */
 };
 
 enum { PL_CPU_KEY_OFFSET = 128 };
@@ -95,26 +95,32 @@ enum { PL_CPU_KEY_OFFSET = 128 };
  * so that neither is the greater error. */
 enum { PL_CPU_INT_TOP = 32767, PL_CPU_LENGTH_TOP = 46300, PL_CPU_VALUE_TOP = 16383, PL_CPU_WEIGHT_SUM = 130900 };
 
-/* What a page has of all layers lies together, so that memory comes in as pages are used. */
+/* Pages lie in blocks of a segment's number, [layer][head][keys, values][page]: a sequence mostly has neighbours, whose keys, and values,
+ * a processor then reads as one stream. What a block has of all layers lies together, so that memory comes in as pages are used. */
 struct pl_kvdev {
     struct pl_kv_shape shape;
     struct pl_cpu_kv_layout layout;
     uint8_t *data;
-    size_t bytes, layer_bytes, page_bytes; /* of all, of a page in one layer, of a page */
+    size_t bytes, head_bytes, page_bytes; /* of all, of one head in a block, of a page */
     size_t prepared;                       /* bytes that were written to: the first time takes the system milliseconds */
 };
 
 static inline uint8_t *pl_cpu_head_page(const struct pl_kvdev *kv, uint32_t layer, uint32_t page, uint32_t head)
 {
-    return kv->data + page * kv->page_bytes + layer * kv->layer_bytes + (size_t)head * kv->layout.bytes;
+    const uint32_t at = page % PL_CPU_SEGMENT;
+    return kv->data + (page - at) * kv->page_bytes + (layer * kv->shape.n_kv_heads + head) * kv->head_bytes + (size_t)at * kv->layout.piece;
 }
 
-/* Activations quantized for block types: int8 per 32 inputs with scale d = max|x| / 127; sum16 and sum32 are the sums of 16 or
- * 32 quants, for the minimum term. */
+/* What belongs to 32 quants: their scale, max|x| / 127, and for the minimum term their sum, a whole number, and those of each half. */
+struct pl_cpu_block {
+    float d, sum;
+    int32_t sum16[2];
+};
+
+/* Activations quantized for block types */
 struct pl_cpu_act {
     int8_t *q;              /* [T][K] */
-    float *d;               /* [T][K / 32] */
-    int32_t *sum16, *sum32; /* [T][K / 16], [T][K / 32] */
+    struct pl_cpu_block *b; /* [T][K / 32] */
     uint32_t cols;
     size_t cap; /* elements of q */
 };
@@ -122,15 +128,13 @@ struct pl_cpu_act {
 /* Where quantized blocks of 32 go: those of a row or, one under the other, of some rows. */
 struct pl_cpu_blocks {
     int8_t *q;
-    float *d;
-    int32_t *sum16, *sum32;
-    size_t q_stride, stride; /* from one block to the next: of q, and of d and sum32 */
+    struct pl_cpu_block *b;
+    size_t q_stride, stride; /* from one block to the next: of q, and of b */
 };
 
 static inline struct pl_cpu_blocks pl_cpu_blocks_from(const struct pl_cpu_blocks *b, size_t i)
 {
-    return (struct pl_cpu_blocks){b->q + i * b->q_stride, b->d + i * b->stride, b->sum16 + 2 * i * b->stride, b->sum32 + i * b->stride,
-                                  b->q_stride, b->stride};
+    return (struct pl_cpu_blocks){b->q + i * b->q_stride, b->b + i * b->stride, b->q_stride, b->stride};
 }
 
 /* A buffer whose rows a product has once read as quantized activations (`wanted`) gets them from whatever writes rows to
@@ -154,6 +158,19 @@ struct pl_lora {
     } *parts;
 };
 
+/* A query vector as `attn` takes it: floats, or integers as a type's products need them. */
+struct pl_cpu_query {
+    union {
+        _Alignas(64) float x[PL_CPU_MAX_DIM];
+        int16_t whole[PL_CPU_MAX_DIM]; /* F16 */
+        struct {
+            int8_t high[PL_CPU_MAX_DIM], low[PL_CPU_MAX_DIM]; /* Q8_0: 128 high + low */
+        };
+    };
+    int32_t offset[PL_CPU_MAX_DIM / 32]; /* what PL_CPU_KEY_OFFSET adds to a block's sum */
+    float unit;                          /* of the integers */
+};
+
 /* One segment of attention for n_q query vectors that read the same key/value head. */
 struct pl_cpu_attn {
     const struct pl_cpu_kv_layout *layout;
@@ -161,7 +178,7 @@ struct pl_cpu_attn {
     const uint8_t *pages[PL_CPU_SEGMENT]; /* this head's */
     const uint8_t *ahead[PL_CPU_SEGMENT]; /* pages of the segment that will be read next, or NULL */
     uint32_t n_q;
-    const float *q[PL_CPU_MAX_QUERIES];
+    const struct pl_cpu_query *q;
     uint32_t n_pos[PL_CPU_MAX_QUERIES]; /* positions of the segment that query i sees, at least 1 */
     float scale;
     /* results: maximum, sum of exponentials, and the weighted values [n_q][head_dim], not yet divided by the sum */
@@ -190,7 +207,10 @@ struct pl_cpu_kernels {
     /* x[n] as integers, in the smallest unit within the limits: of a value, or of a key's or query's elements and length; all 0 of a
      * vector shorter than 2^-50. Returns the unit: NaN when one of x is not a number. */
     float (*round16)(const float *x, uint32_t n, bool value, int16_t *out);
+    void (*query)(const struct pl_cpu_kv_layout *l, const float *x, struct pl_cpu_query *q);
     void (*attn)(struct pl_cpu_attn *a);
+    /* total[i] = total[i] * a + x[i] * b */
+    void (*blend)(float *total, float a, const float *x, float b, uint32_t n);
     /* y[i * stride + r] = x[i] · a[r], for n_x rows of x and n_a rows of a [n_a][cols] */
     void (*lora_down)(const float *const *x, uint32_t n_x, const float *a, uint32_t n_a, uint32_t cols, float *y, size_t stride);
     /* out[i][c] += sum over r < rank of y[i * stride + r] * bt[r * bt_stride + c], for c < n */
@@ -244,7 +264,7 @@ bool pl_cpu_writes(pl_view out);
 static inline struct pl_cpu_blocks pl_cpu_act_row(const struct pl_cpu_act *a, uint32_t row, uint32_t from)
 {
     const size_t at = (size_t)row * a->cols + from;
-    return (struct pl_cpu_blocks){a->q + at, a->d + at / 32, a->sum16 + at / 16, a->sum32 + at / 32, 32, 1};
+    return (struct pl_cpu_blocks){a->q + at, a->b + at / 32, 32, 1};
 }
 /* Quantizes n columns of a row from column `from` (a multiple of 32) into the buffer's act. */
 static inline void pl_cpu_quant(const struct pl_cpu *cpu, pl_view v, uint32_t row, uint32_t from, uint32_t n)

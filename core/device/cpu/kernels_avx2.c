@@ -34,8 +34,7 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
 {
     const uint32_t loads = sub * bits / 32, K = p->cols, n_subs = K / sub;
     const bool is_signed = bits == 8 && !has_min && half;
-    const int32_t *sums = (sub == 16 ? x->sum16 : x->sum32) + (size_t)t0 * n_subs;
-    const float *d = x->d + (size_t)t0 * (K / 32);
+    const struct pl_cpu_block *blocks = x->b + (size_t)t0 * (K / 32);
     const int8_t *q = x->q + (size_t)t0 * K;
     const __m256i low = _mm256_set1_epi8(15), flip = _mm256_set1_epi8((char)0x80);
     const int32_t offset = is_signed ? (int32_t)p->offset - 128 : (int32_t)p->offset;
@@ -73,13 +72,13 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
 #pragma GCC unroll 4
             for (uint32_t i = 0; i < n_t; i++) {
                 __m256i sum = bits == 4 ? _mm256_madd_epi16(dot[i], _mm256_set1_epi16(1)) : dot[i];
-                const int32_t n = sums[i * n_subs + b];
+                const struct pl_cpu_block *block = blocks + i * (K / 32) + b * sub / 32;
                 if (!has_min)
-                    sum = _mm256_sub_epi32(sum, _mm256_set1_epi32(n * offset));
+                    sum = _mm256_sub_epi32(sum, _mm256_set1_epi32(offset * (sub == 32 ? block->sum16[0] + block->sum16[1] : block->sum16[b % 2])));
                 __m256 y = _mm256_mul_ps(_mm256_cvtepi32_ps(sum), scale);
                 if (has_min)
-                    y = _mm256_fmadd_ps(min, _mm256_set1_ps((float)n), y);
-                acc[i] = _mm256_fmadd_ps(y, _mm256_set1_ps(d[i * (K / 32) + b * sub / 32]), acc[i]);
+                    y = _mm256_fmadd_ps(min, _mm256_set1_ps(sub == 32 ? block->sum : (float)block->sum16[b % 2]), y);
+                acc[i] = _mm256_fmadd_ps(y, _mm256_set1_ps(block->d), acc[i]);
             }
         }
         float *to = out + 8 * side;
@@ -109,7 +108,8 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
 
 const struct pl_cpu_kernels pl_cpu_kernels_avx2 = {
     .name = "avx2", .packed = true, .quant = vec_quant, .rows_block = rows_block, .rows_float = vec_rows_float,
-    .norm = vec_norm, .rope = vec_rope, .glu = vec_glu, .act = vec_act, .round16 = vec_round16, .attn = vec_attn,
+    .norm = vec_norm, .rope = vec_rope, .glu = vec_glu, .act = vec_act, .round16 = vec_round16,
+    .query = vec_query, .attn = vec_attn, .blend = vec_blend,
     .lora_down = vec_lora_down, .lora_up = vec_lora_up,
     .rotate = vec_rotate,
 };

@@ -22,9 +22,11 @@ static inline vf vf_clamp(vf x, float lo, float hi)
 {
     return _mm512_min_ps(_mm512_set1_ps(hi), _mm512_max_ps(_mm512_set1_ps(lo), x)); /* the second operand passes NaN on */
 }
-static inline vf vf_pow2(vf n)
+static inline vf vf_times_pow2(vf x, vf n) { return _mm512_scalef_ps(x, n); }
+static inline vf vf_over(vf x, vf y)
 {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
+    const vf r = _mm512_rcp14_ps(y); /* and a step of Newton's; a division of 16 takes longer than both */
+    return _mm512_mul_ps(x, _mm512_fmadd_ps(r, _mm512_fnmadd_ps(y, r, _mm512_set1_ps(1.f)), r));
 }
 static inline vf vf_load_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const void *)p)); }
 static inline vf vf_load_bf16(const uint16_t *p)
@@ -98,22 +100,28 @@ static inline __attribute__((always_inline)) vf load_scale(const uint8_t *p, boo
     return half ? vf_load_f16((const uint16_t *)p) : vf_load((const float *)p);
 }
 
+/* The sum of sub-block b of a token, in all lanes */
+static inline __attribute__((always_inline)) __m512i sum_of(const struct pl_cpu_block *blocks, uint32_t b, uint32_t sub)
+{
+    return sub == 32 ? _mm512_cvtps_epi32(vf_set(blocks[b].sum)) : _mm512_set1_epi32(blocks[b / 2].sum16[b % 2]);
+}
+
 /* Two groups of 16 rows × n_t tokens; the second one's results are kept if n_groups is 2. A step feeds 4 inputs of 32 rows to
  * VPDPBUSD for every token before the next step: chains of one token after the other would fill the scheduler with instructions
  * that wait, and four inputs are loaded once for both groups. In each token, the sum of a sub-block is an exact integer, from which
  * the offset's part is taken at the start; scale, minimum and the token's scale are applied once per sub-block, in order. */
 static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part *p, const uint8_t *w, uint32_t n_groups,
                                                        const struct pl_cpu_act *x, uint32_t t0, uint32_t bits, uint32_t sub,
-                                                       bool has_min, bool half, uint32_t n_t, float *out, size_t stride, bool add)
+                                                       bool has_min, bool half, uint32_t n_t, float *out, size_t stride, bool add,
+                                                       uint32_t ahead, uint32_t ahead_step)
 {
     const uint32_t loads = sub * bits / 32, K = p->cols, n_subs = K / sub;
     const uint32_t scale_bytes = half ? 32 : 64, quant_bytes = sub * PL_CPU_GROUP * bits / 8;
     const uint32_t next = quant_bytes + scale_bytes * (has_min ? 2 : 1); /* a group's sub-block, behind which the other's lies */
-    const int32_t *s = (sub == 16 ? x->sum16 : x->sum32) + (size_t)t0 * n_subs;
+    const struct pl_cpu_block *blocks = x->b + (size_t)t0 * (K / 32);
     const __m512i low = _mm512_set1_epi8(15);
     const __m128i offset_bits = _mm_cvtsi32_si128((int)p->offset_bits);
     const int8_t *q = x->q + (size_t)t0 * K;
-    const float *d = x->d + (size_t)t0 * (K / 32);
     vf acc[2][TOKENS];
 #pragma GCC unroll 6
     for (uint32_t i = 0; i < n_t; i++) {
@@ -125,7 +133,7 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
         __m512i dot[2][TOKENS];
 #pragma GCC unroll 6
         for (uint32_t i = 0; i < n_t; i++) {
-            const __m512i offset = _mm512_sll_epi32(_mm512_set1_epi32(s[i * n_subs + b]), offset_bits);
+            const __m512i offset = _mm512_sll_epi32(sum_of(blocks + i * (K / 32), b, sub), offset_bits);
             dot[0][i] = dot[1][i] = has_min ? _mm512_setzero_si512() : _mm512_sub_epi32(_mm512_setzero_si512(), offset);
         }
 #pragma GCC unroll 8
@@ -141,18 +149,18 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
                 step_dots(v0, v1, in, K, n_t, dot);
             }
         }
-#pragma GCC unroll 20
-        for (uint32_t at = 0; at < 2 * next; at += 64)
-            _mm_prefetch((const char *)w + p->unit_bytes + at, _MM_HINT_T0); /* of the next unit */
+        for (uint32_t at = ahead; at < 2 * next; at += ahead_step)
+            _mm_prefetch((const char *)w + p->unit_bytes + at, _MM_HINT_T0); /* of the next unit, other lines than the tiles beside this one */
         w += quant_bytes;
         const vf scale0 = load_scale(w, half), scale1 = load_scale(w + next, half);
         const vf min0 = has_min ? load_scale(w + scale_bytes, half) : scale0, min1 = has_min ? load_scale(w + next + scale_bytes, half) : scale1;
         w += next + next - quant_bytes;
 #pragma GCC unroll 6
         for (uint32_t i = 0; i < n_t; i++) {
-            const vf dx = vf_set(d[i * (K / 32) + b * sub / 32]), y0 = _mm512_cvtepi32_ps(dot[0][i]), y1 = _mm512_cvtepi32_ps(dot[1][i]);
+            const struct pl_cpu_block *block = blocks + i * (K / 32) + b * sub / 32;
+            const vf dx = vf_set(block->d), y0 = _mm512_cvtepi32_ps(dot[0][i]), y1 = _mm512_cvtepi32_ps(dot[1][i]);
             if (has_min) {
-                const vf sum = _mm512_cvtepi32_ps(_mm512_set1_epi32(s[i * n_subs + b]));
+                const vf sum = sub == 32 ? vf_set(block->sum) : _mm512_cvtepi32_ps(_mm512_set1_epi32(block->sum16[b % 2]));
                 acc[0][i] = vf_fma(vf_fma(y0, scale0, vf_mul(min0, sum)), dx, acc[0][i]);
                 acc[1][i] = vf_fma(vf_fma(y1, scale1, vf_mul(min1, sum)), dx, acc[1][i]);
             } else {
@@ -175,14 +183,16 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
                                                          const struct pl_cpu_act *x, uint32_t t0, uint32_t n_t,        \
                                                          float *out, size_t stride, bool add)                          \
     {                                                                                                                  \
-        for (uint32_t left = (n_t + TOKENS - 1) / TOKENS, n; left > 0; left--, n_t -= n, t0 += n, out += n * stride) { \
+        const uint32_t n_tiles = (n_t + TOKENS - 1) / TOKENS;                                                          \
+        for (uint32_t left = n_tiles, n; left > 0; left--, n_t -= n, t0 += n, out += n * stride) {                     \
+            const uint32_t ahead = 64 * (n_tiles - left), step = 64 * n_tiles;                                         \
             switch (n = (n_t + left - 1) / left) {                                                                     \
-            case 1: tile(p, w, n_groups, x, t0, bits, sub, has_min, half, 1, out, stride, add); break;                 \
-            case 2: tile(p, w, n_groups, x, t0, bits, sub, has_min, half, 2, out, stride, add); break;                 \
-            case 3: tile(p, w, n_groups, x, t0, bits, sub, has_min, half, 3, out, stride, add); break;                 \
-            case 4: tile(p, w, n_groups, x, t0, bits, sub, has_min, half, 4, out, stride, add); break;                 \
-            case 5: tile(p, w, n_groups, x, t0, bits, sub, has_min, half, 5, out, stride, add); break;                 \
-            default: tile(p, w, n_groups, x, t0, bits, sub, has_min, half, TOKENS, out, stride, add);                  \
+            case 1: tile(p, w, n_groups, x, t0, bits, sub, has_min, half, 1, out, stride, add, ahead, step); break;    \
+            case 2: tile(p, w, n_groups, x, t0, bits, sub, has_min, half, 2, out, stride, add, ahead, step); break;    \
+            case 3: tile(p, w, n_groups, x, t0, bits, sub, has_min, half, 3, out, stride, add, ahead, step); break;    \
+            case 4: tile(p, w, n_groups, x, t0, bits, sub, has_min, half, 4, out, stride, add, ahead, step); break;    \
+            case 5: tile(p, w, n_groups, x, t0, bits, sub, has_min, half, 5, out, stride, add, ahead, step); break;    \
+            default: tile(p, w, n_groups, x, t0, bits, sub, has_min, half, TOKENS, out, stride, add, ahead, step);     \
             }                                                                                                          \
         }                                                                                                              \
     }
@@ -202,7 +212,8 @@ static void rows_block(const struct pl_cpu_part *p, uint32_t unit, uint32_t n_gr
 
 const struct pl_cpu_kernels pl_cpu_kernels_avx512 = {
     .name = "avx512", .packed = true, .quant = vec_quant, .rows_block = rows_block, .rows_float = vec_rows_float,
-    .norm = vec_norm, .rope = vec_rope, .glu = vec_glu, .act = vec_act, .round16 = vec_round16, .attn = vec_attn,
+    .norm = vec_norm, .rope = vec_rope, .glu = vec_glu, .act = vec_act, .round16 = vec_round16,
+    .query = vec_query, .attn = vec_attn, .blend = vec_blend,
     .lora_down = vec_lora_down, .lora_up = vec_lora_up,
     .rotate = vec_rotate,
 };

@@ -22,16 +22,20 @@ static inline __attribute__((always_inline)) vf load_scale(const uint8_t *p, boo
     return half ? vf_load_f16((const uint16_t *)p) : vf_load((const float *)p);
 }
 
+static inline __attribute__((always_inline)) __m256i sum_of(const struct pl_cpu_block *blocks, uint32_t b, uint32_t sub)
+{
+    return sub == 32 ? _mm256_cvtps_epi32(_mm256_set1_ps(blocks[b].sum)) : _mm256_set1_epi32(blocks[b / 2].sum16[b % 2]);
+}
+
 /* As in AVX-512, with the two halves of one group of 16 rows where two groups are there. */
 static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part *p, const uint8_t *w, const struct pl_cpu_act *x,
                                                        uint32_t t0, uint32_t bits, uint32_t sub, bool has_min, bool half,
-                                                       uint32_t n_t, float *out, size_t stride, bool add)
+                                                       uint32_t n_t, float *out, size_t stride, bool add, uint32_t ahead, uint32_t ahead_step)
 {
     const uint32_t loads = sub * bits / 32, K = p->cols, n_subs = K / sub;
     const uint32_t scale_bytes = half ? 32 : 64, quant_bytes = sub * PL_CPU_GROUP * bits / 8;
     const uint32_t one = quant_bytes + scale_bytes * (has_min ? 2 : 1); /* a group's sub-block, behind which the other's lies */
-    const int32_t *sums = (sub == 16 ? x->sum16 : x->sum32) + (size_t)t0 * n_subs;
-    const float *d = x->d + (size_t)t0 * (K / 32);
+    const struct pl_cpu_block *blocks = x->b + (size_t)t0 * (K / 32);
     const int8_t *q = x->q + (size_t)t0 * K;
     const __m256i low = _mm256_set1_epi8(15);
     const __m128i offset_bits = _mm_cvtsi32_si128((int)p->offset_bits);
@@ -43,7 +47,7 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
         __m256i dot[2][TOKENS];
 #pragma GCC unroll 4
         for (uint32_t i = 0; i < n_t; i++) {
-            const __m256i offset = _mm256_sll_epi32(_mm256_set1_epi32(sums[i * n_subs + b]), offset_bits);
+            const __m256i offset = _mm256_sll_epi32(sum_of(blocks + i * (K / 32), b, sub), offset_bits);
             dot[0][i] = dot[1][i] = has_min ? _mm256_setzero_si256() : _mm256_sub_epi32(_mm256_setzero_si256(), offset);
         }
 #pragma GCC unroll 8
@@ -58,15 +62,15 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
                 step_dots(v0, v1, in, K, n_t, dot);
             }
         }
-#pragma GCC unroll 10
-        for (uint32_t ahead = 0; ahead < one; ahead += 64)
-            _mm_prefetch((const char *)w + p->unit_bytes + ahead, _MM_HINT_T0); /* the same group of the next unit */
+        for (uint32_t at = ahead; at < one; at += ahead_step)
+            _mm_prefetch((const char *)w + p->unit_bytes + at, _MM_HINT_T0); /* the same group of the next unit */
         const vf scale = load_scale(w + quant_bytes, half), min = has_min ? load_scale(w + quant_bytes + scale_bytes, half) : scale;
 #pragma GCC unroll 4
         for (uint32_t i = 0; i < n_t; i++) {
-            const vf y = vf_of(_mm256_cvtepi32_ps(dot[0][i]), _mm256_cvtepi32_ps(dot[1][i])), dx = vf_set(d[i * (K / 32) + b * sub / 32]);
+            const struct pl_cpu_block *block = blocks + i * (K / 32) + b * sub / 32;
+            const vf y = vf_of(_mm256_cvtepi32_ps(dot[0][i]), _mm256_cvtepi32_ps(dot[1][i])), dx = vf_set(block->d);
             if (has_min)
-                acc[i] = vf_fma(vf_fma(y, scale, vf_mul(min, vf_set((float)sums[i * n_subs + b]))), dx, acc[i]);
+                acc[i] = vf_fma(vf_fma(y, scale, vf_mul(min, vf_set(sub == 32 ? block->sum : (float)block->sum16[b % 2]))), dx, acc[i]);
             else
                 acc[i] = vf_fma(y, vf_mul(scale, dx), acc[i]);
         }
@@ -82,12 +86,14 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
                                                          const struct pl_cpu_act *x, uint32_t t0, uint32_t n_t,        \
                                                          float *out, size_t stride, bool add)                          \
     {                                                                                                                  \
-        for (uint32_t left = (n_t + TOKENS - 1) / TOKENS, n; left > 0; left--, n_t -= n, t0 += n, out += n * stride) { \
+        const uint32_t n_tiles = (n_t + TOKENS - 1) / TOKENS;                                                          \
+        for (uint32_t left = n_tiles, n; left > 0; left--, n_t -= n, t0 += n, out += n * stride) {                     \
+            const uint32_t ahead = 64 * (n_tiles - left), step = 64 * n_tiles;                                         \
             switch (n = (n_t + left - 1) / left) {                                                                     \
-            case 1: tile(p, w, x, t0, bits, sub, has_min, half, 1, out, stride, add); break;                           \
-            case 2: tile(p, w, x, t0, bits, sub, has_min, half, 2, out, stride, add); break;                           \
-            case 3: tile(p, w, x, t0, bits, sub, has_min, half, 3, out, stride, add); break;                           \
-            default: tile(p, w, x, t0, bits, sub, has_min, half, TOKENS, out, stride, add);                            \
+            case 1: tile(p, w, x, t0, bits, sub, has_min, half, 1, out, stride, add, ahead, step); break;              \
+            case 2: tile(p, w, x, t0, bits, sub, has_min, half, 2, out, stride, add, ahead, step); break;              \
+            case 3: tile(p, w, x, t0, bits, sub, has_min, half, 3, out, stride, add, ahead, step); break;              \
+            default: tile(p, w, x, t0, bits, sub, has_min, half, TOKENS, out, stride, add, ahead, step);               \
             }                                                                                                          \
         }                                                                                                              \
     }
@@ -99,7 +105,8 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
 
 const struct pl_cpu_kernels pl_cpu_kernels_avxvnni = {
     .name = "avxvnni", .packed = true, .quant = vec_quant, .rows_block = rows_block, .rows_float = vec_rows_float,
-    .norm = vec_norm, .rope = vec_rope, .glu = vec_glu, .act = vec_act, .round16 = vec_round16, .attn = vec_attn,
+    .norm = vec_norm, .rope = vec_rope, .glu = vec_glu, .act = vec_act, .round16 = vec_round16,
+    .query = vec_query, .attn = vec_attn, .blend = vec_blend,
     .lora_down = vec_lora_down, .lora_up = vec_lora_up,
     .rotate = vec_rotate,
 };

@@ -10,29 +10,28 @@ static void quant(const float *x, size_t x_stride, uint32_t n, const struct pl_c
 {
     for (uint32_t b = 0; b < n; b++, x += x_stride) {
         const struct pl_cpu_blocks to = pl_cpu_blocks_from(all, b);
+        struct pl_cpu_block *block = to.b;
         float max = 0;
         for (int i = 0; i < 32; i++)
             max = fmaxf(max, fabsf(x[i]));
-        *to.d = max / 127;
+        block->d = max / 127;
         bool finite = max < INFINITY;
         for (int i = 0; i < 32; i++)
             finite &= x[i] == x[i];
         if (!finite)
-            *to.d = NAN; /* what is not a number stays so, in its own row */
+            block->d = NAN; /* what is not a number stays so, in its own row */
         float inverse = max > PL_CPU_TINY ? 127 / max : 0;
-        int sum[2] = {0, 0};
+        block->sum16[0] = block->sum16[1] = 0;
         for (int i = 0; i < 32; i++) {
             float r = finite ? nearbyintf(x[i] * inverse) : 0;
             to.q[i] = (int8_t)(r > 127 ? 127 : r < -127 ? -127 : r);
-            sum[i / 16] += to.q[i];
+            block->sum16[i / 16] += to.q[i];
         }
-        to.sum16[0] = sum[0];
-        to.sum16[1] = sum[1];
-        to.sum32[0] = sum[0] + sum[1];
+        block->sum = (float)(block->sum16[0] + block->sum16[1]);
     }
 }
 
-static float dot_blocks(const struct pl_cpu_part *w, const uint8_t *row, const int8_t *xq, const float *xd)
+static float dot_blocks(const struct pl_cpu_part *w, const uint8_t *row, const int8_t *xq, const struct pl_cpu_block *x)
 {
     uint8_t q[256];
     float scale[16], min[16];
@@ -47,7 +46,7 @@ static float dot_blocks(const struct pl_cpu_part *w, const uint8_t *row, const i
                 dot += xq[at + e] * (q[j * w->sub + e] - (int)w->offset);
                 sum += xq[at + e];
             }
-            total += (double)xd[at / 32] * ((double)scale[j] * dot + (double)min[j] * sum);
+            total += (double)x[at / 32].d * ((double)scale[j] * dot + (double)min[j] * sum);
         }
     }
     return (float)total;
@@ -60,7 +59,7 @@ static void rows_block(const struct pl_cpu_part *w, uint32_t unit, uint32_t n_gr
         for (uint32_t r = 0; r < n_groups * PL_CPU_GROUP; r++) {
             uint32_t row = unit * PL_CPU_UNIT + r;
             size_t t = t0 + i;
-            float sum = row >= w->rows ? 0 : dot_blocks(w, w->src + row * w->src_stride, x->q + t * w->cols, x->d + t * (w->cols / 32));
+            float sum = row >= w->rows ? 0 : dot_blocks(w, w->src + row * w->src_stride, x->q + t * w->cols, x->b + t * (w->cols / 32));
             out[i * stride + r] = add ? out[i * stride + r] + sum : sum;
         }
 }
@@ -160,6 +159,11 @@ static float cached(const struct pl_cpu_kv_layout *l, const uint8_t *page, bool 
     return x;
 }
 
+static void query(const struct pl_cpu_kv_layout *l, const float *x, struct pl_cpu_query *q)
+{
+    memcpy(q->x, x, l->head_dim * sizeof *x);
+}
+
 /* The soft-max of one query over a segment, in two passes. */
 static void attn(struct pl_cpu_attn *a)
 {
@@ -170,7 +174,7 @@ static void attn(struct pl_cpu_attn *a)
         for (uint32_t p = 0; p < a->n_pos[i]; p++) {
             double dot = 0;
             for (uint32_t d = 0; d < l->head_dim; d++)
-                dot += (double)cached(l, a->pages[p / PL_CPU_PAGE], false, p % PL_CPU_PAGE, d) * a->q[i][d];
+                dot += (double)cached(l, a->pages[p / PL_CPU_PAGE], false, p % PL_CPU_PAGE, d) * a->q[i].x[d];
             scores[p] = (float)dot * a->scale;
             if (!(scores[p] <= a->max[i]))
                 a->max[i] = scores[p];
@@ -184,6 +188,12 @@ static void attn(struct pl_cpu_attn *a)
                 a->acc[i][d] += weight * cached(l, a->pages[p / PL_CPU_PAGE], true, p % PL_CPU_PAGE, d);
         }
     }
+}
+
+static void blend(float *total, float a, const float *x, float b, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        total[i] = total[i] * a + x[i] * b;
 }
 
 static void lora_down(const float *const *x, uint32_t n_x, const float *a, uint32_t n_a, uint32_t cols, float *y, size_t stride)
@@ -226,7 +236,7 @@ static void rotate(float *x, uint32_t n, uint32_t bits)
 
 const struct pl_cpu_kernels pl_cpu_kernels_ref = {
     .name = "ref", .packed = false, .quant = quant, .rows_block = rows_block, .rows_float = rows_float, .norm = norm,
-    .rope = rope, .glu = glu, .act = act, .round16 = round16, .attn = attn,
+    .rope = rope, .glu = glu, .act = act, .round16 = round16, .query = query, .attn = attn, .blend = blend,
     .lora_down = lora_down, .lora_up = lora_up,
     .rotate = rotate,
 };

@@ -18,21 +18,26 @@ static struct pl_cpu_kv_layout layout_of(pl_dtype t, uint32_t head_dim)
     const uint32_t padded = (head_dim + step - 1) / step * step; /* scale: bytes of a position's */
     struct pl_cpu_kv_layout l = {.dtype = t, .step = step, .element = element, .head_dim = head_dim};
     l.key_scales = padded * PL_CPU_PAGE * element;
-    l.values = l.key_scales + scale * PL_CPU_PAGE;
-    l.value_scales = l.values + head_dim * PL_CPU_PAGE * element;
-    l.bytes = (l.value_scales + scale * PL_CPU_PAGE + 63) / 64 * 64;
+    l.piece = (l.key_scales + scale * PL_CPU_PAGE + 63) / 64 * 64;
+    l.values = l.piece * PL_CPU_SEGMENT;
+    l.value_scales = l.values + l.key_scales;
     while (t == PL_Q8_0 && head_dim % (2 << l.rotate_bits) == 0)
         l.rotate_bits++;
     return l;
+}
+
+static uint32_t whole_blocks(uint32_t n_pages)
+{
+    return (n_pages + PL_CPU_SEGMENT - 1) / PL_CPU_SEGMENT * PL_CPU_SEGMENT;
 }
 
 static void measure(struct pl_kvdev *kv, const struct pl_kv_shape *s)
 {
     kv->shape = *s;
     kv->layout = layout_of(s->dtype, s->head_dim);
-    kv->layer_bytes = (size_t)kv->layout.bytes * s->n_kv_heads;
-    kv->page_bytes = kv->layer_bytes * s->n_layers;
-    kv->bytes = kv->page_bytes * s->n_pages;
+    kv->head_bytes = (size_t)2 * kv->layout.values;
+    kv->page_bytes = (size_t)2 * kv->layout.piece * s->n_kv_heads * s->n_layers;
+    kv->bytes = kv->page_bytes * whole_blocks(s->n_pages);
 }
 
 static bool has_type(pl_dtype t)
@@ -47,7 +52,7 @@ size_t pl_cpu_kv_bytes(struct pl_device *dev, const struct pl_kv_shape *shape)
     if (!has_type(shape->dtype))
         return 0;
     measure(&kv, shape);
-    return kv.bytes;
+    return kv.page_bytes * shape->n_pages;
 }
 
 pl_status pl_cpu_kv_new(struct pl_device *dev, const struct pl_kv_shape *shape, struct pl_kvdev **out)
@@ -80,15 +85,20 @@ void pl_cpu_kv_free(struct pl_device *dev, struct pl_kvdev *kv)
 pl_status pl_cpu_kv_copy(struct pl_device *dev, struct pl_kvdev *kv, uint32_t from, uint32_t to)
 {
     (void)dev;
-    if (from != to)
-        memcpy(kv->data + to * kv->page_bytes, kv->data + from * kv->page_bytes, kv->page_bytes);
+    for (uint32_t layer = 0; from != to && layer < kv->shape.n_layers; layer++)
+        for (uint32_t h = 0; h < kv->shape.n_kv_heads; h++) {
+            const uint8_t *head = pl_cpu_head_page(kv, layer, from, h);
+            uint8_t *copy = pl_cpu_head_page(kv, layer, to, h);
+            memcpy(copy, head, kv->layout.piece);
+            memcpy(copy + kv->layout.values, head + kv->layout.values, kv->layout.piece);
+        }
     return PL_OK;
 }
 
 bool pl_cpu_kv_prepare(struct pl_device *dev, struct pl_kvdev *kv, uint32_t n_pages)
 {
     (void)dev;
-    if (kv->prepared >= (n_pages < kv->shape.n_pages ? n_pages : kv->shape.n_pages) * kv->page_bytes)
+    if (kv->prepared >= whole_blocks(n_pages < kv->shape.n_pages ? n_pages : kv->shape.n_pages) * kv->page_bytes)
         return false;
     volatile uint8_t *byte = kv->data + kv->prepared;
     *byte = *byte;
@@ -134,16 +144,15 @@ static void round_head(const struct pl_cpu_kernels *kernels, const struct pl_cpu
                        uint8_t *row, uint16_t *scales, uint32_t at)
 {
     _Alignas(64) float x[PL_CPU_MAX_DIM] = {0};
-    float d[PL_CPU_MAX_DIM / 32];
-    int32_t sums[3 * PL_CPU_MAX_DIM / 32];
+    struct pl_cpu_block blocks[PL_CPU_MAX_DIM / 32];
     const uint32_t n = (l->head_dim + 31) / 32 * 32;
     memcpy(x, in, l->head_dim * sizeof *x);
     kernels->rotate(x, l->head_dim, l->rotate_bits);
-    kernels->quant(x, 32, n / 32, &(struct pl_cpu_blocks){(int8_t *)row, d, sums, sums + n / 16, 32, 1});
+    kernels->quant(x, 32, n / 32, &(struct pl_cpu_blocks){(int8_t *)row, blocks, 32, 1});
     for (uint32_t i = 0; i < n; i++)
         row[i] = (uint8_t)(row[i] + offset);
     for (uint32_t b = 0; b < n / 32; b++)
-        scales[b * PL_CPU_PAGE + at] = pl_f32_to_f16(d[b]);
+        scales[b * PL_CPU_PAGE + at] = pl_f32_to_f16(blocks[b].d);
 }
 
 static void write_token(const struct kv_job *j, uint32_t t)

@@ -7,7 +7,8 @@
 
 /* Items are small, so that a worker that was delayed does not leave the others waiting at the end, but not so small
  * that handing them out counts: MIN_WORK is inputs × (tokens + UNPACK) of a unit, about a microsecond. */
-enum { ITEMS_PER_WORKER = 16, PANEL_TOKENS = 128, SCRATCH_TOKENS = 48, QUANT_TOKENS = 8, MIN_WORK = 16384, UNPACK = 8, AHEAD_TOKENS = 16 };
+enum { ITEMS_PER_WORKER = 16, PANEL_TOKENS = 128, SCRATCH_TOKENS = 48, QUANT_TOKENS = 8, MIN_WORK = 16384, UNPACK = 8, AHEAD_TOKENS = 16,
+       FETCH_MOST = 32 << 10 };
 
 struct product {
     struct pl_cpu *cpu;
@@ -19,6 +20,7 @@ struct product {
     const struct pl_plus *plus; /* gated only */
     const struct pl_weight *w;
     uint32_t units_per_item, unit_items, tokens_per_item; /* unit_items: of all parts, for one panel of tokens */
+    size_t n_items;
 };
 
 /* 32 consecutive rows (fewer at a part's end) for some tokens, on their way to out */
@@ -34,10 +36,8 @@ pl_status pl_cpu_act_reserve(struct pl_cpu_act *a, uint32_t rows, uint32_t cols)
         return PL_OK;
     pl_cpu_act_free(a);
     a->q = aligned_alloc(64, (n + 63) / 64 * 64);
-    a->d = malloc(n / 32 * sizeof(float));
-    a->sum16 = malloc(n / 16 * sizeof *a->sum16);
-    a->sum32 = malloc(n / 32 * sizeof *a->sum32);
-    a->cap = a->q != NULL && a->d != NULL && a->sum16 != NULL && a->sum32 != NULL ? n : 0;
+    a->b = aligned_alloc(64, (n / 32 * sizeof *a->b + 63) / 64 * 64);
+    a->cap = a->q != NULL && a->b != NULL ? n : 0;
     a->cols = cols;
     return a->cap != 0 ? PL_OK : PL_ENOMEM;
 }
@@ -45,9 +45,7 @@ pl_status pl_cpu_act_reserve(struct pl_cpu_act *a, uint32_t rows, uint32_t cols)
 void pl_cpu_act_free(struct pl_cpu_act *a)
 {
     free(a->q);
-    free(a->d);
-    free(a->sum16);
-    free(a->sum32);
+    free(a->b);
     *a = (struct pl_cpu_act){0};
 }
 
@@ -167,6 +165,22 @@ static void gated_unit(const struct product *j, uint32_t unit, uint32_t t0, uint
     }
 }
 
+static void fetch(const void *from, size_t bytes)
+{
+    for (size_t at = 0; at < bytes; at += 64)
+        __builtin_prefetch((const uint8_t *)from + at);
+}
+
+/* The activations of some tokens, which other workers have just written: all lines at once instead of one after the other. */
+static void fetch_act(const struct pl_cpu_act *a, uint32_t t0, uint32_t n_t)
+{
+    const size_t from = (size_t)t0 * a->cols, n = (size_t)n_t * a->cols;
+    if (n > FETCH_MOST)
+        return;
+    fetch(a->b + from / 32, n / 32 * sizeof *a->b);
+    fetch(a->q + from, n);
+}
+
 static uint32_t unit_items(const struct product *j, const struct pl_cpu_part *p)
 {
     return (pl_cpu_units(p) + j->units_per_item - 1) / j->units_per_item;
@@ -174,7 +188,6 @@ static uint32_t unit_items(const struct product *j, const struct pl_cpu_part *p)
 
 static void block_item(void *arg, size_t item, unsigned worker)
 {
-    (void)worker;
     const struct product *j = arg;
     const struct pl_cpu_part *p = j->w->parts;
     uint32_t at = (uint32_t)(item % j->unit_items), first_row = 0;
@@ -185,6 +198,8 @@ static void block_item(void *arg, size_t item, unsigned worker)
     uint32_t from = at * j->units_per_item, to = from + j->units_per_item < pl_cpu_units(p) ? from + j->units_per_item : pl_cpu_units(p);
     uint32_t t0 = (uint32_t)(item / j->unit_items) * j->tokens_per_item, left = j->x.rows - t0;
     uint32_t n_t = left < j->tokens_per_item ? left : j->tokens_per_item;
+    if (j->act != NULL && item == pl_pool_first(j->cpu->pool, j->n_items, worker))
+        fetch_act(j->act, t0, n_t);
     for (uint32_t unit = from; unit < to; unit++)
         if (j->gated)
             gated_unit(j, unit, t0, n_t);
@@ -205,7 +220,8 @@ static void run_blocks(struct product *j)
         j->unit_items += unit_items(j, &j->w->parts[i]);
     uint32_t panels = (j->x.rows + PANEL_TOKENS - 1) / PANEL_TOKENS;
     j->tokens_per_item = (j->x.rows + panels - 1) / panels;
-    pl_pool_run(j->cpu->pool, block_item, j, j->unit_items * (size_t)panels);
+    j->n_items = j->unit_items * (size_t)panels;
+    pl_pool_run(j->cpu->pool, block_item, j, j->n_items);
 }
 
 static struct pl_cpu_stretch stretch(const struct pl_cpu_part *first, const struct pl_cpu_part *last)

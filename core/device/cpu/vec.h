@@ -1,6 +1,7 @@
 /* vec: the kernels that are the same for every vector instruction set, over 16 float32 lanes. A file that includes this has
  * defined the lane type `vf` and vf_load, vf_store, vf_set, vf_fma (a*b+c), vf_max, vf_sum, vf_largest, vf_magnitude,
- * vf_largest_bits, vf_round_i8, vf_load_f16, vf_load_bf16 and vf_pow2 (2^n for integral n) for its instruction set; everything here is static.
+ * vf_largest_bits, vf_round_i8, vf_load_f16, vf_load_bf16, vf_times_pow2 (x * 2^n for integral n) and vf_over (x / y to
+ * an ulp or two, y not below 1) for its instruction set; everything here is static.
  *
  * Every sum runs in a fixed order over its own row, so that results do not depend on what else is computed.
  * SPDX-License-Identifier: Apache-2.0 */
@@ -30,19 +31,18 @@ static inline vf vf_exp(vf x)
     p = vf_fma(p, r, vf_set(1.6666665459e-1f));
     p = vf_fma(p, r, vf_set(5.0000001201e-1f));
     p = vf_fma(p, vf_mul(r, r), vf_add(r, vf_set(1.f)));
-    return vf_mul(p, vf_pow2(n));
+    return vf_times_pow2(p, n);
 }
 
 /* ---- rows ---------------------------------------------------------------------------------------------------------- */
 
-/* n = 4 or 1 blocks at once: one alone is a long chain of instructions that wait for each other. */
+/* n = 4, 2 or 1 blocks at once: one alone is a long chain of instructions that wait for each other. */
 static inline __attribute__((always_inline)) void quant_four(const float *x, size_t x_stride, uint32_t n, struct pl_cpu_blocks to)
 {
     enum { FOUR = 4 };
     vf v[FOUR][2], most[FOUR];
     __m256i sums[FOUR];
-    float inverse[FOUR], d[FOUR];
-    int32_t first[FOUR], last[FOUR];
+    float inverse[FOUR];
     for (uint32_t i = 0; i < FOUR; i++) {
         const float *block = x + (i < n ? i : 0) * x_stride;
         v[i][0] = vf_load(block), v[i][1] = vf_load(block + VF);
@@ -51,7 +51,7 @@ static inline __attribute__((always_inline)) void quant_four(const float *x, siz
     const __m128i bits = vf_largest_bits(most[0], most[1], most[2], most[3]);
     const __m128i finite = _mm_cmplt_epi32(bits, _mm_set1_epi32(0x7f800000));
     const __m128 max = _mm_blendv_ps(_mm_set1_ps(NAN), _mm_castsi128_ps(bits), _mm_castsi128_ps(finite)), top = _mm_set1_ps(127);
-    _mm_storeu_ps(d, _mm_div_ps(max, top));
+    __m128 d = _mm_div_ps(max, top);
     _mm_storeu_ps(inverse, _mm_and_ps(_mm_div_ps(top, max), _mm_cmpgt_ps(max, _mm_set1_ps(PL_CPU_TINY))));
     for (uint32_t i = 0; i < FOUR; i++) {
         const __m256i q = vf_round_i8(vf_mul(v[i][0], vf_set(inverse[i])), vf_mul(v[i][1], vf_set(inverse[i])));
@@ -60,14 +60,12 @@ static inline __attribute__((always_inline)) void quant_four(const float *x, siz
         sums[i] = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), q), _mm256_set1_epi16(1));
     }
     const __m256i all = _mm256_hadd_epi32(_mm256_hadd_epi32(sums[0], sums[1]), _mm256_hadd_epi32(sums[2], sums[3]));
-    _mm_storeu_si128((void *)first, _mm256_castsi256_si128(all));
-    _mm_storeu_si128((void *)last, _mm256_extracti128_si256(all, 1));
-    for (uint32_t i = 0; i < FOUR && i < n; i++) {
-        to.d[i * to.stride] = d[i];
-        to.sum16[2 * i * to.stride] = first[i];
-        to.sum16[2 * i * to.stride + 1] = last[i];
-        to.sum32[i * to.stride] = first[i] + last[i];
-    }
+    __m128 first = _mm_castsi128_ps(_mm256_castsi256_si128(all)), last = _mm_castsi128_ps(_mm256_extracti128_si256(all, 1));
+    __m128 sum = _mm_cvtepi32_ps(_mm_add_epi32(_mm_castps_si128(first), _mm_castps_si128(last)));
+    _MM_TRANSPOSE4_PS(d, sum, first, last); /* now what belongs to one block each */
+    const __m128 blocks[FOUR] = {d, sum, first, last};
+    for (uint32_t i = 0; i < FOUR && i < n; i++)
+        _mm_storeu_ps(&to.b[i * to.stride].d, blocks[i]);
 }
 
 static void vec_quant(const float *x, size_t x_stride, uint32_t n, const struct pl_cpu_blocks *to)
@@ -75,7 +73,11 @@ static void vec_quant(const float *x, size_t x_stride, uint32_t n, const struct 
     uint32_t i = 0;
     for (; i + 4 <= n; i += 4)
         quant_four(x + i * x_stride, x_stride, 4, pl_cpu_blocks_from(to, i));
-    for (; i < n; i++)
+    if (n - i >= 2) {
+        quant_four(x + i * x_stride, x_stride, 2, pl_cpu_blocks_from(to, i));
+        i += 2;
+    }
+    if (i < n)
         quant_four(x + i * x_stride, x_stride, 1, pl_cpu_blocks_from(to, i));
 }
 
@@ -92,12 +94,18 @@ static void vec_norm(pl_norm_kind kind, float *out, const float *x, const float 
             mean += x[i];
         mean /= (float)n;
     }
-    vf sum = vf_set(0.f), m = vf_set(mean);
-    for (i = 0; i + VF <= n; i += VF) {
+    enum { SUMS = 4 }; /* one after the other would wait for each other */
+    vf sums[SUMS] = {vf_set(0.f), vf_set(0.f), vf_set(0.f), vf_set(0.f)}, m = vf_set(mean);
+    for (i = 0; i + SUMS * VF <= n; i += SUMS * VF)
+        for (uint32_t k = 0; k < SUMS; k++) {
+            vf v = vf_sub(vf_load(x + i + k * VF), m);
+            sums[k] = vf_fma(v, v, sums[k]);
+        }
+    for (; i + VF <= n; i += VF) {
         vf v = vf_sub(vf_load(x + i), m);
-        sum = vf_fma(v, v, sum);
+        sums[0] = vf_fma(v, v, sums[0]);
     }
-    square = vf_sum(sum);
+    square = vf_sum(vf_add(vf_add(sums[0], sums[1]), vf_add(sums[2], sums[3])));
     for (; i < n; i++)
         square += (x[i] - mean) * (x[i] - mean);
     float scale = 1 / sqrtf(square / (float)n + eps);
@@ -139,7 +147,7 @@ static inline vf activate(pl_act_kind kind, vf x)
         vf cube = vf_mul(vf_mul(x, x), x);
         u = vf_mul(vf_set(1.5957691216057308f), vf_fma(cube, vf_set(0.044715f), x));
     }
-    return vf_div(x, vf_add(vf_set(1.f), vf_exp(vf_sub(vf_set(0.f), u))));
+    return vf_over(x, vf_add(vf_set(1.f), vf_exp(vf_sub(vf_set(0.f), u))));
 }
 
 static inline float activate_one(pl_act_kind kind, float x)

@@ -20,25 +20,39 @@ struct attn_chunk {
     _Alignas(64) int16_t whole[WQ][SEGMENT];                  /* weights of F16 */
 };
 
-/* A context is read once, for all its queries, and mostly from memory. The first chunk of queries asks for what comes next:
- * values while it reads keys, the next segment's keys while it reads values. */
-INLINED void fetch(const uint8_t *p, uint32_t n)
+/* A context is read once, for all its queries, and mostly from memory. Each line that the first chunk of queries reads asks for the one
+ * that takes its place half a segment later, `lead` bytes from it: of the same page's values while keys are read, of the next segment's
+ * keys while values are. One by one, since processors stop at a burst of requests. */
+INLINED const uint8_t *ask(const uint8_t *line, ptrdiff_t lead)
 {
-    for (uint32_t i = 0; p != NULL && i < n; i += 64)
-        _mm_prefetch((const char *)p + i, _MM_HINT_T0);
+    if (lead != 0)
+        _mm_prefetch((const char *)line + lead, _MM_HINT_T0);
+    return line;
 }
 
-static inline void fetch_values(const struct attn_chunk *c, uint32_t at)
+/* Scales are read at other times than what they belong to: those of a page's keys or values, at `piece`, at once. */
+INLINED void ask_scales(const struct pl_cpu_kv_layout *l, const uint8_t *piece, ptrdiff_t lead)
+{
+    for (uint32_t i = l->key_scales; i < l->piece; i += 64)
+        ask(piece + i, lead);
+}
+
+INLINED ptrdiff_t keys_lead(const struct attn_chunk *c, uint32_t at)
 {
     const struct pl_cpu_kv_layout *l = c->a->layout;
-    if (c->first == 0 && at % PL_CPU_PAGE == 0)
-        fetch(c->a->pages[at / PL_CPU_PAGE] + l->values, l->bytes - l->values);
+    const ptrdiff_t lead = c->first == 0 ? (ptrdiff_t)l->values : 0;
+    if (at % PL_CPU_PAGE == 0)
+        ask_scales(l, c->a->pages[at / PL_CPU_PAGE], lead);
+    return lead;
 }
 
-static inline void fetch_keys(const struct attn_chunk *c, uint32_t at, uint32_t d)
+INLINED ptrdiff_t values_lead(const struct attn_chunk *c, uint32_t at, uint32_t d)
 {
-    if (c->first == 0 && d == 0)
-        fetch(c->a->ahead[at / PL_CPU_PAGE], c->a->layout->values);
+    const uint8_t *values = c->a->pages[at / PL_CPU_PAGE] + c->a->layout->values, *ahead = c->a->ahead[at / PL_CPU_PAGE];
+    const ptrdiff_t lead = c->first == 0 && ahead != NULL ? (ptrdiff_t)((uintptr_t)ahead - (uintptr_t)values) : 0;
+    if (d == 0)
+        ask_scales(c->a->layout, values, lead);
+    return lead;
 }
 
 /* Multiplies scores; those from the query's last position to the end of its vector become the least. Returns the largest; a NaN that
@@ -83,27 +97,26 @@ static inline void soften(struct attn_chunk *c, uint32_t i, float scale)
 /* ---- float caches -------------------------------------------------------------------------------------------------- */
 
 /* 16 positions of dimension d */
-INLINED vf load_key(pl_dtype t, const uint8_t *keys, uint32_t d, uint32_t position)
+INLINED vf load_key(pl_dtype t, const uint8_t *keys, uint32_t d, uint32_t position, ptrdiff_t lead)
 {
-    if (t == PL_BF16)
-        return vf_load_pairs((const uint16_t *)keys + ((size_t)(d / 2) * PL_CPU_PAGE + position) * 2, d % 2);
-    return load_as(t, keys, (size_t)d * PL_CPU_PAGE + position);
+    keys = ask(keys + ((size_t)(t == PL_BF16 ? d / 2 : d) * PL_CPU_PAGE + position) * sizeof(float), lead);
+    return t == PL_BF16 ? vf_load_pairs((const uint16_t *)keys, d % 2) : load_as(t, keys, 0);
 }
 
 /* 16 dimensions of a position */
-INLINED vf load_value(pl_dtype t, const uint8_t *values, uint32_t head_dim, uint32_t position, uint32_t d)
+INLINED vf load_value(pl_dtype t, const uint8_t *values, uint32_t head_dim, uint32_t position, uint32_t d, ptrdiff_t lead)
 {
-    if (t == PL_BF16)
-        return vf_load_pairs((const uint16_t *)values + ((size_t)(position / 2) * head_dim + d) * 2, position % 2);
-    return load_as(t, values, (size_t)position * head_dim + d);
+    values = ask(values + ((size_t)(t == PL_BF16 ? position / 2 : position) * head_dim + d) * sizeof(float), lead);
+    return t == PL_BF16 ? vf_load_pairs((const uint16_t *)values, position % 2) : load_as(t, values, 0);
 }
 
 INLINED void float_scores(pl_dtype t, struct attn_chunk *c, uint32_t n)
 {
     const struct pl_cpu_attn *a = c->a;
+    const struct pl_cpu_query *q = a->q + c->first;
     for (uint32_t at = 0; at < c->most; at += VP * VF) {
         const uint8_t *keys = a->pages[at / PL_CPU_PAGE];
-        fetch_values(c, at);
+        const ptrdiff_t lead = keys_lead(c, at);
         vf s[VQ][VP];
         for (uint32_t i = 0; i < n; i++)
             for (uint32_t j = 0; j < VP; j++)
@@ -112,10 +125,10 @@ INLINED void float_scores(pl_dtype t, struct attn_chunk *c, uint32_t n)
         for (uint32_t d = 0; d < a->layout->head_dim; d++) {
             vf key[VP];
             for (uint32_t j = 0; j < VP; j++)
-                key[j] = load_key(t, keys, d, at % PL_CPU_PAGE + j * VF);
+                key[j] = load_key(t, keys, d, at % PL_CPU_PAGE + j * VF, lead);
             for (uint32_t i = 0; i < n; i++)
                 for (uint32_t j = 0; j < VP; j++)
-                    s[i][j] = vf_fma(vf_set(a->q[c->first + i][d]), key[j], s[i][j]);
+                    s[i][j] = vf_fma(vf_set(q[i].x[d]), key[j], s[i][j]);
         }
         for (uint32_t i = 0; i < n; i++)
             for (uint32_t j = 0; j < VP; j++)
@@ -135,12 +148,12 @@ INLINED void float_values(pl_dtype t, struct attn_chunk *c, uint32_t n, uint32_t
             s[i][j] = vf_set(0.f);
     for (uint32_t at = 0; at < c->least; at += PL_CPU_PAGE) {
         const uint8_t *v = a->pages[at / PL_CPU_PAGE] + values;
-        fetch_keys(c, at, d);
+        const ptrdiff_t lead = values_lead(c, at, d);
         const uint32_t end = c->least - at < PL_CPU_PAGE ? c->least - at : PL_CPU_PAGE;
         for (uint32_t p = 0; p < end; p++) {
             vf value[VD];
             for (uint32_t j = 0; j < n_d; j++)
-                value[j] = load_value(t, v, D, p, d + j * VF);
+                value[j] = load_value(t, v, D, p, d + j * VF, lead);
             for (uint32_t i = 0; i < n; i++)
                 for (uint32_t j = 0; j < n_d; j++)
                     s[i][j] = vf_fma(vf_set(c->w[i][at + p]), value[j], s[i][j]);
@@ -150,7 +163,7 @@ INLINED void float_values(pl_dtype t, struct attn_chunk *c, uint32_t n, uint32_t
         for (uint32_t p = c->least; p < a->n_pos[c->first + i]; p++) {
             const uint8_t *v = a->pages[p / PL_CPU_PAGE] + values;
             for (uint32_t j = 0; j < n_d; j++)
-                s[i][j] = vf_fma(vf_set(c->w[i][p]), load_value(t, v, D, p % PL_CPU_PAGE, d + j * VF), s[i][j]);
+                s[i][j] = vf_fma(vf_set(c->w[i][p]), load_value(t, v, D, p % PL_CPU_PAGE, d + j * VF, 0), s[i][j]);
         }
         for (uint32_t j = 0; j < n_d; j++)
             vf_store(a->acc[c->first + i] + d + j * VF, s[i][j]);
@@ -192,18 +205,14 @@ static float vec_round16(const float *x, uint32_t n, bool value, int16_t *out)
     return square < INFINITY ? unit : NAN;
 }
 
-struct whole_query {
-    _Alignas(64) int16_t x[PL_CPU_MAX_DIM];
-    float scale;
-};
-
-INLINED void whole_scores(struct attn_chunk *c, const struct whole_query *q, uint32_t n)
+INLINED void whole_scores(struct attn_chunk *c, uint32_t n)
 {
     const struct pl_cpu_attn *a = c->a;
+    const struct pl_cpu_query *q = a->q + c->first;
     for (uint32_t at = 0; at < c->most; at += VP * VF) {
         const uint8_t *page = a->pages[at / PL_CPU_PAGE], *keys = page + at % PL_CPU_PAGE * 4;
         const float *scales = (const float *)(page + a->layout->key_scales) + at % PL_CPU_PAGE;
-        fetch_values(c, at);
+        const ptrdiff_t lead = keys_lead(c, at);
         vi s[WQ][VP];
         for (uint32_t i = 0; i < n; i++)
             for (uint32_t j = 0; j < VP; j++)
@@ -212,10 +221,10 @@ INLINED void whole_scores(struct attn_chunk *c, const struct whole_query *q, uin
         for (uint32_t d = 0; d < a->layout->head_dim; d += 2) {
             vi key[VP];
             for (uint32_t j = 0; j < VP; j++)
-                key[j] = vi_values(keys + (size_t)d * PL_CPU_PAGE * 2 + j * VF * 4);
+                key[j] = vi_values(ask(keys + (size_t)d * PL_CPU_PAGE * 2 + j * VF * 4, lead));
             for (uint32_t i = 0; i < n; i++)
                 for (uint32_t j = 0; j < VP; j++)
-                    s[i][j] = vi_dot_pairs(s[i][j], key[j], q[i].x + d);
+                    s[i][j] = vi_dot_pairs(s[i][j], key[j], q[i].whole + d);
         }
         for (uint32_t i = 0; i < n; i++)
             for (uint32_t j = 0; j < VP; j++)
@@ -278,11 +287,11 @@ INLINED void whole_values(struct attn_chunk *c, const float *unit, uint32_t n, u
             s[i][j] = vi_set(0);
     for (uint32_t at = 0; at < c->most; at += PL_CPU_PAGE) {
         const uint8_t *v = a->pages[at / PL_CPU_PAGE] + a->layout->values + (size_t)4 * d;
-        fetch_keys(c, at, d);
+        const ptrdiff_t lead = values_lead(c, at, d);
         for (uint32_t p = at; p < at + PL_CPU_PAGE && p < c->most; p += 2, v += stride) {
             vi value[VD];
             for (uint32_t j = 0; j < n_d; j++)
-                value[j] = vi_values(v + j * VF * 4);
+                value[j] = vi_values(ask(v + j * VF * 4, lead));
             for (uint32_t i = 0; i < n; i++)
                 for (uint32_t j = 0; j < n_d; j++)
                     s[i][j] = vi_dot_pairs(s[i][j], value[j], c->whole[i] + p);
@@ -296,15 +305,12 @@ INLINED void whole_values(struct attn_chunk *c, const float *unit, uint32_t n, u
 INLINED void whole_chunk(struct attn_chunk *c, uint32_t n)
 {
     const uint32_t D = c->a->layout->head_dim;
-    struct whole_query q[WQ];
     float most[WQ], inverse[WQ], unit[WQ];
     uint32_t d = 0;
-    for (uint32_t i = 0; i < n; i++)
-        q[i].scale = vec_round16(c->a->q[c->first + i], D, false, q[i].x) * c->a->scale;
-    whole_scores(c, q, n);
+    whole_scores(c, n);
     /* one query after the other in each step: a sum's last additions go on beside the next query's first ones */
     for (uint32_t i = 0; i < n; i++)
-        most[i] = scale_scores(c, i, q[i].scale);
+        most[i] = scale_scores(c, i, c->a->q[c->first + i].unit * c->a->scale);
     for (uint32_t i = 0; i < n; i++)
         inverse[i] = whole_weights(c, i, most[i], &unit[i]);
     for (uint32_t i = 0; i < n; i++)
@@ -323,15 +329,8 @@ INLINED void whole_chunk(struct attn_chunk *c, uint32_t n)
  * is two exact integer sums: queries to 15 bits with sign, weights to 14. */
 enum { QUERY_TOP = 127 * 128 + 63, WEIGHT_TOP = 127 * 128 + 127 };
 
-struct split_query {
-    int8_t high[PL_CPU_MAX_DIM], low[PL_CPU_MAX_DIM];
-    int32_t offset[PL_CPU_MAX_DIM / 32]; /* what KEY_OFFSET adds to a block's sum */
-    float scale;
-};
-
-static void split_query(const struct pl_cpu_attn *a, const float *x, struct split_query *q)
+static void split_query(uint32_t D, const float *x, struct pl_cpu_query *q)
 {
-    const uint32_t D = a->layout->head_dim;
     vf most = vf_set(0.f);
     for (uint32_t d = 0; d < D; d += VF)
         most = vf_larger_bits(most, vf_abs(vf_load(x + d)));
@@ -344,17 +343,18 @@ static void split_query(const struct pl_cpu_attn *a, const float *x, struct spli
             sum += 128 * q->high[d] + q->low[d];
         q->offset[b / 32] = KEY_OFFSET * sum;
     }
-    q->scale = max / QUERY_TOP * a->scale;
+    q->unit = max / QUERY_TOP;
 }
 
-INLINED void int_scores(struct attn_chunk *c, const struct split_query *q, uint32_t n)
+INLINED void int_scores(struct attn_chunk *c, uint32_t n)
 {
     const struct pl_cpu_attn *a = c->a;
+    const struct pl_cpu_query *q = a->q + c->first;
     const uint32_t D = a->layout->head_dim;
     for (uint32_t at = 0; at < c->most; at += VI * VF) {
         const uint8_t *page = a->pages[at / PL_CPU_PAGE], *keys = page + at % PL_CPU_PAGE * 4;
         const uint16_t *scales = (const uint16_t *)(page + a->layout->key_scales) + at % PL_CPU_PAGE;
-        fetch_values(c, at);
+        const ptrdiff_t lead = keys_lead(c, at);
         vf s[VQ][VI];
         for (uint32_t i = 0; i < n; i++)
             for (uint32_t j = 0; j < VI; j++)
@@ -367,7 +367,7 @@ INLINED void int_scores(struct attn_chunk *c, const struct split_query *q, uint3
             for (uint32_t d = b; d < b + 32 && d < D; d += 4) {
                 vi key[VI];
                 for (uint32_t j = 0; j < VI; j++)
-                    key[j] = vi_keys(keys + (size_t)d * PL_CPU_PAGE + j * VF * 4);
+                    key[j] = vi_keys(ask(keys + (size_t)d * PL_CPU_PAGE + j * VF * 4, lead));
                 for (uint32_t i = 0; i < n; i++)
                     for (uint32_t j = 0; j < VI; j++) {
                         high[i][j] = vi_dot_keys(high[i][j], key[j], q[i].high + d);
@@ -418,11 +418,11 @@ INLINED void int_values(struct attn_chunk *c, const float *unit, uint32_t n, uin
             high[i][j] = low[i][j] = vi_set(0);
     for (uint32_t at = 0; at < c->most; at += PL_CPU_PAGE) {
         const uint8_t *v = a->pages[at / PL_CPU_PAGE] + a->layout->values + (size_t)4 * d;
-        fetch_keys(c, at, d);
+        const ptrdiff_t lead = values_lead(c, at, d);
         for (uint32_t p = at; p < at + PL_CPU_PAGE && p < c->most; p += 4, v += stride) {
             vi value[VI];
             for (uint32_t j = 0; j < n_d; j++)
-                value[j] = vi_values(v + j * VF * 4);
+                value[j] = vi_values(ask(v + j * VF * 4, lead));
             for (uint32_t i = 0; i < n; i++)
                 for (uint32_t j = 0; j < n_d; j++) {
                     high[i][j] = vi_dot_values(high[i][j], value[j], c->high[i] + p);
@@ -438,12 +438,9 @@ INLINED void int_values(struct attn_chunk *c, const float *unit, uint32_t n, uin
 INLINED void int_chunk(struct attn_chunk *c, uint32_t n)
 {
     const uint32_t D = c->a->layout->head_dim;
-    struct split_query q[VQ];
+    int_scores(c, n);
     for (uint32_t i = 0; i < n; i++)
-        split_query(c->a, c->a->q[c->first + i], &q[i]);
-    int_scores(c, q, n);
-    for (uint32_t i = 0; i < n; i++)
-        soften(c, i, q[i].scale);
+        soften(c, i, c->a->q[c->first + i].unit * c->a->scale);
     for (uint32_t b = 0; b < D; b += 32) {
         float unit[VQ];
         uint32_t d = b;
@@ -505,6 +502,25 @@ static void vec_attn(struct pl_cpu_attn *a)
         attn_typed(PL_BF16, a);
     else
         attn_typed(PL_F32, a);
+}
+
+static void vec_query(const struct pl_cpu_kv_layout *l, const float *x, struct pl_cpu_query *q)
+{
+    if (l->head_dim % VF != 0 || l->dtype == PL_F32 || l->dtype == PL_BF16)
+        pl_cpu_kernels_ref.query(l, x, q);
+    else if (l->dtype == PL_Q8_0)
+        split_query(l->head_dim, x, q);
+    else
+        q->unit = vec_round16(x, l->head_dim, false, q->whole);
+}
+
+static void vec_blend(float *total, float a, const float *x, float b, uint32_t n)
+{
+    uint32_t i = 0;
+    for (; i + VF <= n; i += VF)
+        vf_store(total + i, vf_fma(vf_load(total + i), vf_set(a), vf_mul(vf_load(x + i), vf_set(b))));
+    for (; i < n; i++)
+        total[i] = total[i] * a + x[i] * b;
 }
 
 static void vec_rotate(float *x, uint32_t n, uint32_t bits)
