@@ -10,7 +10,7 @@ from conftest import ROOT
 
 
 def test_gpu_run_on_the_emulated_device():
-    done = subprocess.run([sys.executable, ROOT / "tests/gpu/run", "--emulated", "--only", "models,ranks,bench,launches,peer,memcheck"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, ROOT / "tests/gpu/run", "--emulated", "--only", "models,ranks,bench,launches,train,peer,memcheck"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     out = json.loads(done.stdout[done.stdout.index("{"):])
     assert all(step["ok"] for step in out["steps"].values())
@@ -19,6 +19,7 @@ def test_gpu_run_on_the_emulated_device():
     assert out["steps"]["launches"]["share_beside_bytes"] > 0
     assert "skipped" in out["steps"]["peer"] or out["steps"]["peer"]["decode_ratio"] > 0
     assert {m["shape"] for m in out["steps"]["bench"]["models"]} == {"tiny", "tiny:q4_k"}
+    assert out["steps"]["train"]["losses_apart"] < 1e-4
     assert "skipped" in out["steps"]["memcheck"]
 
 

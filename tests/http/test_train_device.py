@@ -119,6 +119,16 @@ def test_no_gpu(tmp_path, base):
     assert lines(folder, "done")
 
 
+def test_a_gpu_without_bf16(tmp_path, base):
+    """Whoever wrote bf16 into the job did not know it."""
+    folder, plain = job(tmp_path / "job", base, compute={"precision": "bf16", "micro_batch_size": 2}), job(tmp_path / "plain", base)
+    on_gpu(folder, env={"PARLEY_EMU_FAULT": "turing"})
+    assert [x["message"] for x in lines(folder, "message") if x["level"] == "warn"] == [
+        "This GPU has no bf16 products (compute capability 8.0): they are made in 32 bits"]
+    run(plain)
+    agree(plain, folder)
+
+
 def test_auto_takes_the_cpu_without_a_gpu(tmp_path, base):
     folder = job(tmp_path / "job", base)
     done = subprocess.run([PARLEY, "train", "--job", folder, "--device", "auto", *GPU[2:]], capture_output=True, text=True, timeout=60 * SLOW,

@@ -62,7 +62,7 @@ static void bed_close(struct bed *b)
     pl_pool_free(b->pool);
 }
 
-/* The same matrix everywhere: waves between -size and size, its rows apart, with something in the gaps. */
+/* The same matrix everywhere: waves that grow from half of size, its rows apart, with something in the gaps. */
 struct mat {
     pl_view v[WAYS];
 };
@@ -75,7 +75,7 @@ static struct mat new_mat_of(struct bed *b, uint32_t rows, uint32_t cols, float 
     float *values = pl_xmalloc(n * sizeof *values);
     ck_assert_uint_lt(b->n_bufs, MOST);
     for (size_t i = 0; i < n; i++)
-        values[i] = size * (float)sin((double)i * 1.7 + (double)b->n_bufs);
+        values[i] = size * (0.5f + (float)i / (float)n) * (float)sin((double)i * 1.7 + (double)b->n_bufs);
     for (size_t i = 0; bf16 && i < n; i++) { /* that nothing is lost by rounding */
         uint32_t bits;
         memcpy(&bits, &values[i], sizeof bits);
