@@ -96,6 +96,10 @@ struct pl_cuda {
     uint32_t shared; /* bytes of shared memory that a block may have */
     bool has_halves, has_blocks; /* weights of f16 or bf16, and of block types */
     cudaStream_t stream;
+    struct {
+        cudaStream_t stream;
+        cudaMemPool_t pool; /* NULL = the driver has none */
+    } adapters; /* lora.c */
     struct pl_cublas blas;
     bool bf16; /* products of training take their operands so */
     struct pl_device_id id;
@@ -172,6 +176,7 @@ pl_status pl_cuda_narrow_to(struct pl_cuda *c, const struct pl_weight *next, pl_
 size_t pl_cuda_sample_bytes(size_t T, size_t V);
 size_t pl_cuda_narrow_bytes(size_t T, size_t K);
 size_t pl_cuda_sums_bytes(size_t T, size_t N);
+size_t pl_cuda_lora_bytes(size_t T);
 size_t pl_cuda_attn_bytes(const struct pl_step_shape *s);
 /* Spans of the batch's longest context, and what that is rounded up to in steps that are recorded. */
 uint32_t pl_cuda_spans(const struct pl_batch *b);
@@ -185,6 +190,8 @@ static inline uint32_t pl_cuda_round_spans(uint32_t n)
 /* c->tiles has room for n. */
 bool pl_cuda_reserve_tiles(struct pl_cuda *c, uint32_t n);
 void pl_cuda_record_close(struct pl_cuda *c);
+pl_status pl_cuda_adapters_open(struct pl_cuda *c) PL_MUST_CHECK;
+void pl_cuda_adapters_close(struct pl_cuda *c);
 /* The device whose step this thread captures; NULL = none. Others (adapters are made on theirs) go on as ever meanwhile. */
 extern _Thread_local const struct pl_cuda *pl_cuda_captured;
 

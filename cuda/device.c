@@ -363,6 +363,7 @@ static void close_device(struct pl_device *dev)
     if (c->blas.close != NULL)
         c->blas.close(&c->blas);
     pl_cuda_release(c, c->blas_work);
+    pl_cuda_adapters_close(c);
     if (c->stream != NULL)
         (void)cudaStreamDestroy(c->stream);
     free(c);
@@ -483,6 +484,8 @@ pl_status pl_cuda_open(struct pl_device **out, const char *build, const struct p
         rc = pl_fail(err, PL_EDEVICE, "%s cannot be used: %s", c->name, cudaGetErrorString(e));
     else
         rc = pl_cublas_open(&c->blas, c->stream, err);
+    if (rc == PL_OK && (rc = pl_cuda_adapters_open(c)) != PL_OK)
+        rc = pl_fail(err, rc, "%s has no memory for adapters", c->name);
     if (rc != PL_OK)
         close_device(&c->base);
     else

@@ -14,8 +14,8 @@ static void measure(const struct pl_cuda *c, const struct pl_step_shape *s, size
     n[PL_CUDA_SCRATCH_QUANT] = c->has_blocks ? T * (padded + padded / 32 * sizeof(struct pl_cuda_act_scale)) : 0;
     n[PL_CUDA_SCRATCH_ATTN] = pl_cuda_attn_bytes(s);
     n[PL_CUDA_SCRATCH_SAMPLE] = pl_cuda_sample_bytes(T, s->n_out);
-    n[PL_CUDA_SCRATCH_LORA] = 0; /* adapters come and go */
-    n[PL_CUDA_SCRATCH_LEFT] = n[PL_CUDA_SCRATCH_RIGHT] = n[PL_CUDA_SCRATCH_LOGITS] = n[PL_CUDA_SCRATCH_WIDE] = 0; /* steps do not train */
+    n[PL_CUDA_SCRATCH_LORA] = pl_cuda_lora_bytes(T);
+    n[PL_CUDA_SCRATCH_LEFT] = n[PL_CUDA_SCRATCH_RIGHT] = n[PL_CUDA_SCRATCH_LOGITS] = n[PL_CUDA_SCRATCH_SUMS] = 0; /* steps do not train */
 }
 
 size_t pl_cuda_work_bytes(struct pl_device *dev, const struct pl_step_shape *s)

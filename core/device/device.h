@@ -184,7 +184,7 @@ struct pl_device_ops {
     void (*weight_free)(struct pl_device *dev, struct pl_weight *w);
 
     /* Parts of one product with K inputs; no output is in two of them. Both are also called on other threads, while
-     * operations run. */
+     * operations run; what is freed is used by none that runs. */
     pl_status (*lora_new)(struct pl_device *dev, uint32_t cols, const struct pl_lora_src *parts, size_t n_parts, struct pl_lora **out,
                           struct pl_err *err);
     void (*lora_free)(struct pl_device *dev, struct pl_lora *l);
