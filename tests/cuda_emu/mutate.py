@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Mutation check: plants an error in each kernel family of cuda/, one at a time, and sees whether the operation table on the
-emulated device notices, or, for files whose names begin with "train", the unit suites of training. `make mutants` runs it; each line of
-the table below is a kernel family, a file, a text that occurs in it exactly once, and what takes its place.
+emulated device notices; for files whose names begin with "train" the unit suites of training, for recorded steps theirs. `make mutants`
+runs it; each line of the table below is a kernel family, a file, a text that occurs in it exactly once, and what takes its place.
 
 Ends with "N passed, N failed": passed = caught. A mutant that the compiler refuses, or a text that is no longer there, counts as failed.
 SPDX-License-Identifier: Apache-2.0
@@ -94,6 +94,13 @@ MUTANTS = [
     ("adapters, up", "lora.cu", "if (c >= p.rows)", "if (c > p.rows)"),
     ("adapters, up", "lora.cu", "r < p.rank; r++)", "r + 1 < p.rank; r++)"),
     ("adapters, clearing", "lora.cu", "if (i < out.cols)", "if (i + 1 < out.cols)"),
+    ("recorded steps", "record.c", "&& r->n_spans == key->n_spans", ""),
+    ("recorded steps", "record.c", "&& r->n_tokens == key->n_tokens", ""),
+    ("recorded steps", "record.c", "r->owner == key->owner && r->kv == key->kv", "r->owner == key->owner"),
+    ("recorded steps", "record.c", "if (!r->seen || r->n_failed >= MOST_TRIES)", "if (!r->seen || r->n_failed == 0)"),
+    ("recorded steps", "record.c", "cudaGraphLaunch(r->exec, c->stream)", "cudaGetLastError()"),
+    ("recorded steps", "attn.c", "c->record.n_spans > 0 ? c->record.n_spans : pl_cuda_spans(b)", "pl_cuda_spans(b)"),
+    ("recorded steps", "device.c", "(struct pl_cuda_attn_tile){i, i, 1}", "(struct pl_cuda_attn_tile){i, i, 2}"),
     ("sampling, largest value", "sample.cu", "b.at < a.at) ? b : a", "b.at > a.at) ? b : a"),
     ("sampling, weights", "sample.cu", "k < LANES; k++)\n        total", "k + 1 < LANES; k++)\n        total"),
     ("sampling, weights", "sample.cu", "i < end; i += LANES)", "i + LANES < end; i += LANES)"),
@@ -241,8 +248,9 @@ def check(number, mutant, args):
     library = folder / "libparley_cuda_emu.so"
     subprocess.run([*shlex.split(args.link), *objects, "-lpthread", "-o", str(library)], check=True)
     env = {**os.environ, "PARLEY_TEST_CUDA_LIBRARY": str(library.resolve())}
-    if name.startswith("train"):
-        caught = next(filter(None, (run_until_failure([args.unit], {**env, "CK_RUN_SUITE": suite}) for suite in SUITES)), None)
+    suites = SUITES if name.startswith("train") else ("record",) if family == "recorded steps" else ()
+    if suites:
+        caught = next(filter(None, (run_until_failure([args.unit], {**env, "CK_RUN_SUITE": suite}) for suite in suites)), None)
     else:
         caught = run_until_failure([args.ops, "cuda-emulated"], env)
     for path in folder.rglob("*"):
