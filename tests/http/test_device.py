@@ -143,6 +143,12 @@ def test_model_that_does_not_fit(models):
     assert "of 4 MiB free, the model's weights take" in line and "a file of the same model would fit as Q" in line and "\n" not in line, line
 
 
+def test_adapters_without_pools(models):
+    model = models("adapter-base", "--embd", 32, "--ff", 64)
+    line = refused("--adapter", f"a={ADAPTERS / 'llama-all'}", *device_args("cuda-emulated"), model=model, env={"PARLEY_EMU_FAULT": "pools"})
+    assert "has no pools of memory, which adapters need" in line and "\n" not in line, line
+
+
 def test_batches_that_do_not_fit(start, models):
     """The memory that batches are worked on with is counted before the cache takes the rest; what the error names does fit."""
     model, small = models("device-f16", "--layers", 2, "--type", "f16"), {"PARLEY_EMU_MEMORY_MB": "48"}
