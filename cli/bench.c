@@ -21,7 +21,7 @@ struct bench {
     struct cli_model m;
     struct drive d;
     struct list prompts, batches, contexts; /* contexts ascend */
-    uint32_t gen, repeat;
+    uint32_t gen, repeat, n_tokens; /* of a pass */
     pl_dtype kv_type;
 };
 
@@ -49,7 +49,7 @@ static bool read_list(struct list *l, const char *s, uint32_t most)
 static double prefill(struct bench *b, uint32_t n)
 {
     uint64_t start = pl_now_ns();
-    uint32_t last = (n - 1) % DRIVE_TOKENS + 1; /* tokens of the last pass */
+    uint32_t last = (n - 1) % b->n_tokens + 1; /* tokens of the last pass */
     if (!drive_fill(&b->d, 1, 0, n - last) || !drive_step(&b->d, 1, n - last, last, true))
         return -1;
     return (double)(pl_now_ns() - start) * 1e-9;
@@ -137,9 +137,9 @@ static int run(struct bench *b, const char *model, const struct cli_how *how, bo
 {
     uint32_t longest = last_of(&b->contexts) + b->gen;
     longest = longest > last_of(&b->prompts) ? longest : last_of(&b->prompts);
-    if (!cli_open(&b->m, model, how, DRIVE_TOKENS, DRIVE_SEQS))
+    if (!cli_open(&b->m, model, how, b->n_tokens, DRIVE_SEQS))
         return 1;
-    bool ok = drive_open(&b->d, &b->m, b->batches.n > 0 ? last_of(&b->batches) : 1, longest, b->kv_type);
+    bool ok = drive_open(&b->d, &b->m, b->n_tokens, b->batches.n > 0 ? last_of(&b->batches) : 1, longest, b->kv_type);
     if (ok)
         report(b, json);
     drive_close(&b->d);
@@ -149,7 +149,7 @@ static int run(struct bench *b, const char *model, const struct cli_how *how, bo
 
 int cli_bench(int argc, char **argv)
 {
-    const char *model = NULL, *prompt = "128,512", *batch = "1,16", *context = "0", *gen = "64", *repeat = "3";
+    const char *model = NULL, *prompt = "128,512", *batch = "1,16", *context = "0", *gen = "64", *repeat = "3", *tokens = NULL;
     struct cli_how how = {0};
     const char *kv_type = "f16";
     bool json = false, ops = false;
@@ -157,7 +157,7 @@ int cli_bench(int argc, char **argv)
                                      {"context", &context, NULL}, {"gen", &gen, NULL},       {"repeat", &repeat, NULL},
                                      {"threads", &how.threads, NULL}, {"device", &how.device, NULL}, {"json", NULL, &json}, {"ops", NULL, &ops},
                                      {"load-format", &how.format, NULL},
-                                     {"kv-type", &kv_type, NULL}};
+                                     {"batch-tokens", &tokens, NULL}, {"kv-type", &kv_type, NULL}};
     if (!cli_flags(argc, argv, flags, PL_COUNT_OF(flags)))
         return 2;
     if (ops)
@@ -174,6 +174,13 @@ int cli_bench(int argc, char **argv)
             free(b);
             return 2;
         }
+        struct list pass = {.v = {DRIVE_TOKENS}, .n = 1};
+        if (tokens != NULL && (!read_list(&pass, tokens, DRIVE_MOST_TOKENS) || pass.n != 1 || pass.v[0] < DRIVE_SEQS)) {
+            fprintf(stderr, "parley bench: --batch-tokens takes a number from %d to %d\n", DRIVE_SEQS, DRIVE_MOST_TOKENS);
+            free(b);
+            return 2;
+        }
+        b->n_tokens = pass.v[0];
         b->gen = n.v[0];
         b->repeat = times.v[0];
         status = run(b, model, &how, json);

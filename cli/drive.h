@@ -7,23 +7,26 @@
 
 #include "cli/cli.h"
 
-enum { DRIVE_SEQS = 256, DRIVE_TOKENS = 512 /* of one pass */ };
+enum { DRIVE_SEQS = 256, DRIVE_TOKENS = 512 /* of one pass, where nobody says otherwise */, DRIVE_MOST_TOKENS = 8192 };
 
 struct drive {
     const struct cli_model *m;
     struct pl_kvdev *kv;
     uint32_t pages_per_seq;
     uint32_t *pages;
-    int32_t tokens[DRIVE_TOKENS];
-    uint32_t pos[DRIVE_TOKENS], slot[DRIVE_TOKENS], rows[DRIVE_TOKENS];
+    uint32_t n_tokens; /* of one pass */
+    int32_t tokens[DRIVE_MOST_TOKENS];
+    uint32_t pos[DRIVE_MOST_TOKENS], slot[DRIVE_MOST_TOKENS], rows[DRIVE_SEQS];
+    struct pl_draw *draws; /* the largest, as serving takes it where the device samples */
+    struct pl_drawn *drawn;
     uint32_t q_start[DRIVE_SEQS + 1], ctx[DRIVE_SEQS], page_start[DRIVE_SEQS + 1];
 };
 
-/* Room for n_seqs sequences of `longest` tokens, in a cache of that type. The model was opened for DRIVE_TOKENS tokens and DRIVE_SEQS rows. */
-bool drive_open(struct drive *d, const struct cli_model *m, uint32_t n_seqs, uint32_t longest, pl_dtype kv_type);
+/* Room for n_seqs sequences of `longest` tokens, in a cache of that type. The model was opened for passes of n_tokens, and DRIVE_SEQS rows. */
+bool drive_open(struct drive *d, const struct cli_model *m, uint32_t n_tokens, uint32_t n_seqs, uint32_t longest, pl_dtype kv_type);
 void drive_close(struct drive *d);
 
-/* Tokens [at, at + n) of each of n_seqs sequences, at most DRIVE_TOKENS in all; logits: for each sequence's last one. */
+/* Tokens [at, at + n) of each of n_seqs sequences, at most n_tokens in all; logits: for each sequence's last one. */
 bool drive_step(struct drive *d, uint32_t n_seqs, uint32_t at, uint32_t n, bool logits);
 /* Brings each of n_seqs sequences from `from` to `to` tokens, in passes as the engine would cut them. */
 bool drive_fill(struct drive *d, uint32_t n_seqs, uint32_t from, uint32_t to);

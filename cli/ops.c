@@ -218,7 +218,7 @@ static bool report(struct ops *o)
         printf(o->json ? "\"engine\": {\"passes\": %zu, \"us\": %.2f, \"overhead\": %.4f}, "
                        : "\nEngine, 1 stream: median of %zu passes %.0f us; %.2f %% of it in no operation\n", e.n_passes, e.us,
                o->json ? e.share : 100 * e.share);
-    ok = ok && drive_open(&o->d, &o->m, works[1].n_seqs, works[2].n_tokens, PL_F16);
+    ok = ok && drive_open(&o->d, &o->m, DRIVE_TOKENS, works[1].n_seqs, works[2].n_tokens, PL_F16);
     if (o->json && ok)
         printf("\"batches\": [");
     for (size_t i = 0; ok && i < PL_COUNT_OF(works); i++)

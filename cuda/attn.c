@@ -91,6 +91,7 @@ pl_status pl_cuda_attn_op(struct pl_device *dev, pl_view out, pl_view q, const s
 {
     struct pl_cuda *c = pl_cuda_of(dev);
     const uint32_t G = kv->shape.n_kv_heads, per_kv = q.cols / kv->shape.head_dim / G;
+    const struct pl_weight *next = pl_cuda_take_next(c);
     struct attn a = {.out = pl_cuda_mat(out), .q = pl_cuda_mat(q), .kv = kv, .layer = layer, .scale = scale};
     if (per_kv == 0 || per_kv > PL_MAX_QUERIES_PER_KV || kv->shape.head_dim % 8 != 0)
         return PL_ENOTSUP;
@@ -105,6 +106,8 @@ pl_status pl_cuda_attn_op(struct pl_device *dev, pl_view out, pl_view q, const s
     if (a.plan.tiles == NULL)
         return pl_cuda_failed(c);
     if (kv->kv.rotate_bits > 0 && (a.plan.rotated = pl_cuda_scratch(c, PL_CUDA_SCRATCH_PRODUCT, (size_t)q.rows * q.cols * sizeof(float))) == NULL)
+        return pl_cuda_failed(c);
+    if (kv->kv.rotate_bits == 0 && pl_cuda_narrow_to(c, next, out, &a.plan.narrow) != PL_OK)
         return pl_cuda_failed(c);
     a.plan.shared = c->shared;
     a.plan.n_spans = c->record.n_spans > 0 ? c->record.n_spans : pl_cuda_spans(b);

@@ -28,6 +28,7 @@ struct job {
     const uint32_t *pos, *page_start, *pages;
     const pl_cuda_attn_tile *tiles;
     uint32_t n_tiles, per_kv, n_spans;
+    __nv_bfloat16 *narrow; /* instead of out; NULL = out */
     float *partial; /* [n_tiles][G][n_spans][queries of a tile](m, l, D values) */
     uint32_t rows;  /* queries of a tile */
     uint32_t shared; /* bytes that a block may have */
@@ -436,6 +437,14 @@ __device__ __forceinline__ float finish(float total, float sum)
     return __fmul_rn(total, __fdiv_rn(1.f, sum));
 }
 
+__device__ __forceinline__ void write(const job &j, uint32_t token, size_t column, float v)
+{
+    if (j.narrow != nullptr)
+        j.narrow[static_cast<size_t>(token) * j.out.cols + column] = __float2bfloat16_rn(v);
+    else
+        j.out.p[token * j.out.stride + column] = v;
+}
+
 /* ---- many queries: a warp goes through all spans of its tile --------------------------------------------------------- */
 
 /* CHUNKS: of 64 elements of a head. The warps of a block go through the spans together, so that what one loads the others find
@@ -490,7 +499,7 @@ template <int TYPE, unsigned CHUNKS> __global__ void __launch_bounds__(MAX_WARPS
         const unsigned chunk = i / 32, e = i % 32 / 8, k = i % 8, h = e / 2;
         const uint32_t d = chunk * 64 + 16 * it.t + e % 2 * 8 + k, query = it.g + 8 * h;
         if (mine && d < j.kv.head_dim && query < it.n_queries)
-            j.out.p[token_of(it, j, query) * j.out.stride + column_of(it, j, query) + d] = finish(total[chunk][k][e], sum[h]);
+            write(j, token_of(it, j, query), column_of(it, j, query) + d, finish(total[chunk][k][e], sum[h]));
     }
 }
 
@@ -547,7 +556,7 @@ __global__ void join(job j)
         p += stride;
         total = fold_value(fold_in(max, sum, p[0], p[1]), total, p[2 + d]);
     }
-    j.out.p[token * j.out.stride + (static_cast<size_t>(head) * j.per_kv + query % j.per_kv) * D + d] = finish(total, sum);
+    write(j, token, (static_cast<size_t>(head) * j.per_kv + query % j.per_kv) * D + d, finish(total, sum));
 }
 
 /* ---- the rotation of Q8_0 -------------------------------------------------------------------------------------------- */
@@ -639,6 +648,7 @@ cudaError_t pl_cuda_attn(cudaStream_t s, pl_cuda_mat out, pl_cuda_mat q, pl_cuda
     j.out = out, j.q = q, j.kv = kv, j.layer = layer, j.scale = scale;
     j.pos = b.pos, j.page_start = b.page_start, j.pages = b.pages;
     j.tiles = plan.tiles, j.n_tiles = plan.n_tiles, j.n_spans = plan.n_spans, j.partial = plan.partial, j.shared = plan.shared;
+    j.narrow = static_cast<__nv_bfloat16 *>(plan.narrow);
     j.per_kv = q.cols / kv.head_dim / kv.n_kv_heads;
     j.rows = QUERIES / j.per_kv * j.per_kv;
     if (kv.rotate_bits == 0)

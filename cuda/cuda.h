@@ -25,6 +25,7 @@ struct pl_dbuf {
 struct pl_weight {
     uint32_t rows, cols, n_parts;
     struct pl_cuda_part *parts;
+    uint8_t *memory; /* that they lie in; neighbours of one float type one behind the other */
 };
 
 struct pl_kvdev {
@@ -51,8 +52,8 @@ struct pl_cuda_stage {
 };
 
 /* Memory that an operation needs while it runs; the next one that takes the same kind may overwrite it. */
-enum pl_cuda_scratch_kind { PL_CUDA_SCRATCH_PRODUCT, PL_CUDA_SCRATCH_SPLIT, PL_CUDA_SCRATCH_QUANT, PL_CUDA_SCRATCH_ATTN, PL_CUDA_SCRATCH_LORA,
-                            PL_CUDA_SCRATCH_SAMPLE, PL_CUDA_SCRATCH_RANKS,
+enum pl_cuda_scratch_kind { PL_CUDA_SCRATCH_PRODUCT, PL_CUDA_SCRATCH_NARROW, PL_CUDA_SCRATCH_WIDE, PL_CUDA_SCRATCH_QUANT, PL_CUDA_SCRATCH_ATTN,
+                            PL_CUDA_SCRATCH_LORA, PL_CUDA_SCRATCH_SAMPLE, PL_CUDA_SCRATCH_RANKS,
                             /* of training: rounded operands, a panel of a weight, logits, and what rows or columns come to */
                             PL_CUDA_SCRATCH_LEFT, PL_CUDA_SCRATCH_RIGHT, PL_CUDA_SCRATCH_LOGITS, PL_CUDA_SCRATCH_SUMS, PL_CUDA_SCRATCH_KINDS };
 
@@ -77,6 +78,14 @@ struct pl_cuda_record {
     struct pl_cuda_recorded steps[PL_CUDA_RECORDED], *current;
 };
 
+/* only_for: what the next operation makes goes to the product with `next` alone. Then a matrix that is not at `from`, but rounded to bf16
+ * in PL_CUDA_SCRATCH_NARROW, until that product has read it. */
+struct pl_cuda_narrowed {
+    const struct pl_weight *next;
+    const float *from; /* NULL = none */
+    uint32_t rows, cols;
+};
+
 enum { PL_CUDA_OUTGROWN = 32 * PL_CUDA_SCRATCH_KINDS }; /* sizes grow by doubling */
 
 struct pl_cuda {
@@ -87,6 +96,10 @@ struct pl_cuda {
     uint32_t shared; /* bytes of shared memory that a block may have */
     bool has_halves, has_blocks; /* weights of f16 or bf16, and of block types */
     cudaStream_t stream;
+    struct {
+        cudaStream_t stream;
+        cudaMemPool_t pool; /* NULL = the driver has none */
+    } adapters; /* lora.c */
     struct pl_cublas blas;
     bool bf16; /* products of training take their operands so */
     struct pl_device_id id;
@@ -102,6 +115,7 @@ struct pl_cuda {
     void *outgrown[PL_CUDA_OUTGROWN]; /* between ranks: scratch that was too small; freed when the device is closed */
     uint32_t n_outgrown;
     void *blas_work; /* cuBLAS's; NULL = its own */
+    struct pl_cuda_narrowed narrowed;
     struct pl_cuda_record record;
     struct pl_cuda_attn_tile *tiles; /* of the last attention, on the host */
     size_t tiles_cap;
@@ -150,9 +164,21 @@ bool pl_cuda_batch_on_device(struct pl_cuda *c, const struct pl_batch *b, struct
 pl_status pl_cuda_alloc(struct pl_cuda *c, void **p, size_t n) PL_MUST_CHECK;
 void pl_cuda_release(struct pl_cuda *c, void *p);
 
-/* The most that products by cuBLAS, sampling, both of T rows, and attention take as scratch. */
+/* For an operation that can round its result: who alone reads it, as only_for said; forgotten then. */
+static inline const struct pl_weight *pl_cuda_take_next(struct pl_cuda *c)
+{
+    const struct pl_weight *next = c->narrowed.next;
+    c->narrowed.next = NULL;
+    return next;
+}
+/* Where the result goes, rounded and close together, instead of to out; *to is NULL when it goes to out. */
+pl_status pl_cuda_narrow_to(struct pl_cuda *c, const struct pl_weight *next, pl_view out, void **to) PL_MUST_CHECK;
+
+/* The most that products by cuBLAS (x rounded, and sums), sampling, all of T rows, and attention take as scratch. */
 size_t pl_cuda_sample_bytes(size_t T, size_t V);
-size_t pl_cuda_split_bytes(size_t T, size_t K, size_t N);
+size_t pl_cuda_narrow_bytes(size_t T, size_t K);
+size_t pl_cuda_sums_bytes(size_t T, size_t N);
+size_t pl_cuda_lora_bytes(size_t T);
 size_t pl_cuda_attn_bytes(const struct pl_step_shape *s);
 /* Spans of the batch's longest context, and what that is rounded up to in steps that are recorded. */
 uint32_t pl_cuda_spans(const struct pl_batch *b);
@@ -166,6 +192,8 @@ static inline uint32_t pl_cuda_round_spans(uint32_t n)
 /* c->tiles has room for n. */
 bool pl_cuda_reserve_tiles(struct pl_cuda *c, uint32_t n);
 void pl_cuda_record_close(struct pl_cuda *c);
+pl_status pl_cuda_adapters_open(struct pl_cuda *c) PL_MUST_CHECK;
+void pl_cuda_adapters_close(struct pl_cuda *c);
 /* The device whose step this thread captures; NULL = none. Others (adapters are made on theirs) go on as ever meanwhile. */
 extern _Thread_local const struct pl_cuda *pl_cuda_captured;
 
@@ -184,6 +212,7 @@ void pl_cuda_record_set(struct pl_device *dev, bool on);
 uint32_t pl_cuda_record_tokens(struct pl_device *dev, uint32_t n_tokens);
 pl_status pl_cuda_record_op(struct pl_device *dev, const void *owner, const struct pl_kvdev *kv, const struct pl_batch *b, bool *known);
 pl_status pl_cuda_repeat_op(struct pl_device *dev, bool whole);
+void pl_cuda_only_for(struct pl_device *dev, const struct pl_weight *w);
 pl_status pl_cuda_embed_op(struct pl_device *dev, pl_view out, const struct pl_weight *w, const uint32_t *idx, bool add);
 pl_status pl_cuda_norm_op(struct pl_device *dev, pl_norm_kind kind, pl_view out, pl_view x, pl_view gain, pl_view bias, float eps);
 pl_status pl_cuda_rope_op(struct pl_device *dev, pl_rope_kind kind, pl_view x, uint32_t head_dim, uint32_t n_dims, pl_view freq, const uint32_t *pos);

@@ -10,6 +10,7 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "core/model/dtype.h"
 #include "cuda/activate.h"
+#include "cuda/four.h"
 
 enum { WARPS = 4, FINISH_THREADS = 256 };
 
@@ -272,48 +273,53 @@ static __device__ __forceinline__ float scale_for(float most)
     return ldexpf(1, max(exponent, -100) - 14);
 }
 
-template <class W> static __device__ __forceinline__ W narrow(float v);
-template <> __device__ __forceinline__ __half narrow<__half>(float v)
-{
-    return __float2half_rn(v);
-}
-template <> __device__ __forceinline__ __nv_bfloat16 narrow<__nv_bfloat16>(float v)
-{
-    return __float2bfloat16_rn(v);
-}
-
-template <class W, bool SCALED> static __global__ void split_kernel(pl_cuda_mat x, W *halves, float *scales)
+/* A block for a row */
+template <class W, bool SCALED, bool QUADS> static __global__ void narrow_kernel(pl_cuda_mat x, W *to, float *scales)
 {
     SHARED float largest[WARP];
     const uint32_t t = blockIdx.x, lane = threadIdx.x % WARP;
     const float *const in = x.p + t * x.stride;
-    W *const high = halves + static_cast<size_t>(t) * x.cols, *const low = high + static_cast<size_t>(x.rows) * x.cols;
-    float max = 0, scale = 1;
+    float inverse = 1;
     if (SCALED) {
-        for (uint32_t i = threadIdx.x; i < x.cols; i += FINISH_THREADS)
-            max = fmaxf(max, fabsf(in[i]));
+        float max = 0;
+        for (uint32_t i = 4 * threadIdx.x; i < x.cols; i += 4 * FINISH_THREADS) {
+            float v[4];
+            load_four<QUADS>(v, in + i, x.cols - i);
+            max = fmaxf(fmaxf(max, fmaxf(fabsf(v[0]), fabsf(v[1]))), fmaxf(fabsf(v[2]), fabsf(v[3])));
+        }
         max = warp_max(max);
         if (lane == 0)
             largest[threadIdx.x / WARP] = max;
         __syncthreads();
-        scale = scale_for(warp_max(lane < FINISH_THREADS / WARP ? largest[lane] : 0));
+        const float scale = scale_for(warp_max(lane < FINISH_THREADS / WARP ? largest[lane] : 0));
+        if (threadIdx.x == 0)
+            scales[t] = scale;
+        inverse = 1 / scale;
     }
-    if (threadIdx.x == 0)
-        scales[t] = scale;
-    const float inverse = 1 / scale;
-    for (uint32_t i = threadIdx.x; i < x.cols; i += FINISH_THREADS) {
-        const float v = in[i] * inverse;
-        high[i] = narrow<W>(v);
-        low[i] = narrow<W>(v - value(high[i]));
+    for (uint32_t i = 4 * threadIdx.x; i < x.cols; i += 4 * FINISH_THREADS) {
+        float v[4];
+        load_four<QUADS>(v, in + i, x.cols - i);
+#pragma unroll
+        for (int k = 0; SCALED && k < 4; k++)
+            v[k] *= inverse;
+        store_four<W, QUADS>(to + static_cast<size_t>(t) * x.cols + i, v, x.cols - i);
     }
 }
 
-cudaError_t pl_cuda_split(cudaStream_t s, int dtype, struct pl_cuda_mat x, void *halves, float *scale)
+template <class W, bool SCALED> static void narrow(cudaStream_t s, pl_cuda_mat x, void *to, float *scale)
+{
+    if (in_fours(x))
+        LAUNCH((narrow_kernel<W, SCALED, true>), x.rows, FINISH_THREADS, 0, s, x, static_cast<W *>(to), scale);
+    else
+        LAUNCH((narrow_kernel<W, SCALED, false>), x.rows, FINISH_THREADS, 0, s, x, static_cast<W *>(to), scale);
+}
+
+cudaError_t pl_cuda_narrow(cudaStream_t s, int dtype, struct pl_cuda_mat x, void *to, float *scale)
 {
     if (dtype == PL_F16)
-        LAUNCH((split_kernel<__half, true>), x.rows, FINISH_THREADS, 0, s, x, static_cast<__half *>(halves), scale);
+        narrow<__half, true>(s, x, to, scale);
     else
-        LAUNCH((split_kernel<__nv_bfloat16, false>), x.rows, FINISH_THREADS, 0, s, x, static_cast<__nv_bfloat16 *>(halves), scale);
+        narrow<__nv_bfloat16, false>(s, x, to, scale);
     return cudaGetLastError();
 }
 
@@ -325,7 +331,7 @@ static __global__ void finish_kernel(pl_cuda_mat out, const float *y, const floa
     if (i >= out.cols)
         return;
     const size_t at = static_cast<size_t>(t) * out.cols + i;
-    float v = (y[at] + y[at + static_cast<size_t>(out.rows) * out.cols]) * scale[t];
+    float v = scale != nullptr ? y[at] * scale[t] : y[at];
     if (bias != nullptr)
         v += bias[i];
     float *const to = out.p + t * out.stride + i;

@@ -325,6 +325,7 @@ static pl_status step_begin(struct pl_device *dev, const struct pl_batch *b)
         rc = pl_cuda_begin(c);
     if (rc != PL_OK)
         return rc;
+    c->narrowed = (struct pl_cuda_narrowed){0};
     if (b != NULL && !upload_batch(c, b))
         return pl_cuda_failed(c);
     c->in_step = true;
@@ -367,6 +368,7 @@ static void close_device(struct pl_device *dev)
     if (c->blas.close != NULL)
         c->blas.close(&c->blas);
     pl_cuda_release(c, c->blas_work);
+    pl_cuda_adapters_close(c);
     if (c->stream != NULL)
         (void)cudaStreamDestroy(c->stream);
     free(c);
@@ -422,7 +424,7 @@ static const struct pl_device_ops cuda_ops = {
     .kv_bytes = pl_cuda_kv_bytes, .kv_new = pl_cuda_kv_new, .kv_free = pl_cuda_kv_free, .kv_copy = pl_cuda_kv_copy,
     .step_begin = step_begin, .step_end = step_end,
     .record_set = pl_cuda_record_set, .record_tokens = pl_cuda_record_tokens, .record = pl_cuda_record_op, .repeat = pl_cuda_repeat_op,
-    .embed = pl_cuda_embed_op, .norm = pl_cuda_norm_op, .matmul = pl_cuda_matmul_op, .matmul_glu = pl_cuda_matmul_glu_op,
+    .only_for = pl_cuda_only_for, .embed = pl_cuda_embed_op, .norm = pl_cuda_norm_op, .matmul = pl_cuda_matmul_op, .matmul_glu = pl_cuda_matmul_glu_op,
     .lora = pl_cuda_lora_op, .rope = pl_cuda_rope_op, .kv_write = pl_cuda_kv_write_op, .attn = pl_cuda_attn_op, .act = pl_cuda_act_op,
     .gather = pl_cuda_gather_op, .sample = pl_cuda_sample_op, .links = &pl_nccl_links,
     .train = &pl_cuda_train_ops,
@@ -487,6 +489,8 @@ pl_status pl_cuda_open(struct pl_device **out, const char *build, const struct p
         rc = pl_fail(err, PL_EDEVICE, "%s cannot be used: %s", c->name, cudaGetErrorString(e));
     else
         rc = pl_cublas_open(&c->blas, c->stream, err);
+    if (rc == PL_OK && (rc = pl_cuda_adapters_open(c)) != PL_OK)
+        rc = pl_fail(err, rc, "%s has no memory for adapters", c->name);
     if (rc != PL_OK)
         close_device(&c->base);
     else

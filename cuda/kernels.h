@@ -65,9 +65,11 @@ struct pl_cuda_batch {
 
 /* ---- rows.cu: operations on one row at a time -------------------------------------------------------------------------- */
 
+/* Where `narrow` is not NULL, a result goes there instead of to out: rounded to bf16, rows close together. */
+
 /* layer: LayerNorm, else RMSNorm. bias: NULL = none. out may be x. */
 cudaError_t pl_cuda_norm(cudaStream_t s, bool layer, struct pl_cuda_mat out, struct pl_cuda_mat x, const float *gain, const float *bias,
-                         float eps);
+                         float eps, void *narrow);
 /* Rotates the first n_dims of each head; halves: pairs (i, i + n/2), else (2i, 2i + 1). */
 cudaError_t pl_cuda_rope(cudaStream_t s, bool halves, struct pl_cuda_mat x, uint32_t head_dim, uint32_t n_dims, const float *freq,
                          const uint32_t *pos);
@@ -76,7 +78,7 @@ cudaError_t pl_cuda_gather(cudaStream_t s, struct pl_cuda_mat out, struct pl_cud
 /* out[T, F] = act(gate) * up, gate and up the halves of gu[T, 2F] + bias[2F] (NULL = none) + plus[T, 2F], in the rows of
  * which plus_rows says so (plus.p NULL = none) */
 cudaError_t pl_cuda_glu(cudaStream_t s, bool gelu, struct pl_cuda_mat out, struct pl_cuda_mat gu, const float *bias, struct pl_cuda_mat plus,
-                        const bool *plus_rows);
+                        const bool *plus_rows, void *narrow);
 
 /* ---- embed.cu ---------------------------------------------------------------------------------------------------------- */
 
@@ -97,10 +99,10 @@ cudaError_t pl_cuda_dense(cudaStream_t s, struct pl_cuda_mat out, struct pl_cuda
 /* What pl_cuda_glu makes of the products with both parts, of one type and size */
 cudaError_t pl_cuda_dense_glu(cudaStream_t s, bool gelu, struct pl_cuda_mat out, struct pl_cuda_mat x, struct pl_cuda_parts w, const float *bias,
                               struct pl_cuda_mat plus, const bool *plus_rows);
-/* For products by cuBLAS: x as 16-bit numbers of the weight's type (f16 or bf16), two for one: halves[2 T][K] holds x / scale[row]
- * rounded, then what that lost, so that their sum has 16 bits or more. scale is a power of two that keeps f16 in its range. */
-cudaError_t pl_cuda_split(cudaStream_t s, int dtype, struct pl_cuda_mat x, void *halves, float *scale);
-/* out[T] (+)= (y[t] + y[t + T]) * scale[t] (+ bias, NULL = none). Rows of y lie close together. */
+/* For products by cuBLAS: x rounded to 16-bit numbers of the weight's type (f16 or bf16), rows close together. f16 is x / scale[row], a
+ * power of two that makes the row's largest 2^13 … 2^14: none is out of range, and what is 2^-28 of the largest or more keeps all 11 bits. */
+cudaError_t pl_cuda_narrow(cudaStream_t s, int dtype, struct pl_cuda_mat x, void *to, float *scale);
+/* out[T] (+)= y[t] * scale[t] (scale NULL = 1) (+ bias, NULL = none). Rows of y lie close together. */
 cudaError_t pl_cuda_finish(cudaStream_t s, struct pl_cuda_mat out, const float *y, const float *scale, const float *bias, bool add);
 
 /* ---- quant.cu: products of the other types ---------------------------------------------------------------------------------- */
@@ -138,12 +140,13 @@ struct pl_cuda_attn_tile {
 };
 
 /* partial: NULL = each tile goes through its context by itself, else spans are shared out and n_spans is at least the longest context's;
- * pl_cuda_attn_partial floats. rotated: room for q where kv.rotate_bits is not 0. */
+ * pl_cuda_attn_partial floats. rotated: room for q where kv.rotate_bits is not 0. narrow: as in rows.cu; not with rotated. */
 struct pl_cuda_attn_plan {
     const struct pl_cuda_attn_tile *tiles;
     uint32_t n_tiles, n_spans;
     uint32_t shared; /* memory that a block may have, bytes */
     float *partial, *rotated;
+    void *narrow;
 };
 static inline size_t pl_cuda_attn_partial(const struct pl_cuda_kv *kv, uint32_t n_tiles, uint32_t n_spans)
 {

@@ -2,6 +2,7 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include <stdlib.h>
 
+#include "core/model/adapter_int.h"
 #include "cuda/cuda.h"
 
 struct pl_lora {
@@ -9,29 +10,79 @@ struct pl_lora {
     struct pl_cuda_lora_part *parts;
 };
 
+/* A sum for each row and rank of what is computed at once: more rows go in several rounds */
+enum { MAX_SUMS = 1 << 20 };
+_Static_assert(MAX_SUMS >= 16 * PL_ADAPTER_MAX_RANK, "some rows fit");
+
+size_t pl_cuda_lora_bytes(size_t T)
+{
+    return (T * PL_ADAPTER_MAX_RANK < MAX_SUMS ? T * PL_ADAPTER_MAX_RANK : MAX_SUMS) * sizeof(float);
+}
+
+/* Other threads than the engine's come and go with adapters while steps run, are captured or wait for other ranks. Nothing here waits for the
+ * device, as cudaMalloc may and cudaFree does: memory is of a pool, in the order of a stream of its own, which only copies of adapters
+ * are on. What is given back is used by no operation any more, and stays in the pool. */
+static void release(struct pl_cuda *c, float *p)
+{
+    if (p != NULL && pl_cuda_check(c, cudaSetDevice(c->index), "choosing the GPU") == PL_OK)
+        (void)!pl_cuda_check(c, cudaFreeAsync(p, c->adapters.stream), "freeing an adapter");
+}
+
+pl_status pl_cuda_adapters_open(struct pl_cuda *c)
+{
+    const struct cudaMemPoolProps props = {.allocType = cudaMemAllocationTypePinned, .location = {.type = cudaMemLocationTypeDevice, .id = c->index}};
+    uint64_t most = UINT64_MAX; /* that is kept when nobody has it */
+    pl_status rc = pl_cuda_check(c, cudaSetDevice(c->index), "choosing the GPU");
+    if (rc == PL_OK)
+        rc = pl_cuda_check(c, cudaStreamCreateWithFlags(&c->adapters.stream, cudaStreamNonBlocking), "making a stream");
+    if (rc != PL_OK)
+        return rc;
+    const cudaError_t e = cudaMemPoolCreate(&c->adapters.pool, &props);
+    if (e == cudaErrorNotSupported) {
+        (void)cudaGetLastError();
+        c->adapters.pool = NULL;
+        return PL_OK;
+    }
+    rc = pl_cuda_check(c, e, "making a pool of memory");
+    return rc != PL_OK ? rc : pl_cuda_check(c, cudaMemPoolSetAttribute(c->adapters.pool, cudaMemPoolAttrReleaseThreshold, &most), "making a pool of memory");
+}
+
+void pl_cuda_adapters_close(struct pl_cuda *c)
+{
+    if (c->adapters.stream != NULL)
+        (void)cudaStreamSynchronize(c->adapters.stream);
+    if (c->adapters.pool != NULL)
+        (void)cudaMemPoolDestroy(c->adapters.pool);
+    if (c->adapters.stream != NULL)
+        (void)cudaStreamDestroy(c->adapters.stream);
+}
+
 void pl_cuda_lora_free(struct pl_device *dev, struct pl_lora *l)
 {
     struct pl_cuda *c = pl_cuda_of(dev);
     for (uint32_t i = 0; l != NULL && i < l->n_parts; i++) {
-        pl_cuda_release(c, l->parts[i].a);
-        pl_cuda_release(c, l->parts[i].b);
+        release(c, l->parts[i].a);
+        release(c, l->parts[i].b);
     }
     if (l != NULL)
         free(l->parts);
     free(l);
 }
 
-/* cudaMemcpy waits for nothing that runs on the device's own stream, and may return before the bytes are there: on the stream of such
- * copies, which is waited for at the end. */
 static pl_status copy(struct pl_cuda *c, float **to, const float *from, size_t n)
 {
-    const pl_status rc = pl_cuda_alloc(c, (void **)to, n * sizeof *from);
-    return rc != PL_OK ? rc : pl_cuda_check(c, cudaMemcpy(*to, from, n * sizeof *from, cudaMemcpyHostToDevice), "copying an adapter");
+    pl_status rc = pl_cuda_check(c, cudaSetDevice(c->index), "choosing the GPU");
+    if (rc == PL_OK)
+        rc = pl_cuda_check(c, cudaMallocFromPoolAsync((void **)to, n * sizeof *from, c->adapters.pool, c->adapters.stream), "allocating an adapter");
+    return rc != PL_OK ? rc : pl_cuda_check(c, cudaMemcpyAsync(*to, from, n * sizeof *from, cudaMemcpyHostToDevice, c->adapters.stream),
+                                            "copying an adapter");
 }
 
 pl_status pl_cuda_lora_new(struct pl_device *dev, uint32_t cols, const struct pl_lora_src *parts, size_t n_parts, struct pl_lora **out, struct pl_err *err)
 {
     struct pl_cuda *c = pl_cuda_of(dev);
+    if (c->adapters.pool == NULL)
+        return pl_fail(err, PL_ENOTSUP, "this GPU's driver has no pools of memory, which adapters need: serve them with --device cpu");
     struct pl_lora *l = calloc(1, sizeof *l);
     if (l == NULL || (l->parts = calloc(n_parts, sizeof *l->parts)) == NULL) {
         free(l);
@@ -48,13 +99,29 @@ pl_status pl_cuda_lora_new(struct pl_device *dev, uint32_t cols, const struct pl
             rc = copy(c, &p->b, src->b, (size_t)src->rows * src->rank);
     }
     if (rc == PL_OK)
-        rc = pl_cuda_check(c, cudaStreamSynchronize(NULL), "copying an adapter");
+        rc = pl_cuda_check(c, cudaStreamSynchronize(c->adapters.stream), "copying an adapter");
     if (rc != PL_OK) {
         pl_cuda_lora_free(dev, l);
         return pl_fail(err, rc, rc == PL_ENOMEM ? "the GPU has no memory left for an adapter" : "copying an adapter to the GPU failed");
     }
     *out = l;
     return PL_OK;
+}
+
+static pl_status apply(struct pl_cuda *c, pl_view out, pl_view x, const uint32_t *rows, uint32_t n_rows, const struct pl_cuda_lora_part *p)
+{
+    const uint32_t fit = MAX_SUMS / p->rank, most = n_rows < fit ? n_rows : fit;
+    float *y = pl_cuda_scratch(c, PL_CUDA_SCRATCH_LORA, (size_t)most * p->rank * sizeof *y);
+    if (p->first + p->rows > out.cols)
+        return PL_EINVAL;
+    if (y == NULL)
+        return pl_cuda_failed(c);
+    pl_status rc = PL_OK;
+    for (uint32_t at = 0; rc == PL_OK && at < n_rows; at += most) {
+        const uint32_t n = n_rows - at < most ? n_rows - at : most;
+        rc = pl_cuda_check(c, pl_cuda_lora(c->stream, pl_cuda_mat(out), pl_cuda_mat(x), rows + at, n, p, y), "an adapter");
+    }
+    return rc;
 }
 
 pl_status pl_cuda_lora_op(struct pl_device *dev, pl_view out, pl_view x, const struct pl_lora_use *uses, size_t n_uses, bool add)
@@ -70,15 +137,8 @@ pl_status pl_cuda_lora_op(struct pl_device *dev, pl_view out, pl_view x, const s
             return pl_cuda_failed(c);
         if (!add)
             rc = pl_cuda_check(c, pl_cuda_lora_clear(c->stream, pl_cuda_mat(out), rows, uses[u].n_rows), "clearing for adapters");
-        for (uint32_t i = 0; rc == PL_OK && i < l->n_parts; i++) {
-            const struct pl_cuda_lora_part *p = &l->parts[i];
-            float *y = pl_cuda_scratch(c, PL_CUDA_SCRATCH_LORA, (size_t)uses[u].n_rows * p->rank * sizeof *y);
-            if (p->first + p->rows > out.cols)
-                return PL_EINVAL;
-            if (y == NULL)
-                return pl_cuda_failed(c);
-            rc = pl_cuda_check(c, pl_cuda_lora(c->stream, pl_cuda_mat(out), pl_cuda_mat(x), rows, uses[u].n_rows, p, y), "an adapter");
-        }
+        for (uint32_t i = 0; rc == PL_OK && i < l->n_parts; i++)
+            rc = apply(c, out, x, rows, uses[u].n_rows, &l->parts[i]);
     }
     return rc;
 }

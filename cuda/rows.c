@@ -5,10 +5,13 @@
 pl_status pl_cuda_norm_op(struct pl_device *dev, pl_norm_kind kind, pl_view out, pl_view x, pl_view gain, pl_view bias, float eps)
 {
     struct pl_cuda *c = pl_cuda_of(dev);
+    const struct pl_weight *next = pl_cuda_take_next(c);
+    void *narrow;
     if (x.rows == 0)
         return PL_OK;
-    return pl_cuda_check(c, pl_cuda_norm(c->stream, kind == PL_NORM_LAYER, pl_cuda_mat(out), pl_cuda_mat(x), pl_cuda_vector(gain), pl_cuda_vector(bias), eps),
-                         "norm");
+    const pl_status rc = pl_cuda_narrow_to(c, next, out, &narrow);
+    return rc != PL_OK ? rc : pl_cuda_check(c, pl_cuda_norm(c->stream, kind == PL_NORM_LAYER, pl_cuda_mat(out), pl_cuda_mat(x), pl_cuda_vector(gain),
+                                                            pl_cuda_vector(bias), eps, narrow), "norm");
 }
 
 pl_status pl_cuda_rope_op(struct pl_device *dev, pl_rope_kind kind, pl_view x, uint32_t head_dim, uint32_t n_dims, pl_view freq, const uint32_t *pos)

@@ -7,7 +7,7 @@
 
 namespace {
 
-constexpr unsigned THREADS = 512, WARPS = THREADS / WARP, PIECE = 256, LANES = 16, BINS = 256;
+constexpr unsigned THREADS = 1024, WARPS = THREADS / WARP, PIECE = 256, LANES = 16, BINS = 256;
 constexpr uint32_t NONE = 0xffffffffu;
 
 using amount = unsigned long long;
@@ -115,19 +115,25 @@ __device__ double weigh(const float *x, uint32_t V, float max, float inverse, fl
     return *all;
 }
 
-/* By one thread */
-__device__ int32_t draw_any(const float *w, uint32_t V, const float *sums, double goal, uint32_t otherwise)
+/* By one warp; sums are taken one after the other, as the definition has them. piece: room for PIECE values in shared memory. */
+__device__ int32_t draw_any(const float *w, uint32_t V, const float *sums, double goal, uint32_t otherwise, float *piece)
 {
+    const unsigned lane = threadIdx.x % WARP;
     double sum = 0;
     for (uint32_t from = 0; from < V; from += PIECE) {
-        const float piece = sums[from / PIECE];
-        if (!(sum + piece > goal)) {
-            sum += piece;
+        const float all = sums[from / PIECE];
+        if (!(sum + all > goal)) {
+            sum += all;
             continue;
         }
-        for (uint32_t i = from; i < min(V, from + PIECE); i++)
-            if ((sum += w[i]) > goal)
-                return static_cast<int32_t>(i);
+        const uint32_t n = min(V - from, PIECE);
+        __syncwarp();
+        for (uint32_t i = lane; i < n; i += WARP)
+            piece[i] = w[from + i];
+        __syncwarp();
+        for (uint32_t i = 0; i < n; i++)
+            if ((sum += piece[i]) > goal)
+                return static_cast<int32_t>(from + i);
     }
     return static_cast<int32_t>(otherwise);
 }
@@ -157,37 +163,80 @@ struct selection {
     bool all;
 };
 
-/* From the largest weight down until their number, or amount, reaches `left`: one digit of the weight's bits. By one thread. */
-__device__ void choose(selection &s, bool by_count, uint32_t shift, uint32_t n_bins)
+/* The sum of the lanes before this one; *all: of all */
+__device__ __forceinline__ amount sum_before(amount own, amount *all)
 {
-    uint32_t d = n_bins;
-    while (d-- > 0) {
-        const amount a = by_count ? s.counts[d] : s.amounts[d];
-        if (a >= s.left)
-            break;
-        s.left -= a;
+    const unsigned lane = threadIdx.x % WARP;
+    amount sum = own;
+    for (unsigned d = 1; d < WARP; d *= 2) {
+        const amount other = __shfl_up_sync(ALL_LANES, sum, d);
+        sum += lane >= d ? other : 0;
     }
-    s.all = d == NONE;
-    s.chosen |= s.all ? 0 : d << shift;
-    s.equal = s.all ? 0 : s.counts[d];
+    *all = __shfl_sync(ALL_LANES, sum, WARP - 1);
+    return sum - own;
 }
 
-/* The id of the n-th token of that weight, by a warp */
-__device__ uint32_t find_nth(const float *w, uint32_t V, const kept &within, uint32_t bits, amount n)
+/* From the largest weight down until their number, or amount, reaches `left`: one digit of the weight's bits. By one warp. */
+__device__ void choose(selection &s, bool by_count, uint32_t shift, uint32_t n_bins)
 {
-    for (uint32_t from = 0; from < V; from += WARP) {
-        const uint32_t i = from + threadIdx.x % WARP;
-        unsigned found = __ballot_sync(ALL_LANES, i < V && __float_as_uint(w[i]) == bits && is_kept(within, bits, i));
+    constexpr unsigned EACH = BINS / WARP;
+    const unsigned lane = threadIdx.x % WARP;
+    amount of[EACH], own = 0, all;
+#pragma unroll
+    for (unsigned i = 0; i < EACH; i++) { /* lane 0 has the largest */
+        const unsigned d = BINS - 1 - lane * EACH - i;
+        of[i] = d >= n_bins ? 0 : by_count ? s.counts[d] : s.amounts[d];
+        own += of[i];
+    }
+    const amount left = s.left;
+    amount before = sum_before(own, &all);
+    __syncwarp();
+    if (lane == 0)
+        s.all = all < left;
+    if (all < left || before >= left || before + own < left)
+        return;
+#pragma unroll
+    for (unsigned i = 0; i < EACH; i++) {
+        const unsigned d = BINS - 1 - lane * EACH - i;
+        if (before < left && before + of[i] >= left) {
+            s.left = left - before;
+            s.chosen |= d << shift;
+            s.equal = s.counts[d];
+        }
+        before += of[i];
+    }
+}
+
+/* The id of the n-th token of that weight: each warp counts in a stretch of the row, and one finds it in its own. */
+__device__ void find_nth(const float *w, uint32_t V, const kept &within, uint32_t bits, amount n, selection &s)
+{
+    const unsigned lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    const uint32_t stretch = (V + THREADS - 1) / THREADS * WARP, first = warp * stretch, end = min(V, first + stretch);
+    uint32_t count = 0;
+    for (uint32_t from = first; from < end; from += WARP) {
+        const uint32_t i = from + lane;
+        count += static_cast<uint32_t>(__popc(__ballot_sync(ALL_LANES, i < end && __float_as_uint(w[i]) == bits && is_kept(within, bits, i))));
+    }
+    if (lane == 0)
+        s.counts[warp] = count;
+    __syncthreads();
+    for (unsigned i = 0; i < warp; i++)
+        n = n > s.counts[i] ? n - s.counts[i] : 0; /* 0: before this warp's */
+    for (uint32_t from = first; n > 0 && n <= count; from += WARP) {
+        const uint32_t i = from + lane;
+        unsigned found = __ballot_sync(ALL_LANES, i < end && __float_as_uint(w[i]) == bits && is_kept(within, bits, i));
         const unsigned here = static_cast<unsigned>(__popc(found));
+        count -= here;
         if (here < n) {
             n -= here;
             continue;
         }
         for (; n > 1; n--)
             found &= found - 1;
-        return from + static_cast<uint32_t>(__ffs(static_cast<int>(found))) - 1;
+        if (lane == 0)
+            s.last = from + static_cast<uint32_t>(__ffs(static_cast<int>(found))) - 1;
+        return;
     }
-    return NONE;
 }
 
 /* The first tokens by rank, of those within, until there are `goal` of them (by_count), or their amounts reach it */
@@ -204,8 +253,8 @@ __device__ kept select(const float *w, uint32_t V, const kept &within, bool by_c
         for (unsigned i = threadIdx.x; i < BINS; i += THREADS)
             s.counts[i] = 0, s.amounts[i] = 0;
         __syncthreads();
-        const uint32_t chosen = s.chosen, n_bins = 1u << (known - shift);
-        for (uint32_t i = threadIdx.x; i < V && !s.all; i += THREADS) {
+        const uint32_t chosen = s.chosen, n_bins = 1u << (known - shift), end = s.all ? 0 : V;
+        for (uint32_t i = threadIdx.x; i < end; i += THREADS) {
             const uint32_t bits = __float_as_uint(w[i]), digit = bits >> shift & (n_bins - 1);
             if (!is_kept(within, bits, i) || bits >> known != chosen >> known)
                 continue;
@@ -214,7 +263,7 @@ __device__ kept select(const float *w, uint32_t V, const kept &within, bool by_c
                 atomicAdd(&s.amounts[digit], amount_of(w[i]));
         }
         __syncthreads();
-        if (threadIdx.x == 0 && !s.all)
+        if (threadIdx.x < WARP && end > 0)
             choose(s, by_count, shift, n_bins);
     }
     __syncthreads();
@@ -222,11 +271,8 @@ __device__ kept select(const float *w, uint32_t V, const kept &within, bool by_c
     const uint32_t bits = s.chosen;
     const amount one = by_count || all ? 1 : amount_of(__uint_as_float(bits)), n = (s.left + one - 1) / one;
     const bool some = !all && n < s.equal;
-    if (some && threadIdx.x < WARP) {
-        const uint32_t last = find_nth(w, V, within, bits, n);
-        if (threadIdx.x == 0)
-            s.last = last;
-    }
+    if (some)
+        find_nth(w, V, within, bits, n, s);
     __syncthreads();
     const uint32_t last = some ? s.last : bits == within.bits ? within.last : NONE;
     __syncthreads();
@@ -251,21 +297,53 @@ __device__ void add_kept(const float *w, uint32_t V, const kept &k, float min_p,
     __syncthreads();
 }
 
-/* By one thread */
+/* The sum of all pieces, which every lane gets, and what the lane's own stretch of them has */
+__device__ __forceinline__ amount sum_of_pieces(const amount *pieces, uint32_t n, amount *before, amount *own)
+{
+    const uint32_t each = (n + WARP - 1) / WARP, first = threadIdx.x % WARP * each;
+    amount all;
+    *own = 0;
+    for (uint32_t i = first; i < min(n, first + each); i++)
+        *own += pieces[i];
+    *before = sum_before(*own, &all);
+    return all;
+}
+
+/* By one warp: the first id at which the sum of amounts exceeds the goal; the lane whose part of the way has it finds it. */
 __device__ int32_t draw_kept(const float *w, uint32_t V, const kept &k, float min_p, const amount *pieces, uint64_t u, uint32_t otherwise)
 {
-    const uint32_t n = (V + PIECE - 1) / PIECE;
-    amount all = 0, sum = 0;
-    for (uint32_t i = 0; i < n; i++)
-        all += pieces[i];
-    const amount goal = __umul64hi(u << 11, all);
-    uint32_t piece = 0;
-    while (piece < n && sum + pieces[piece] <= goal)
-        sum += pieces[piece++];
-    for (uint32_t i = piece * PIECE; i < V; i++)
-        if (is_kept(k, __float_as_uint(w[i]), i) && w[i] >= min_p && (sum += amount_of(w[i])) > goal)
-            return static_cast<int32_t>(i);
-    return static_cast<int32_t>(otherwise);
+    const uint32_t n = (V + PIECE - 1) / PIECE, each = (n + WARP - 1) / WARP;
+    const unsigned lane = threadIdx.x % WARP;
+    amount before, own, all;
+    const amount goal = __umul64hi(u << 11, sum_of_pieces(pieces, n, &before, &own));
+    unsigned found = __ballot_sync(ALL_LANES, before <= goal && before + own > goal);
+    if (found == 0)
+        return static_cast<int32_t>(otherwise);
+    uint32_t piece = lane * each;
+    for (; (found >> lane & 1) && before + pieces[piece] <= goal; piece++)
+        before += pieces[piece];
+    const int from = __ffs(static_cast<int>(found)) - 1;
+    piece = __shfl_sync(ALL_LANES, piece, from);
+    before = __shfl_sync(ALL_LANES, before, from);
+    constexpr uint32_t EACH = PIECE / WARP;
+    const uint32_t first = piece * PIECE + lane * EACH;
+    amount of[EACH];
+    own = 0;
+#pragma unroll
+    for (uint32_t i = 0; i < EACH; i++) {
+        const uint32_t at = first + i;
+        of[i] = at < V && is_kept(k, __float_as_uint(w[at]), at) && w[at] >= min_p ? amount_of(w[at]) : 0;
+        own += of[i];
+    }
+    before += sum_before(own, &all);
+    uint32_t at = first;
+    found = __ballot_sync(ALL_LANES, before <= goal && before + own > goal);
+#pragma unroll
+    for (uint32_t i = 0; i < EACH; i++) {
+        before += of[i];
+        at += before <= goal;
+    }
+    return static_cast<int32_t>(__shfl_sync(ALL_LANES, at, __ffs(static_cast<int>(found)) - 1));
 }
 
 /* ---- a row ------------------------------------------------------------------------------------------------------------- */
@@ -273,6 +351,7 @@ __device__ int32_t draw_kept(const float *w, uint32_t V, const kept &k, float mi
 struct shared {
     best bests[WARPS];
     selection selected;
+    float piece[PIECE];
     double sum;
     int32_t token;
 };
@@ -319,18 +398,20 @@ __device__ int32_t draw(const float *x, uint32_t V, const pl_draw &d, float *wor
     if (d.top_p < 1) {
         amount goal = static_cast<amount>(mass * static_cast<double>(PL_DRAW_AMOUNT) * d.top_p);
         if (d.top_k > 0) {
+            amount before, own;
             add_kept(work, V, k, 0, sums);
-            goal = 0;
-            for (uint32_t i = 0; i < (V + PIECE - 1) / PIECE; i++)
-                goal += sums[i];
-            goal = static_cast<amount>(static_cast<double>(goal) * d.top_p);
+            goal = static_cast<amount>(static_cast<double>(sum_of_pieces(sums, (V + PIECE - 1) / PIECE, &before, &own)) * d.top_p);
         }
         k = select(work, V, k, false, goal, s.selected);
     }
     if (!any)
         add_kept(work, V, k, d.min_p, sums);
-    if (threadIdx.x == 0)
-        s.token = any ? draw_any(work, V, floats, static_cast<double>(d.u) * 0x1p-53 * mass, max.at) : draw_kept(work, V, k, d.min_p, sums, d.u, max.at);
+    if (threadIdx.x < WARP) {
+        const int32_t token = any ? draw_any(work, V, floats, static_cast<double>(d.u) * 0x1p-53 * mass, max.at, s.piece)
+                                  : draw_kept(work, V, k, d.min_p, sums, d.u, max.at);
+        if (threadIdx.x == 0)
+            s.token = token;
+    }
     __syncthreads();
     return s.token;
 }

@@ -54,7 +54,7 @@ pl_status pl_cuda_train_glu(struct pl_device *dev, pl_act_kind kind, pl_view out
     const struct pl_cuda_mat none = {0};
     if (x.rows == 0)
         return PL_OK;
-    return pl_cuda_check(c, pl_cuda_glu(c->stream, kind == PL_ACT_GELU_TANH, pl_cuda_mat(out), pl_cuda_mat(x), NULL, none, NULL), "a gated activation");
+    return pl_cuda_check(c, pl_cuda_glu(c->stream, kind == PL_ACT_GELU_TANH, pl_cuda_mat(out), pl_cuda_mat(x), NULL, none, NULL, NULL), "a gated activation");
 }
 
 pl_status pl_cuda_train_glu_d(struct pl_device *dev, pl_act_kind kind, pl_view dx, pl_view dout, pl_view x)

@@ -22,38 +22,59 @@ static bool arrange(const struct pl_weight_src *src, const struct pl_cuda_part *
     return true;
 }
 
-static pl_status copy(struct pl_cuda *c, struct pl_cuda_part *p, const void *data, size_t n)
+enum { ALIGN = 256 };
+
+/* Where a part begins that comes after `at` bytes: floats of one type lie close together, so that they can be multiplied as one. */
+static size_t place_after(size_t at, const struct pl_weight_src *src, const struct pl_weight_src *before)
 {
-    pl_status rc = pl_cuda_alloc(c, (void **)&p->data, n);
-    if (rc == PL_OK)
-        rc = pl_cuda_check(c, cudaMemcpyAsync(p->data, data, n, cudaMemcpyHostToDevice, c->stream), "copying a weight");
-    return rc != PL_OK ? rc : pl_cuda_check(c, cudaStreamSynchronize(c->stream), "copying a weight");
+    const bool close = before != NULL && before->dtype == src->dtype && pl_dtype_block(src->dtype) == 1;
+    return close ? at : (at + ALIGN - 1) / ALIGN * ALIGN;
 }
 
-static pl_status add_part(struct pl_cuda *c, struct pl_weight *w, const struct pl_weight_src *src, struct pl_err *err)
+static size_t part_bytes(const struct pl_weight_src *src)
+{
+    return pl_dtype_block(src->dtype) > 1 ? pl_pack_bytes(src->dtype, src->rows, src->cols) : pl_dtype_row_bytes(src->dtype, src->cols) * src->rows;
+}
+
+/* Checks the parts and takes memory for all of them. */
+static pl_status allocate(struct pl_cuda *c, struct pl_weight *w, const struct pl_weight_src *parts, size_t n_parts, struct pl_err *err)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < n_parts; i++) {
+        const struct pl_weight_src *src = &parts[i];
+        if (src->cols != w->cols || src->rows == 0 || w->cols == 0)
+            return pl_fail(err, PL_EINVAL, "parts of a weight do not fit together");
+        if (pl_dtype_name(src->dtype) == NULL)
+            return pl_fail(err, PL_ENOTSUP, "tensor type %d is not supported by the CUDA device", (int)src->dtype);
+        n = place_after(n, src, i > 0 ? src - 1 : NULL) + part_bytes(src);
+        w->rows += src->rows;
+    }
+    const pl_status rc = pl_cuda_alloc(c, (void **)&w->memory, n);
+    return rc == PL_OK ? rc : rc == PL_ENOMEM ? pl_fail(err, rc, "the GPU has no memory left for a weight of %u × %u", w->rows, w->cols)
+                                              : pl_fail(err, rc, "taking memory of the GPU failed");
+}
+
+static pl_status add_part(struct pl_cuda *c, struct pl_weight *w, const struct pl_weight_src *src, uint8_t *to, struct pl_err *err)
 {
     struct pl_cuda_part *p = &w->parts[w->n_parts];
-    if (src->cols != w->cols || src->rows == 0 || w->cols == 0)
-        return pl_fail(err, PL_EINVAL, "parts of a weight do not fit together");
-    if (pl_dtype_name(src->dtype) == NULL)
-        return pl_fail(err, PL_ENOTSUP, "tensor type %d is not supported by the CUDA device", (int)src->dtype);
     const bool packed = pl_dtype_block(src->dtype) > 1;
-    *p = (struct pl_cuda_part){src->dtype, src->rows, src->cols, packed ? 0 : pl_dtype_row_bytes(src->dtype, src->cols), NULL};
-    *(packed ? &c->has_blocks : &c->has_halves) |= src->dtype != PL_F32;
-    const size_t n = packed ? pl_pack_bytes(src->dtype, src->rows, src->cols) : p->row_bytes * p->rows;
+    const size_t n = part_bytes(src);
     void *work;
+    *p = (struct pl_cuda_part){src->dtype, src->rows, src->cols, packed ? 0 : pl_dtype_row_bytes(src->dtype, src->cols), to};
+    *(packed ? &c->has_blocks : &c->has_halves) |= src->dtype != PL_F32;
     if (!arrange(src, p, n, &work))
         return pl_fail(err, PL_ENOMEM, "no memory for a weight of %u × %u", src->rows, src->cols);
-    const pl_status rc = copy(c, p, work != NULL ? work : src->data, n);
+    pl_status rc = pl_cuda_check(c, cudaMemcpyAsync(to, work != NULL ? work : src->data, n, cudaMemcpyHostToDevice, c->stream), "copying a weight");
+    if (rc == PL_OK)
+        rc = pl_cuda_check(c, cudaStreamSynchronize(c->stream), "copying a weight");
     free(work);
     w->n_parts++;
-    if (rc == PL_ENOMEM)
-        return pl_fail(err, rc, "the GPU has no memory left for a weight of %u × %u", src->rows, src->cols);
     return rc == PL_OK ? rc : pl_fail(err, rc, "copying a weight to the GPU failed");
 }
 
 pl_status pl_cuda_weight_new(struct pl_device *dev, const struct pl_weight_src *parts, size_t n_parts, struct pl_weight **out, struct pl_err *err)
 {
+    struct pl_cuda *c = pl_cuda_of(dev);
     if (n_parts > PL_CUDA_MAX_PARTS)
         return pl_fail(err, PL_ENOTSUP, "a weight of %zu parts is not supported by the CUDA device", n_parts);
     struct pl_weight *w = calloc(1, sizeof *w);
@@ -62,24 +83,25 @@ pl_status pl_cuda_weight_new(struct pl_device *dev, const struct pl_weight_src *
         return pl_fail(err, PL_ENOMEM, "no memory for a weight");
     }
     w->cols = parts[0].cols;
-    for (size_t i = 0; i < n_parts; i++) {
-        const pl_status rc = add_part(pl_cuda_of(dev), w, &parts[i], err);
-        if (rc != PL_OK) {
-            pl_cuda_weight_free(dev, w);
-            return rc;
-        }
-        w->rows += parts[i].rows;
+    pl_status rc = allocate(c, w, parts, n_parts, err);
+    size_t at = 0;
+    for (size_t i = 0; rc == PL_OK && i < n_parts; i++) {
+        at = place_after(at, &parts[i], i > 0 ? &parts[i - 1] : NULL);
+        rc = add_part(c, w, &parts[i], w->memory + at, err);
+        at += part_bytes(&parts[i]);
     }
-    *out = w;
-    return PL_OK;
+    if (rc == PL_OK)
+        *out = w;
+    else
+        pl_cuda_weight_free(dev, w);
+    return rc;
 }
 
 void pl_cuda_weight_free(struct pl_device *dev, struct pl_weight *w)
 {
     if (w == NULL)
         return;
-    for (uint32_t i = 0; i < w->n_parts; i++)
-        pl_cuda_release(pl_cuda_of(dev), w->parts[i].data);
+    pl_cuda_release(pl_cuda_of(dev), w->memory);
     free(w->parts);
     free(w);
 }

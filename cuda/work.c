@@ -9,11 +9,12 @@ static void measure(const struct pl_cuda *c, const struct pl_step_shape *s, size
     const size_t T = s->n_tokens, Q = (size_t)s->n_heads * s->head_dim, padded = pl_cuda_act_padded(s->n_in);
     n[PL_CUDA_SCRATCH_RANKS] = pl_nccl_bytes(c, s);
     n[PL_CUDA_SCRATCH_PRODUCT] = T * (s->n_gated > Q ? s->n_gated : Q) * sizeof(float);
-    n[PL_CUDA_SCRATCH_SPLIT] = c->has_halves && T > PL_CUDA_FEW ? pl_cuda_split_bytes(T, s->n_in, s->n_out) : 0;
+    n[PL_CUDA_SCRATCH_NARROW] = c->has_halves && T > PL_CUDA_FEW ? pl_cuda_narrow_bytes(T, s->n_in) : 0;
+    n[PL_CUDA_SCRATCH_WIDE] = c->has_halves && T > PL_CUDA_FEW ? pl_cuda_sums_bytes(T, s->n_out) : 0;
     n[PL_CUDA_SCRATCH_QUANT] = c->has_blocks ? T * (padded + padded / 32 * sizeof(struct pl_cuda_act_scale)) : 0;
     n[PL_CUDA_SCRATCH_ATTN] = pl_cuda_attn_bytes(s);
     n[PL_CUDA_SCRATCH_SAMPLE] = pl_cuda_sample_bytes(T, s->n_out);
-    n[PL_CUDA_SCRATCH_LORA] = 0; /* adapters come and go */
+    n[PL_CUDA_SCRATCH_LORA] = pl_cuda_lora_bytes(T);
     n[PL_CUDA_SCRATCH_LEFT] = n[PL_CUDA_SCRATCH_RIGHT] = n[PL_CUDA_SCRATCH_LOGITS] = n[PL_CUDA_SCRATCH_SUMS] = 0; /* steps do not train */
 }
 

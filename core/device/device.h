@@ -4,6 +4,8 @@
  * Ops are ordered; their results may be read after step_end. All activations are float32. A row of an op's result
  * depends only on that row's inputs, never on what else is in the batch or on the number of threads: reductions run
  * in a fixed order, so that a sequence gives the same bits alone, batched, chunked, preempted or from cached pages.
+ * One exception: CUDA gives products of more than 16 rows with f16 or bf16 weights to cuBLAS, which chooses a kernel by their number, and rounds
+ * their inputs to the weight's type. Up to 16 rows, and for all other types, it keeps the promise.
  *
  * Thread: the engine's only, but for lora_new and lora_free.  Owns: buffers, weights and caches until freed; freed before close.
  * Fails: PL_ENOMEM, PL_ENOTSUP when a weight type is not supported, PL_EDEVICE (sticky: the device is lost).
@@ -192,7 +194,7 @@ struct pl_device_ops {
     void (*weight_free)(struct pl_device *dev, struct pl_weight *w);
 
     /* Parts of one product with K inputs; no output is in two of them. Both are also called on other threads, while
-     * operations run. */
+     * operations run; what is freed is used by none that runs. */
     pl_status (*lora_new)(struct pl_device *dev, uint32_t cols, const struct pl_lora_src *parts, size_t n_parts, struct pl_lora **out,
                           struct pl_err *err);
     void (*lora_free)(struct pl_device *dev, struct pl_lora *l);
@@ -224,6 +226,10 @@ struct pl_device_ops {
     uint32_t (*record_tokens)(struct pl_device *dev, uint32_t n_tokens);
     pl_status (*record)(struct pl_device *dev, const void *owner, const struct pl_kvdev *kv, const struct pl_batch *b, bool *known);
     pl_status (*repeat)(struct pl_device *dev, bool whole);
+
+    /* The next operation, a norm, a gated product or attention, makes what the product with w alone reads, once: it may be kept in another form, and
+     * out is then not written. NULL = the device has no other. */
+    void (*only_for)(struct pl_device *dev, const struct pl_weight *w);
 
     /* out[n, C] (+)= rows idx[i] of w[*, C]; PL_NO_ROW is a row of zeros. add: accumulate (learned positions). */
     pl_status (*embed)(struct pl_device *dev, pl_view out, const struct pl_weight *w, const uint32_t *idx, bool add);

@@ -32,6 +32,13 @@
             return comm_rc;                                                                                            \
     } while (0)
 
+/* What the next operation makes goes into the product with w, and nowhere else where no adapter reads it as well. */
+static void only_for(const struct pl_model *m, const struct pl_weight *w)
+{
+    if (m->dev->ops->only_for != NULL && m->loras.n_groups == 0)
+        m->dev->ops->only_for(m->dev, w);
+}
+
 static pl_view first_rows(pl_view v, uint32_t n)
 {
     return pl_view_rows(v, 0, n);
@@ -93,6 +100,7 @@ static pl_status attention(struct pl_model *m, uint32_t layer, struct pl_kvdev *
     const pl_view h = first_rows(m->h, T), qkv = first_rows(m->qkv, T);
     const pl_view q = pl_view_cols(qkv, 0, Q), k = pl_view_cols(qkv, Q, K), v = pl_view_cols(qkv, Q + K, K);
 
+    only_for(m, l->qkv);
     STEP(norm, s->norm, h, x, l->attn_norm, l->attn_norm_b, s->norm_eps);
     STEP(matmul, qkv, h, l->qkv, l->qkv_b, false);
     ADAPT(layer, PL_PRODUCT_QKV, qkv, h);
@@ -103,6 +111,8 @@ static pl_status attention(struct pl_model *m, uint32_t layer, struct pl_kvdev *
     STEP(kv_write, kv, layer, k, v, b);
     if (b->n_rows == 0 && layer + 1 == s->n_layers)
         return PL_OK; /* nobody reads what follows */
+    if (layer + 1 < s->n_layers && (m->part.size == 1 || m->part.sums))
+        only_for(m, l->attn_out);
     STEP(attn, own_cols(m, att, m->part.q), q, kv, layer, m->attn_scale, b);
     return PL_OK;
 }
@@ -114,6 +124,7 @@ static pl_status feed_forward(struct pl_model *m, uint32_t layer, pl_view x)
     const struct pl_layer *l = &m->layers[layer];
     const pl_view h = first_rows(m->h, x.rows), all = first_rows(m->ff, x.rows), ff = own_cols(m, all, m->part.f);
 
+    only_for(m, l->ff_in);
     STEP(norm, s->norm, h, x, l->ff_norm, l->ff_norm_b, s->norm_eps);
     if (s->gated) {
         const struct pl_plus *plus = NULL;
@@ -122,6 +133,8 @@ static pl_status feed_forward(struct pl_model *m, uint32_t layer, pl_view x)
             if (rc != PL_OK)
                 return rc;
         }
+        if (m->part.size == 1 || m->part.sums)
+            only_for(m, l->ff_out);
         STEP(matmul_glu, s->act, ff, h, l->ff_in, l->ff_in_b, plus);
     } else {
         STEP(matmul, ff, h, l->ff_in, l->ff_in_b, false);
@@ -161,9 +174,11 @@ static pl_status enqueue(struct pl_model *m, struct pl_kvdev *kv, const struct p
     if (rc != PL_OK)
         return rc;
     const pl_view h = first_rows(m->h, R);
+    const struct pl_weight *head = m->top.head != NULL ? m->top.head : m->top.embed;
+    only_for(m, head);
     STEP(norm, s->norm, h, x, m->top.out_norm, m->top.out_norm_b, s->norm_eps);
     const pl_view logits = first_rows(m->logits, R), part = pl_view_cols(logits, 0, m->own.n_vocab);
-    STEP(matmul, part, h, m->top.head != NULL ? m->top.head : m->top.embed, pl_view_none(), false);
+    STEP(matmul, part, h, head, pl_view_none(), false);
     return m->comm->ops->gather(m->comm, m->dev, logits, part, m->part.v_first);
 }
 

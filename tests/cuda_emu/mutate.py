@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Mutation check: plants an error in each kernel family of cuda/, one at a time, and sees whether the operation table on the
-emulated device notices, or, for files whose names begin with "train", the unit suites of training. `make mutants` runs it; each line of
-the table below is a kernel family, a file, a text that occurs in it exactly once, and what takes its place.
+emulated device notices; for files whose names begin with "train" the unit suites of training, for recorded steps theirs. `make mutants`
+runs it; each line of the table below is a kernel family, a file, a text that occurs in it exactly once, and what takes its place.
 
 Ends with "N passed, N failed": passed = caught. A mutant that the compiler refuses, or a text that is no longer there, counts as failed.
 SPDX-License-Identifier: Apache-2.0
@@ -18,14 +18,14 @@ from pathlib import Path
 
 MUTANTS = [
     # family, file, text, replacement
-    ("norm", "rows.cu", "i < x.cols; i += NORM_THREADS) {\n        const float d", "i + 1 < x.cols; i += NORM_THREADS) {\n        const float d"),
-    ("norm", "rows.cu", "bias != nullptr ? v + bias[i] : v", "bias != nullptr ? v + bias[i > 0 ? i - 1 : 0] : v"),
+    ("norm", "rows.cu", "squares = k < cols - i ?", "squares = k + 1 < cols - i ?"),
+    ("norm", "rows.cu", "__fadd_rn(v[k], bias[k])", "__fadd_rn(v[k], bias[k ^ 1])"),
     ("rope", "rows.cu", "halves ? a + n : a + 1", "halves ? a + n - 1 : a + 1"),
     ("rope", "rows.cu", "i < n; i += ROPE_THREADS)\n        sincosf", "i + 1 < n; i += ROPE_THREADS)\n        sincosf"),
     ("rope: no barrier", "rows.cu", "&cosines[i]);\n    __syncthreads();", "&cosines[i]);"),
     ("activation", "rows.cu", "if (i < x.cols)\n        *at", "if (i + 1 < x.cols)\n        *at"),
-    ("gated activation", "rows.cu", "up = gu.p[t * gu.stride + F + i]", "up = gu.p[t * gu.stride + F + i - 1]"),
-    ("gated activation", "rows.cu", "gate += plus.p[t * plus.stride + i]", "gate += plus.p[t * plus.stride + i + 1]"),
+    ("gated activation", "rows.cu", "load_four<QUADS>(up, in + F, F - i)", "load_four<QUADS>(up, in + F - 4, F - i)"),
+    ("gated activation", "rows.cu", "j.plus.p + t * j.plus.stride + i, F", "j.plus.p + t * j.plus.stride + i + 4, F"),
     ("gather", "rows.cu", "x.p[rows[blockIdx.x] * x.stride + i]", "x.p[(rows[blockIdx.x] + 1) * x.stride + i]"),
     ("gather", "rows.cu", "if (i < out.cols)\n        out.p", "if (i <= out.cols)\n        out.p"),
     ("block sum", "launch.h", "lane < n ? scratch[lane]", "lane + 1 < n ? scratch[lane]"),
@@ -52,7 +52,15 @@ MUTANTS = [
     ("dense, gated", "dense.cu", "total[r], total[r + OUTS])", "total[r], total[OUTS])"),
     ("dense, gated", "dense.cu", "up += j.bias[F + row]", "up += j.bias[F + row - 1]"),
     ("dense, gated", "dense.cu", "up += j.plus.p[t * j.plus.stride + F + row]", "up += j.plus.p[t * j.plus.stride + row]"),
-    ("dense, splitting", "dense.cu", "v - value(high[i])", "v - value(high[i > 0 ? i - 1 : 0])"),
+    ("dense, rounding", "dense.cu", "v[k] *= inverse;", "v[k] *= inverse * 1.01f;"),
+    ("dense, rounding", "dense.cu", "static_cast<size_t>(t) * x.cols + i, v, x.cols - i", "static_cast<size_t>(t) * x.cols + (i ^ 4), v, x.cols - i"),
+    ("dense, rounding", "four.h", "v[i] = i < left ? from[i] : 0;", "v[i] = i + 1 < left ? from[i] : 0;"),
+    ("dense, rounding", "four.h", "half_bits(W{}, v[2]) | half_bits(W{}, v[3]) << 16", "half_bits(W{}, v[3]) | half_bits(W{}, v[2]) << 16"),
+    ("kept in another form", "rows.cu", "j.narrow + blockIdx.x * static_cast<size_t>(cols) + i", "j.narrow + blockIdx.x * j.out.stride + (i ^ 4)"),
+    ("kept in another form", "rows.cu", "j.narrow + t * static_cast<size_t>(F) + i", "j.narrow + t * static_cast<size_t>(F) + (i ^ 4)"),
+    ("kept in another form", "attn.cu", "j.narrow[static_cast<size_t>(token) * j.out.cols + column]", "j.narrow[static_cast<size_t>(token) * j.out.cols + (column ^ 1)]"),
+    ("kept in another form", "matmul.c", "if (next->parts[i].dtype != PL_BF16)", "if (next->parts[0].dtype != PL_BF16)"),
+    ("weights, parts together", "weights.c", "return close ? at :", "return close ? at + 2 :"),
     ("dense, finishing", "dense.cu", "* scale[t]", "* scale[t > 0 ? t - 1 : 0]"),
     ("dense, finishing", "dense.cu", "v += bias[i];", "v += bias[i > 0 ? i - 1 : 0];"),
     ("rounding of activations", "quant.cu", "d < 16; d *= 2)\n        sum", "d < 8; d *= 2)\n        sum"),
@@ -85,15 +93,22 @@ MUTANTS = [
     ("adapters, up", "lora.cu", "if (c >= p.rows)", "if (c > p.rows)"),
     ("adapters, up", "lora.cu", "r < p.rank; r++)", "r + 1 < p.rank; r++)"),
     ("adapters, clearing", "lora.cu", "if (i < out.cols)", "if (i + 1 < out.cols)"),
+    ("recorded steps", "record.c", "&& r->n_tokens == key->n_tokens", ""),
+    ("recorded steps", "record.c", "if (!r->seen || r->n_failed >= MOST_TRIES)", "if (!r->seen || r->n_failed == 0)"),
+    ("recorded steps", "record.c", "cudaGraphLaunch(r->exec, c->stream)", "cudaGetLastError()"),
+    ("recorded steps", "device.c", "(struct pl_cuda_attn_tile){i, i, 1}", "(struct pl_cuda_attn_tile){i, i, 2}"),
     ("sampling, largest value", "sample.cu", "b.at < a.at) ? b : a", "b.at > a.at) ? b : a"),
     ("sampling, weights", "sample.cu", "k < LANES; k++)\n        total", "k + 1 < LANES; k++)\n        total"),
     ("sampling, weights", "sample.cu", "i < end; i += LANES)", "i + LANES < end; i += LANES)"),
-    ("sampling, drawing", "sample.cu", "sum + piece > goal", "sum > goal"),
-    ("sampling, ranks", "sample.cu", "if (a >= s.left)", "if (a > s.left)"),
+    ("sampling, drawing", "sample.cu", "sum + all > goal", "sum > goal"),
+    ("sampling, ranks", "sample.cu", "before < left && before + of[i] >= left", "before < left && before + of[i] > left"),
     ("sampling, ranks", "sample.cu", "bits >> known != chosen >> known", "bits >> shift < chosen >> shift"),
     ("sampling, ties", "sample.cu", "if (here < n)", "if (here <= n)"),
     ("sampling, filters", "sample.cu", "add_kept(work, V, k, d.min_p, sums);", "add_kept(work, V, k, 0, sums);"),
     ("sampling, filters: no barrier", "sample.cu", "s.amounts[i] = 0;\n        __syncthreads();", "s.amounts[i] = 0;"),
+    ("sampling, drawing", "sample.cu", "goal; piece++)\n        before", "goal; piece++)\n        own"),
+    ("sampling, drawing", "sample.cu", "sum += lane >= d ? other", "sum += lane > d ? other"),
+    ("sampling, ties: no barrier", "sample.cu", "s.counts[warp] = count;\n    __syncthreads();", "s.counts[warp] = count;"),
     ("sampling, edits", "sample.cu", "i < d.seen; i += THREADS", "i + 1 < d.seen; i += THREADS"),
     ("sampling, edits", "sample.cu", "*at > 0 ? __fdiv_rn", "*at < 0 ? __fdiv_rn"),
     ("sampling, alternatives", "sample.cu", "x[i] == after.value && i > after.at", "x[i] == after.value && i >= after.at"),
@@ -227,8 +242,9 @@ def check(number, mutant, args):
     library = folder / "libparley_cuda_emu.so"
     subprocess.run([*shlex.split(args.link), *objects, "-lpthread", "-o", str(library)], check=True)
     env = {**os.environ, "PARLEY_TEST_CUDA_LIBRARY": str(library.resolve())}
-    if name.startswith("train"):
-        caught = next(filter(None, (run_until_failure([args.unit], {**env, "CK_RUN_SUITE": suite}) for suite in SUITES)), None)
+    suites = SUITES if name.startswith("train") else ("record",) if family == "recorded steps" else ()
+    if suites:
+        caught = next(filter(None, (run_until_failure([args.unit], {**env, "CK_RUN_SUITE": suite}) for suite in suites)), None)
     else:
         caught = run_until_failure([args.ops, "cuda-emulated"], env)
     for path in folder.rglob("*"):

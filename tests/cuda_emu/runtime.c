@@ -2,6 +2,7 @@
  *     PARLEY_EMU_FAULT=no-driver | old-driver | no-gpu | lost:N    the last one after N times of waiting for the device
  *     PARLEY_EMU_FAULT=graphs    graphs.c
  *     PARLEY_EMU_FAULT=hang:N    allocating more than 4 KiB on GPU N never ends, but for the first time, when ranks meet
+ *     PARLEY_EMU_FAULT=pools     there are no pools of memory
  *     PARLEY_EMU_FAULT=mixed | old-gpu    GPU 0 is of another kind than the others; of a kind that is too old
  *     PARLEY_EMU_FAULT=turing    compute capability 7.5
  *     PARLEY_EMU_MEMORY_MB=N     a device's memory (default 1024)
@@ -184,6 +185,37 @@ cudaError_t cudaFree(void *p)
     used[h.device] -= h.n;
     free((uint8_t *)p - HEADER);
     return cudaSuccess;
+}
+
+/* A pool is its device's number + 1; there is none with PARLEY_EMU_FAULT=pools. */
+cudaError_t cudaMemPoolCreate(cudaMemPool_t *pool, const struct cudaMemPoolProps *props)
+{
+    *pool = (cudaMemPool_t)(uintptr_t)(props->location.id + 1);
+    return fault("pools") ? failed(cudaErrorNotSupported) : cudaSuccess;
+}
+
+cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t pool, enum cudaMemPoolAttr what, void *value)
+{
+    (void)pool, (void)what, (void)value;
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemPoolDestroy(cudaMemPool_t pool)
+{
+    (void)pool;
+    return cudaSuccess;
+}
+
+cudaError_t cudaMallocFromPoolAsync(void **p, size_t n, cudaMemPool_t pool, cudaStream_t s)
+{
+    (void)s;
+    return pool == (cudaMemPool_t)(uintptr_t)(current + 1) ? cudaMalloc(p, n) : failed(cudaErrorInvalidValue);
+}
+
+cudaError_t cudaFreeAsync(void *p, cudaStream_t s)
+{
+    (void)s;
+    return cudaFree(p);
 }
 
 cudaError_t cudaHostAlloc(void **p, size_t n, unsigned flags)

@@ -204,6 +204,12 @@ def test_cache_that_the_machine_has_no_memory_for(tiny):
     assert "no memory for a KV cache of 16777216 MiB" in line and re.search(r"this machine has \d+ MiB left for it, \d+ tokens: lower --kv-cache-mb to \d+", line), line
 
 
+def test_adapters_without_pools(models):
+    model = models("adapter-base", "--embd", 32, "--ff", 64)
+    line = refused("--adapter", f"a={ADAPTERS / 'llama-all'}", *device_args("cuda-emulated"), model=model, env={"PARLEY_EMU_FAULT": "pools"})
+    assert "has no pools of memory, which adapters need" in line and "\n" not in line, line
+
+
 def test_batches_that_do_not_fit(start, models):
     """The memory that batches are worked on with is counted before the cache takes the rest; what the error names does fit."""
     model, small = models("device-f16", "--layers", 2, "--type", "f16"), {"PARLEY_EMU_MEMORY_MB": "48"}

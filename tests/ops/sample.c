@@ -14,7 +14,7 @@
 #include "core/sample/sample.h"
 #include "tests/tools/emulated.h"
 
-enum { MOST_V = 6000, GAP = 3, N_SEEN = 40 };
+enum { MOST_V = 9000, GAP = 3, N_SEEN = 40 };
 
 static uint64_t state = 1;
 

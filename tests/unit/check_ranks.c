@@ -464,9 +464,9 @@ static void compare_parts(const struct cut_case *c, const char *device)
             worst = fmax(worst, fabs((double)whole.logits[s][i] - (double)parts.logits[s][i]));
             apart = s > 0 ? fmax(apart, fabs((double)whole.logits[s][i] - (double)whole.logits[0][i])) : apart;
         }
-    /* Where the device rounds activations, nothing is summed over ranks: the same bits. */
-    const double bound = pl_dtype_block(pl_gguf_tensor(g, "blk.0.ffn_up.weight")->dtype) > 1 && device == NULL ? 0 : 1e-4;
-    ck_assert_msg(worst <= bound * scale && scale > 0, "%g of %g", worst, scale);
+    /* Where activations are rounded to 8 bits, nothing is summed over ranks: the same bits. A GPU may round them to 16: of two sums, to other ones. */
+    const bool blocks = pl_dtype_block(pl_gguf_tensor(g, "blk.0.ffn_up.weight")->dtype) > 1;
+    ck_assert_msg(worst <= (device != NULL ? 1e-3 : blocks ? 0 : 1e-4) * scale && scale > 0, "%g of %g", worst, scale);
     ck_assert_double_gt(apart, 0.01 * scale); /* sequences differ, and so do adapters */
     for (int s = 0; s < N_SEQS; s++)
         free(whole.logits[s]), free(parts.logits[s]);

@@ -85,6 +85,7 @@ static const struct {
     {{"--layers", "2", "--type", "q4_1"}, 4, PL_Q8_0, some, PL_COUNT_OF(some)},
     {{"--layers", "2", "--arch", "gpt2"}, 4, PL_F32, some, PL_COUNT_OF(some)},
     {{"--layers", "1", "--type", "f16"}, 4, PL_BF16, many, PL_COUNT_OF(many)}, /* cuBLAS */
+    {{"--layers", "2", "--type", "bf16"}, 4, PL_F16, many, PL_COUNT_OF(many)}, /* and what is rounded for it alone */
 };
 
 START_TEST(same_bits)
