@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from conftest import ROOT, SLOW, Daemon, client_of, find_tool, until, upload
+from conftest import ROOT, SLOW, WORKER, Daemon, client_of, find_tool, until, upload
 
 FIXTURES = ROOT / "tests/oracle/fixtures/adapter"
 PROMPTS = ["Once upon a time", "The quick brown fox", "1, 2, 3, ", "Zwölf Boxkämpfer", "a " * 40, "fn main() {"]
@@ -307,7 +307,7 @@ def test_reading_adapters_keeps_nobody_waiting(start, three, slowly):
 def test_jobs_go_on_while_a_model_is_read(start, tiny, three, slowly):
     """Jobs go on, and are told of, while the registry's thread is held up by a file; what they made is served when that is over."""
     env, slow = slowly
-    d = start("--alias", "one", "--train-worker", ROOT / "tests/tools/fake_worker.py", *further(three, "two"), model=tiny, env=env)
+    d = start("--alias", "one", "--train-worker", WORKER, *further(three, "two"), model=tiny, env=env)
     c = client_of(d)
     file = upload(c)
     slow(600_000, three["two"].name)
