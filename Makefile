@@ -167,7 +167,7 @@ test-http: all tools bench-tools cuda-emu
 # The server's tests that say most about a device, with the CUDA device on a CPU
 test-http-emulated: all tools cuda-emu
 	PARLEY_TEST_DEVICE=cuda-emulated PARLEYD=$(B)/parleyd PARLEY_TOOLS=$(B) $(PYTHON) -m pytest -q tests/http/test_adapters.py tests/http/test_equality.py -k 'not real'
-test: test-unit ops lint test-http
+test: test-unit ops lint test-http test-http-emulated
 # The fine-tuning API under faults, with more kills than test-http has. PARLEY_SEED=N replays a run.
 faults: all tools
 	PARLEYD=$(B)/parleyd PARLEY_TOOLS=$(B) PARLEY_KILLS=20 $(PYTHON) -m pytest -q -s tests/http/test_faults.py

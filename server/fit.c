@@ -28,12 +28,13 @@ static struct need need_of(const struct pl_gguf *g)
 }
 
 /* The system would rather end the daemon than refuse memory, so that it is asked first. */
-static pl_status check_host(const struct pl_fit *f, const struct need *need, struct pl_err *err)
+static pl_status check_host(const struct pl_fit *f, struct pl_err *err)
 {
-    const double free_bytes = (double)pl_machine_memory();
-    if (!f->further || need->bytes <= free_bytes)
+    const uint64_t free_bytes = pl_machine_memory();
+    if (!f->further || f->n_bytes <= free_bytes)
         return PL_OK;
-    return pl_fail(err, PL_ENOMEM, "no memory for this model: its weights take %.0f MiB, %.0f MiB are free", need->bytes / MIB, free_bytes / MIB);
+    return pl_fail(err, PL_ENOMEM, "no memory for this model: its weights take %llu MiB, %llu MiB are free", (unsigned long long)f->n_bytes / MIB,
+                   (unsigned long long)free_bytes / MIB);
 }
 
 /* The first type of which a file would take at most `room`; NULL = there is none. */
@@ -92,7 +93,7 @@ pl_status pl_fit_check(const struct pl_fit *f, const struct pl_gguf *g, struct p
     const struct need need = need_of(g);
     size_t free_bytes, total;
     if (dev->ops->memory == NULL)
-        return check_host(f, &need, err);
+        return check_host(f, err);
     if (dev->ops->memory(dev, &free_bytes, &total) != PL_OK)
         return PL_OK;
     const double room = (double)(free_bytes / f->sharing), bytes = need.bytes / f->ranks; /* each takes about its share */

@@ -6,6 +6,7 @@
 #define PL_SERVER_FIT_H
 
 #include <stdbool.h>
+#include <stdint.h>
 
 #include "core/base/status.h"
 
@@ -17,6 +18,7 @@ struct pl_fit {
     unsigned sharing; /* of them on this device */
     bool launched;    /* ranks are processes */
     bool further;     /* beside the first model */
+    uint64_t n_bytes; /* of its file, which a further model on the host takes */
 };
 
 pl_status pl_fit_check(const struct pl_fit *f, const struct pl_gguf *g, struct pl_device *dev, struct pl_err *err) PL_MUST_CHECK;

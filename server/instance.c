@@ -180,7 +180,7 @@ pl_status pl_instance_open(struct pl_instance **out, const struct pl_instance_op
     m->chat = m->file.chat;
     if (rc == PL_OK)
         rc = pl_instance_device(&m->device, c, o->pool, world != NULL || c->tensor_parallel > 1, world != NULL ? world->local_rank : 0, err);
-    struct pl_fit fit = {.ranks = pl_ranks_count(world, c), .sharing = 1, .launched = world != NULL, .further = o->further};
+    struct pl_fit fit = {.ranks = pl_ranks_count(world, c), .sharing = 1, .launched = world != NULL, .further = o->further, .n_bytes = m->file.n_bytes};
     if (rc == PL_OK)
         rc = pl_fit_check(&fit, m->file.gguf, m->device, err); /* ahead of the other ranks, whose exchange takes memory too */
     if (rc == PL_OK)

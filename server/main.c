@@ -150,7 +150,7 @@ _Noreturn static void fall(struct daemon *d)
     const uint64_t now = pl_now_ns(), least = now + LAST_MS * UINT64_C(1000000), most = now + FLUSH_MS * UINT64_C(1000000);
     while (pl_now_ns() < least || (pl_http_active(d->http) > 0 && pl_now_ns() < most))
         (void)next_signal(d, 5);
-    pl_registry_stop_reading(d->server.models); /* the jobs' thread may wait for it */
+    pl_registry_stop_reading(d->server.models);
     pl_jobs_stop(d->server.jobs, FLUSH_MS / 1000);
     pl_log_error("ending with status %d: to be started again", EXIT_LOST);
     if (d->server.world != NULL)

@@ -336,7 +336,6 @@ pl_status pl_registry_new(struct pl_registry **out, struct pl_server *s, struct 
     r->wants_end = &r->wants;
     pthread_mutex_init(&r->lock, NULL);
     pl_timed_cond_init(&r->work);
-    pl_timed_cond_init(&r->finished);
     const pl_status st = add_configured(r, err);
     if (st != PL_OK)
         pl_registry_free(r);
@@ -425,7 +424,6 @@ void pl_registry_free(struct pl_registry *r)
     pl_pool_free(r->pool);
     pthread_mutex_destroy(&r->lock);
     pthread_cond_destroy(&r->work);
-    pthread_cond_destroy(&r->finished);
     free(r);
 }
 

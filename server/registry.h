@@ -80,6 +80,7 @@ struct pl_want {
     const struct pl_adapter_load *load; /* NULL = for the name to be in memory; else for this to be loaded under it, for the model of target */
     void (*done)(void *arg);   /* called once, under the registry's lock; NULL = nothing to do */
     void *arg;
+    uint64_t patient_until_ns; /* the registry's: for memory that others are about to give back; 0 = it was not short of any yet */
     bool finished;             /* under the registry's lock, like what follows */
     pl_status status;
     struct pl_err err;
@@ -90,8 +91,6 @@ pl_status pl_registry_want(struct pl_registry *r, struct pl_want *w, struct pl_e
 bool pl_registry_finished(struct pl_registry *r, struct pl_want *w);
 /* Gives the wait up, and a target that came of it unless that was taken (instance NULL). Of one that pl_registry_want refused too. */
 void pl_registry_forget(struct pl_registry *r, struct pl_want *w);
-/* Waits itself, for threads that may. */
-pl_status pl_registry_fetch(struct pl_registry *r, const char *name, struct pl_target *t, struct pl_err *err) PL_MUST_CHECK;
 
 /* ---- what there is ------------------------------------------------------------------------------------------------- */
 

@@ -44,7 +44,6 @@ struct pl_registry {
     bool thread_made;
     pthread_mutex_t lock;    /* of all that follows */
     pthread_cond_t work;     /* for the thread */
-    pthread_cond_t finished; /* a want is over */
     struct pl_registry_model *models; /* the first one first */
     struct pl_registry_adapter *adapters; /* in order of arrival */
     struct pl_want *wants, **wants_end;

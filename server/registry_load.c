@@ -16,6 +16,8 @@
 
 #define PL_LOG_MODULE "models"
 
+enum { MEMORY_MS = 1000 /* that a model waits for memory which others are about to give back */, NO_MORE_PATIENCE = 1 };
+
 /* ---- wants --------------------------------------------------------------------------------------------------------- */
 
 static void finish(struct pl_registry *r, struct pl_want *w, pl_status st, const struct pl_err *err)
@@ -33,7 +35,6 @@ static void finish(struct pl_registry *r, struct pl_want *w, pl_status st, const
         w->err = *err;
     if (w->done != NULL)
         w->done(w->arg);
-    pthread_cond_broadcast(&r->finished);
 }
 
 pl_status pl_registry_want(struct pl_registry *r, struct pl_want *w, struct pl_err *err)
@@ -44,6 +45,7 @@ pl_status pl_registry_want(struct pl_registry *r, struct pl_want *w, struct pl_e
         w->target = (struct pl_target){0};
     pthread_mutex_lock(&r->lock);
     w->id = ++r->last_want;
+    w->patient_until_ns = 0;
     if (r->stopping)
         st = pl_fail(err, PL_ESTOPPED, "the server is shutting down");
     else if (r->n_wants >= (unsigned)r->server->config->queue_limit)
@@ -78,22 +80,6 @@ void pl_registry_forget(struct pl_registry *r, struct pl_want *w)
     }
     pthread_mutex_unlock(&r->lock);
     pl_registry_release(r, &w->target);
-}
-
-pl_status pl_registry_fetch(struct pl_registry *r, const char *name, struct pl_target *t, struct pl_err *err)
-{
-    struct pl_want w = {.name = name};
-    pl_status st = pl_registry_want(r, &w, err);
-    if (st != PL_OK)
-        return st;
-    pthread_mutex_lock(&r->lock);
-    while (!w.finished)
-        pthread_cond_wait(&r->finished, &r->lock);
-    pthread_mutex_unlock(&r->lock);
-    *t = w.target;
-    if (w.status != PL_OK)
-        *err = w.err;
-    return w.status;
 }
 
 void pl_registry_refuse_all(struct pl_registry *r)
@@ -161,6 +147,20 @@ static struct pl_registry_model *victim(const struct pl_registry *r, bool unused
     return best;
 }
 
+/* Whether a further model that still has references has answered all that it was asked, so that these are about to go. */
+static bool is_any_finishing(const struct pl_registry *r)
+{
+    for (const struct pl_registry_model *m = r->models; m != NULL; m = m->next) {
+        struct pl_engine_stats st;
+        if (m->state != PL_MODEL_IN || m->first || m->refs == 0)
+            continue;
+        pl_engine_stats(m->instance->engine, &st);
+        if (st.running == 0 && st.waiting == 0)
+            return true;
+    }
+    return false;
+}
+
 /* False: one is leaving for it. */
 static bool make_room(const struct pl_registry *r)
 {
@@ -199,8 +199,39 @@ void pl_registry_rest(struct pl_registry *r, unsigned thousandths)
         pl_pool_rest(r->pool, thousandths);
 }
 
-/* m is OUT. */
-static void load(struct pl_registry *r, struct pl_registry_model *m)
+static struct pl_want *want_of(const struct pl_registry *r, uint64_t id)
+{
+    struct pl_want *w = r->wants;
+    while (w != NULL && w->id != id)
+        w = w->next;
+    return w;
+}
+
+/* For want of memory: whether it is worth to try once more, now that one that nobody uses leaves, or when one is let go of. */
+static bool try_again(struct pl_registry *r, uint64_t want)
+{
+    struct pl_registry_model *unused = victim(r, true);
+    struct pl_want *w = want_of(r, want);
+    if (unused != NULL)
+        unused->state = PL_MODEL_LEAVING;
+    else if (w != NULL && w->patient_until_ns == 0 && is_any_finishing(r))
+        w->patient_until_ns = pl_now_ns() + MEMORY_MS * UINT64_C(1000000);
+    else
+        return false;
+    return true;
+}
+
+static bool waits_for_memory(const struct pl_registry *r, struct pl_want *w)
+{
+    if (w->patient_until_ns > pl_now_ns())
+        return victim(r, true) == NULL;
+    if (w->patient_until_ns > 0)
+        w->patient_until_ns = NO_MORE_PATIENCE;
+    return false;
+}
+
+/* m is OUT. want: the one that asks for it. */
+static void load(struct pl_registry *r, struct pl_registry_model *m, uint64_t want)
 {
     struct pl_instance *made = NULL;
     struct pl_err err = {0};
@@ -230,11 +261,8 @@ static void load(struct pl_registry *r, struct pl_registry_model *m)
     }
     m->instance = made; /* of a file that is being changed */
     m->state = made != NULL ? PL_MODEL_LEAVING : PL_MODEL_OUT;
-    struct pl_registry_model *unused = st == PL_ENOMEM ? victim(r, true) : NULL;
-    if (unused != NULL) {
-        unused->state = PL_MODEL_LEAVING; /* and then once more */
+    if (st == PL_ENOMEM && try_again(r, want))
         return;
-    }
     pl_log_error("model %s cannot be served: %s", m->name, err.msg);
     fail_wants(r, m, NULL, st, &err);
     pl_registry_tidy(r);
@@ -276,14 +304,6 @@ static void load_adapter(struct pl_registry *r, struct pl_registry_model *m, con
     }
     free(name);
     free(path);
-}
-
-static struct pl_want *want_of(const struct pl_registry *r, uint64_t id)
-{
-    struct pl_want *w = r->wants;
-    while (w != NULL && w->id != id)
-        w = w->next;
-    return w;
 }
 
 /* An operator's adapter. Who asked for it may be gone before it is there. */
@@ -337,8 +357,8 @@ static bool serve_one(struct pl_registry *r)
             load_adapter(r, m, a);
             return true;
         }
-        if (m->state == PL_MODEL_OUT && make_room(r)) {
-            load(r, m);
+        if (m->state == PL_MODEL_OUT && !waits_for_memory(r, w) && make_room(r)) {
+            load(r, m, w->id);
             return true;
         }
     }
@@ -351,17 +371,18 @@ static bool serve_one(struct pl_registry *r)
 static pl_status load_first_adapters(struct pl_registry *r, struct pl_instance *first, struct pl_err *err)
 {
     pl_status st = PL_OK;
+    pthread_mutex_lock(&r->lock);
+    const struct pl_registry_adapter *a = r->adapters;
+    pthread_mutex_unlock(&r->lock); /* until the model is there, none of them goes */
     for (size_t i = 0; i < r->server->config->adapter.n && st == PL_OK; i++) {
         struct pl_err cause = {0};
-        pthread_mutex_lock(&r->lock);
-        const struct pl_registry_adapter *a = r->adapters;
-        for (size_t k = 0; k < i; k++)
-            a = a->next;
-        pthread_mutex_unlock(&r->lock); /* until the model is there, none of them goes */
         const pl_status rc = a->model->first ? pl_adapters_load(first->adapters, a->name, a->path, false, &cause) : PL_OK;
         const bool machine = rc == PL_ERANK || rc == PL_EDEVICE || rc == PL_ENOMEM;
         if (rc != PL_OK)
             st = pl_fail_param(err, machine ? rc : PL_EINVAL, machine ? "" : "adapter", "adapter %.100s=%.100s: %.250s", a->name, a->path, cause.msg);
+        pthread_mutex_lock(&r->lock);
+        a = a->next;
+        pthread_mutex_unlock(&r->lock);
     }
     return st;
 }
@@ -399,6 +420,11 @@ static void wait_for_work(struct pl_registry *r)
     for (const struct pl_registry_model *m = r->models; m != NULL; m = m->next)
         if (most > 0 && m->state == PL_MODEL_IN && !m->first && m->refs == 0) {
             const uint64_t left = m->used_ns + most > now ? m->used_ns + most - now : 0;
+            least = left < least ? left : least;
+        }
+    for (const struct pl_want *w = r->wants; w != NULL; w = w->next)
+        if (w->patient_until_ns > NO_MORE_PATIENCE) {
+            const uint64_t left = w->patient_until_ns > now ? w->patient_until_ns - now : 0;
             least = left < least ? left : least;
         }
     if (least == UINT64_MAX) {

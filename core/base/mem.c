@@ -35,6 +35,18 @@ char *pl_xstrdup(const char *s)
     return memcpy(pl_xmalloc(n), s, n);
 }
 
+bool pl_reserve_words(uint32_t **words, size_t *cap, size_t n)
+{
+    if (n <= *cap)
+        return true;
+    uint32_t *more = realloc(*words, 2 * n * sizeof *more);
+    if (more == NULL)
+        return false;
+    *words = more;
+    *cap = 2 * n;
+    return true;
+}
+
 enum { ARENA_ALIGN = 16, ARENA_CHUNK = 4096 };
 
 struct arena_chunk {

@@ -6,6 +6,7 @@
 #ifndef PL_BASE_MEM_H
 #define PL_BASE_MEM_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -15,6 +16,8 @@ void *pl_xmalloc(size_t n) __attribute__((malloc, returns_nonnull));
 void *pl_xcalloc(size_t count, size_t size) __attribute__((malloc, returns_nonnull));
 void *pl_xrealloc(void *p, size_t n) __attribute__((returns_nonnull));
 char *pl_xstrdup(const char *s) __attribute__((malloc, returns_nonnull));
+/* Room for n words at least, twice as many when there was not; what was in them stays. False when memory is out: nothing has changed. */
+bool pl_reserve_words(uint32_t **words, size_t *cap, size_t n);
 
 struct pl_arena;
 /* limit: bytes that may be taken in all, 0 = unlimited. NULL when memory is out. */

@@ -5,24 +5,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/base/mem.h"
+
 bool pl_fill_decodes(const struct pl_batch *b)
 {
     bool adapted = false;
     for (uint32_t i = 0; b->adapter != NULL && i < b->n_seqs; i++)
         adapted |= b->adapter[i] != 0;
     return b->n_tokens == b->n_seqs && b->n_rows == b->n_seqs && !adapted;
-}
-
-static bool reserve(struct pl_fill *f, size_t n)
-{
-    if (n <= f->cap)
-        return true;
-    uint32_t *more = realloc(f->words, 2 * n * sizeof *more);
-    if (more == NULL)
-        return false;
-    f->words = more;
-    f->cap = 2 * n;
-    return true;
 }
 
 /* The array's next n words: the first `known` of them from `from`. */
@@ -37,7 +27,7 @@ static uint32_t *take(uint32_t **at, const void *from, uint32_t known, uint32_t 
 bool pl_fill(struct pl_fill *f, const struct pl_batch *b, uint32_t n, struct pl_batch *out)
 {
     const uint32_t T = b->n_tokens, n_pages = b->page_start[T];
-    if (!reserve(f, 8 * ((size_t)n + 1) + n_pages))
+    if (!pl_reserve_words(&f->words, &f->cap, 8 * ((size_t)n + 1) + n_pages))
         return false;
     uint32_t *at = f->words;
     uint32_t *const tokens = take(&at, b->tokens, T, n), *const pos = take(&at, b->pos, T, n), *const slot = take(&at, b->slot, T, n);

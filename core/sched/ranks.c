@@ -15,6 +15,7 @@
 
 #include "core/base/clock.h"
 #include "core/base/log.h"
+#include "core/base/mem.h"
 #include "core/model/adapter_wire.h"
 #include "core/model/model.h"
 
@@ -25,22 +26,10 @@ typedef enum { MEET, ROOM, START, PASS, COPY, ADD, REMOVE, BEAT, STOP } pl_told;
 
 /* ---- rank 0 -------------------------------------------------------------------------------------------------------- */
 
-static pl_status reserve(uint32_t **words, size_t *cap, size_t n)
-{
-    if (n <= *cap)
-        return PL_OK;
-    uint32_t *more = realloc(*words, 2 * n * sizeof *more);
-    if (more == NULL)
-        return PL_ENOMEM;
-    *words = more;
-    *cap = 2 * n;
-    return PL_OK;
-}
-
 pl_status pl_leader_init(struct pl_leader *l, struct pl_comm *comm)
 {
     *l = (struct pl_leader){.comm = comm, .timeout_ms = comm->timeout_ms};
-    return reserve(&l->words, &l->cap, FIRST_WORDS);
+    return pl_reserve_words(&l->words, &l->cap, FIRST_WORDS) ? PL_OK : PL_ENOMEM;
 }
 
 void pl_leader_fini(struct pl_leader *l)
@@ -130,7 +119,7 @@ pl_status pl_leader_pass(struct pl_leader *l, const struct pl_batch *b)
 {
     const uint32_t T = b->n_tokens, S = b->n_seqs, R = b->n_rows, P = b->page_start[S];
     const size_t n = PASS_HEAD + 3 * (size_t)T + 4 * (size_t)S + 2 + P + R;
-    const pl_status rc = reserve(&l->words, &l->cap, HEAD + n);
+    const pl_status rc = pl_reserve_words(&l->words, &l->cap, HEAD + n) ? PL_OK : PL_ENOMEM;
     if (rc != PL_OK)
         return rc;
     const uint32_t head[PASS_HEAD] = {T, S, R, P, b->adapter != NULL};
@@ -228,7 +217,7 @@ static pl_status listen_to(struct follower *f)
     if (rc != PL_OK)
         return rc;
     const size_t n = HEAD + (size_t)f->words[1];
-    rc = reserve(&f->words, &f->cap, n);
+    rc = pl_reserve_words(&f->words, &f->cap, n) ? PL_OK : PL_ENOMEM;
     if (rc == PL_OK && n > FIRST_WORDS)
         rc = f->comm->ops->broadcast(f->comm, f->words + FIRST_WORDS, (n - FIRST_WORDS) * sizeof *f->words);
     return rc;
@@ -343,7 +332,7 @@ pl_status pl_rank_follow(struct pl_comm *comm, struct pl_device *dev, struct pl_
 {
     struct follower f = {.comm = comm, .dev = dev, .model = model, .timeout_ms = comm->timeout_ms + PL_RANKS_GRACE_MS};
     comm->timeout_ms = PL_RANKS_LOADING * comm->timeout_ms + PL_RANKS_GRACE_MS;
-    pl_status rc = reserve(&f.words, &f.cap, FIRST_WORDS);
+    pl_status rc = pl_reserve_words(&f.words, &f.cap, FIRST_WORDS) ? PL_OK : PL_ENOMEM;
     if (rc == PL_OK)
         rc = replay(&f, loaded);
     if (rc != PL_OK) {

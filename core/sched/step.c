@@ -37,19 +37,6 @@ void pl_step_fini(struct pl_step *s)
     *s = (struct pl_step){0};
 }
 
-/* False when there is no memory for the page list. */
-static bool reserve_pages(struct pl_step *st, size_t n)
-{
-    if (n <= st->pages_cap)
-        return true;
-    uint32_t *pages = realloc(st->pages, 2 * n * sizeof *pages);
-    if (pages == NULL)
-        return false;
-    st->pages = pages;
-    st->pages_cap = 2 * n;
-    return true;
-}
-
 pl_status pl_step_build(struct pl_step *st, uint32_t n_seqs, struct pl_batch *b)
 {
     uint32_t t = 0, rows = 0, n_pages = 0;
@@ -58,7 +45,7 @@ pl_status pl_step_build(struct pl_step *st, uint32_t n_seqs, struct pl_batch *b)
     st->q_start[0] = st->page_start[0] = 0;
     for (uint32_t i = 0; i < n_seqs; i++) {
         const struct pl_seq *s = st->seqs[i];
-        if (!reserve_pages(st, (size_t)n_pages + s->table.n_pages))
+        if (!pl_reserve_words(&st->pages, &st->pages_cap, (size_t)n_pages + s->table.n_pages))
             return PL_ENOMEM;
         memcpy(st->pages + n_pages, s->table.pages, s->table.n_pages * sizeof *st->pages);
         n_pages += s->table.n_pages;

@@ -29,6 +29,7 @@
 #include "server/jobs/files.h"
 #include "server/jobs/progress.h"
 #include "server/jobs/retry.h"
+#include "server/jobs/serving.h"
 #include "server/jobs/share.h"
 #include "server/jobs/tidy.h"
 #include "server/jobs/tuned.h"
@@ -65,6 +66,7 @@ struct pl_supervisor {
     atomic_ullong restarts;
     cpu_set_t cpus;
     struct job_worker *workers;
+    struct pl_serving *servings;
     struct pl_retry *retries;
     struct pl_share share;
     atomic_uint rest; /* the share's, for others */
@@ -344,20 +346,20 @@ out:
     return st;
 }
 
-/* The model answers before the job says so. */
-static pl_status serve(struct pl_supervisor *s, const struct pl_job_row *row, struct pl_err *err)
+static void poke(void *supervisor)
+{
+    pl_supervisor_poke(supervisor);
+}
+
+/* The model answers before the job says so. *now: false = not yet, and this is to be called again. */
+static pl_status serve(struct pl_supervisor *s, const struct pl_job_row *row, bool *now, struct pl_err *err)
 {
     struct pl_err why = {0};
-    char *folder = pl_jobs_folder(s->j, row->id);
-    char *path = NULL;
-    pl_status st = PL_OK;
-    if (asprintf(&path, "%s/result", folder) >= 0 && pl_tuned_load(s->j, row, row->name, path, &why) != PL_OK) {
-        pl_log_warn("%s: %s is not served: %s", row->id, row->name, why.msg);
-        st = pl_jobs_event(s->j, row->id, "warn", "message", NULL, -1, err, "The model is not served by this daemon: %s", why.msg);
-    }
-    free(path);
-    free(folder);
-    return st;
+    const pl_status st = pl_serving_look(&s->servings, s->j, row, poke, s, now, &why);
+    if (st == PL_OK)
+        return st;
+    pl_log_warn("%s: %s is not served: %s", row->id, row->name, why.msg);
+    return pl_jobs_event(s->j, row->id, "warn", "message", NULL, -1, err, "The model is not served by this daemon: %s", why.msg);
 }
 
 static pl_status record_success(struct pl_supervisor *s, struct pl_job_row *row, struct pl_file_row *results, struct pl_err *err)
@@ -382,12 +384,18 @@ static void succeed(struct pl_supervisor *s, struct pl_job_row *row)
 {
     struct pl_err err = {0};
     struct pl_file_row results = {0};
+    bool served = false;
+    if (pl_serving_waits(s->servings, s->j, row->id))
+        return;
     pl_status st = copy_results(s, row->id, &results, &err);
     if (st == PL_OK)
-        st = serve(s, row, &err);
-    if (st == PL_OK)
+        st = serve(s, row, &served, &err);
+    if (st == PL_OK && served)
         st = record_success(s, row, &results, &err);
-    if (st == PL_OK) {
+    if (st == PL_OK && !served) {
+        if (results.id != NULL)
+            pl_files_discard(s->j->store, results.id);
+    } else if (st == PL_OK) {
         pl_log_info("%s succeeded: %s, %lld tokens", row->id, row->name, (long long)row->trained_tokens);
         pl_retry_forget(&s->retries, row->id);
     } else { /* the row still says alive: tried again at the next look */
@@ -496,6 +504,7 @@ static void settle(struct pl_supervisor *s, struct pl_job_row *row, int status, 
     const char *type = json_string_value(json_object_get(outcome, "type"));
     struct pl_err err = {0};
     if (strcmp(row->status, "running") != 0) { /* paused, cancelled, or queued again meanwhile */
+        pl_serving_forget(&s->servings, s->j, row->id);
         pl_status st = begin_change(s, row, &err);
         if (st == PL_OK) {
             row->alive = 0;
@@ -767,6 +776,7 @@ void pl_supervisor_free(struct pl_supervisor *s)
         return;
     while (s->workers != NULL)
         forget_worker(s, s->workers->id);
+    pl_serving_free(&s->servings, s->j);
     pl_retry_free(&s->retries);
     pthread_cond_destroy(&s->wake);
     pthread_mutex_destroy(&s->lock);

@@ -112,26 +112,25 @@ static pl_status make_known(struct pl_jobs *j, const struct pl_job_row *row, con
     return st;
 }
 
-/* What is known and belongs to the first model is read at once; when that fails, it is known no more. */
-static pl_status read_now(struct pl_jobs *j, const char *name, struct pl_err *err)
+pl_status pl_tuned_load(struct pl_jobs *j, const struct pl_job_row *row, const char *name, const char *path, struct pl_want *w, struct pl_err *err)
 {
-    struct pl_registry *models = j->server->models;
-    struct pl_target t = {0};
-    if (!pl_registry_is_of_first(models, name))
-        return PL_OK;
-    const pl_status st = pl_registry_fetch(models, name, &t, err);
-    pl_registry_release(models, &t);
-    if (st == PL_ESTOPPED || st == PL_EFULL) /* no fault of its own: it is read when it is asked for */
-        return PL_OK;
-    if (st != PL_OK)
-        pl_registry_remove(models, name);
+    const pl_status st = make_known(j, row, name, path, err);
+    w->name = name;
+    w->finished = true;
+    w->status = PL_OK;
+    if (st == PL_OK && pl_registry_is_of_first(j->server->models, name))
+        (void)!pl_registry_want(j->server->models, w, &w->err); /* which is over if it fails */
     return st;
 }
 
-pl_status pl_tuned_load(struct pl_jobs *j, const struct pl_job_row *row, const char *name, const char *path, struct pl_err *err)
+pl_status pl_tuned_loaded(struct pl_jobs *j, struct pl_want *w, struct pl_err *err)
 {
-    const pl_status st = make_known(j, row, name, path, err);
-    return st == PL_OK ? read_now(j, name, err) : st;
+    const pl_status st = w->status;
+    if (st == PL_OK || st == PL_ESTOPPED || st == PL_EFULL) /* no fault of its own: it is read when it is asked for */
+        return PL_OK;
+    *err = w->err;
+    pl_registry_remove(j->server->models, w->name);
+    return st;
 }
 
 pl_status pl_tuned_serve(struct pl_jobs *j, const char *name, struct pl_err *err)

@@ -20,6 +20,7 @@ import openai
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+WORKER = ROOT / "tests/tools/fake_worker.py"  # for jobs that train nothing
 PARLEYD = Path(os.environ.get("PARLEYD", ROOT / "build/release/parleyd"))
 SLOW = float(os.environ.get("PARLEY_SLOW", "8" if "asan" in str(PARLEYD) or "tsan" in str(PARLEYD) else "3"))
 DEVICE = os.environ.get("PARLEY_TEST_DEVICE", "")

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from conftest import ROOT, SLOW, Daemon, find_tool, until
+from conftest import ROOT, SLOW, WORKER, Daemon, client_of, find_tool, until, upload
 
 FIXTURES = ROOT / "tests/oracle/fixtures/adapter"
 PROMPTS = ["Once upon a time", "The quick brown fox", "1, 2, 3, ", "Zwölf Boxkämpfer", "a " * 40, "fn main() {"]
@@ -205,11 +205,34 @@ def test_no_memory_is_that_models_fault(start, three, tmp_path):
         pytest.skip(f"no sparse files here: {e}")
     d = start("--alias", "one", "--add-model", f"huge={huge}", *further(three, "two"), model=three["one"])
     complete(d, "two")
-    until(lambda: "status=200 prompt=" in d.log)  # its request is over on the server's side too
     error, headers = complete(d, "huge", status=503)
     assert error["code"] == "out_of_memory" and "MiB are free" in error["message"] and int(headers["retry-after"]) > 0
     assert in_memory(d) == {"one": 1}  # what nobody used made room, in vain
     assert complete(d, "one")["model"] == "one" and complete(d, "two")["model"] == "two"
+
+
+def test_memory_of_a_model_that_is_done(start, three, tmp_path):
+    """One that has answered all it was asked, but is held by a client that still reads, may leave in a moment: who lacks its memory waits for that."""
+    huge = tmp_path / "huge.gguf"
+    shutil.copy(three["two"], huge)
+    try:
+        os.truncate(huge, 1 << 43)
+    except OSError as e:
+        pytest.skip(f"no sparse files here: {e}")
+    d = start("--alias", "one", "--add-model", f"huge={huge}", *further(three, "two"), "--max-sequences", 128, model=three["one"])
+    complete(d, "two")
+    body = json.dumps({"model": "two", "prompt": ["x"] * 16, "n": 8, "max_tokens": 400, "ignore_eos": True, "logprobs": 5}).encode()
+    with d.socket(60) as s, concurrent.futures.ThreadPoolExecutor(1) as pool:
+        s.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        until(lambda: d.metrics()["parley_generation_tokens_total"] >= 51200 and d.idle(), 60)
+        began = time.monotonic()
+        waiting = pool.submit(complete, d, "huge", status=503)
+        time.sleep(0.2)
+        assert in_memory(d) == {"one": 1, "two": 1}
+        while s.recv(1 << 20):
+            pass
+        assert waiting.result()[0]["code"] == "out_of_memory" and time.monotonic() - began >= 0.2
+    assert in_memory(d) == {"one": 1}
 
 
 def test_stopping_while_one_waits(start, three, models):
@@ -279,6 +302,29 @@ def test_reading_adapters_keeps_nobody_waiting(start, three, slowly):
     assert {"one", *(f"a{i}" for i in range(8))} <= names
     first = tokens(complete(d, "a0"))
     assert first != before and all(tokens(complete(d, f"a{i}")) == first for i in range(8))
+
+
+def test_jobs_go_on_while_a_model_is_read(start, tiny, three, slowly):
+    """Jobs go on, and are told of, while the registry's thread is held up by a file; what they made is served when that is over."""
+    env, slow = slowly
+    d = start("--alias", "one", "--train-worker", WORKER, *further(three, "two"), model=tiny, env=env)
+    c = client_of(d)
+    file = upload(c)
+    slow(600_000, three["two"].name)
+    waits = asked(d, "/v1/completions", {"model": "two", "prompt": "x", "max_tokens": 1})
+    until(lambda: d.metrics()["parley_http_requests_active"] >= 2)
+    time.sleep(0.5)  # for the registry's thread to begin
+    jobs = [c.fine_tuning.jobs.create(model="one", training_file=file.id) for _ in range(3)]
+    def trained(job):
+        return "training from step 1" in str([e.message for e in c.fine_tuning.jobs.list_events(job.id, limit=100)])
+    until(lambda: all(map(trained, jobs)), 60)
+    assert d.log.count("is in memory") == 0 and not any("succeeded" in line for line in d.log.splitlines())
+    assert c.fine_tuning.jobs.cancel(jobs[2].id).status == "cancelled"
+    states = [c.fine_tuning.jobs.retrieve(j.id).status for j in jobs]
+    assert states == ["running", "running", "cancelled"], states
+    slow(0, "-")
+    assert answer(waits)[0] == 200
+    until(lambda: all(c.fine_tuning.jobs.retrieve(j.id).status == "succeeded" for j in jobs[:2]), 60)
 
 
 def test_storm(start, models):

@@ -1,5 +1,5 @@
-/* check_ranks: collectives between threads, models cut over ranks, and the engine over them: the numbers of one rank, whatever the
- * number of ranks, and a clear end when a rank is lost.
+/* check_ranks: models cut over ranks, and the engine over them: the numbers of one rank, whatever the number of ranks, and a clear end when
+ * a rank is lost.
  * SPDX-License-Identifier: Apache-2.0 */
 #include <check.h>
 #include <math.h>
@@ -24,311 +24,9 @@
 #include "tests/tools/emulated.h"
 #include "tests/tools/run_model.h"
 #include "tests/tools/tiny_model.h"
+#include "tests/unit/on_ranks.h"
 
 Suite *suite_ranks(void);
-
-enum { MOST = 5, TIMEOUT_MS = 20000 };
-
-static _Thread_local uint64_t seed;
-
-static float uniform(void) /* [-1, 1) */
-{
-    seed = seed * 6364136223846793005u + 1442695040888963407u;
-    return (float)(int32_t)(seed >> 32) * 0x1p-31f;
-}
-
-static float *fill(size_t n)
-{
-    float *v = pl_xmalloc(n * sizeof *v);
-    for (size_t i = 0; i < n; i++)
-        v[i] = uniform();
-    return v;
-}
-
-/* ---- ranks in threads ---------------------------------------------------------------------------------------------- */
-
-struct rank {
-    struct pl_comm *comm;
-    void *shared;
-    pthread_t thread;
-    void (*fn)(struct rank *r);
-};
-
-static void *rank_main(void *arg)
-{
-    struct rank *r = arg;
-    r->fn(r);
-    return NULL;
-}
-
-/* fn on each rank, rank 0's on this thread. */
-static void on_ranks(unsigned size, int timeout_ms, void (*fn)(struct rank *r), void *shared)
-{
-    struct rank ranks[MOST];
-    struct pl_comm *comms[MOST];
-    struct pl_err err;
-    ck_assert_msg(pl_comm_threads_new(comms, size, timeout_ms, &err) == PL_OK, "%s", err.msg);
-    for (unsigned r = 0; r < size; r++)
-        ranks[r] = (struct rank){.comm = comms[r], .shared = shared, .fn = fn};
-    for (unsigned r = 1; r < size; r++)
-        ck_assert_int_eq(pthread_create(&ranks[r].thread, NULL, rank_main, &ranks[r]), 0);
-    fn(&ranks[0]);
-    for (unsigned r = 1; r < size; r++)
-        pthread_join(ranks[r].thread, NULL);
-    for (unsigned r = 0; r < size; r++)
-        comms[r]->ops->close(comms[r]);
-}
-
-struct machine {
-    struct pl_pool *pool;
-    struct pl_device *dev;
-    struct pl_device_ops ops; /* of a device whose memory the host cannot read in place */
-    const struct pl_device_ops *own;
-};
-
-/* Calls that copy between the host and a device, on this thread. */
-static _Thread_local unsigned n_copies;
-static _Thread_local struct pl_device_ops counted;
-
-static pl_status count_put(struct pl_device *dev, struct pl_dbuf *buf, size_t offset, const float *src, size_t n)
-{
-    n_copies++;
-    return counted.put(dev, buf, offset, src, n);
-}
-
-static pl_status count_get(struct pl_device *dev, const struct pl_dbuf *buf, size_t offset, float *dst, size_t n)
-{
-    n_copies++;
-    return counted.get(dev, buf, offset, dst, n);
-}
-
-static pl_status count_put_rows(struct pl_device *dev, pl_view to, const float *src)
-{
-    n_copies++;
-    return counted.put_rows(dev, to, src);
-}
-
-static pl_status count_get_rows(struct pl_device *dev, pl_view from, float *dst)
-{
-    n_copies++;
-    return counted.get_rows(dev, from, dst);
-}
-
-static const float *not_here(struct pl_device *dev, const struct pl_dbuf *buf)
-{
-    (void)dev, (void)buf;
-    return NULL;
-}
-
-/* name: of tests/tools/emulated.h */
-static void machine_open(struct machine *m, const char *name, unsigned rank, bool staged)
-{
-    struct pl_err err;
-    ck_assert_int_eq(pl_pool_new(&m->pool, 1, &err), PL_OK);
-    ck_assert_msg(device_open_for(&m->dev, m->pool, name, rank, &err) == PL_OK, "%s", err.msg);
-    m->own = m->dev->ops;
-    m->ops = *m->dev->ops;
-    counted = m->ops;
-    m->ops.host = staged ? not_here : m->ops.host;
-    m->ops.put = count_put;
-    m->ops.get = count_get;
-    m->ops.put_rows = count_put_rows;
-    m->ops.get_rows = count_get_rows;
-    m->dev->ops = &m->ops;
-}
-
-static void machine_close(struct machine *m)
-{
-    m->dev->ops = m->own;
-    m->dev->ops->close(m->dev);
-    pl_pool_free(m->pool);
-}
-
-static pl_view new_view(struct machine *m, uint32_t rows, uint32_t cols, const float *values)
-{
-    pl_view v = {.rows = rows, .cols = cols, .stride = cols};
-    ck_assert_int_eq(m->ops.buf_new(m->dev, (size_t)rows * cols, &v.buf), PL_OK);
-    ck_assert_int_eq(m->ops.put(m->dev, v.buf, 0, values, (size_t)rows * cols), PL_OK);
-    return v;
-}
-
-/* ---- collectives --------------------------------------------------------------------------------------------------- */
-
-struct shapes {
-    unsigned size;
-    bool staged;
-    uint32_t rows, cols;
-    const char *device;
-};
-
-static const struct shapes shapes[] = {
-    {2, false, 1, 576, NULL}, {2, true, 3, 577, NULL},    {3, false, 7, 1, NULL},      {3, true, 64, 576, NULL}, {3, false, 100, 577, NULL},
-    {5, false, 1, 3, NULL},   {5, true, 33, 1111, NULL}, {2, false, 40, 40000, NULL}, {1, false, 2, 10, NULL},
-};
-
-#define GPUS "cuda-emulated"
-static const struct shapes gpu_shapes[] = {
-    {2, true, 1, 576, GPUS}, {2, true, 40, 577, GPUS}, {3, true, 7, 577, GPUS}, {3, true, 64, 576, GPUS}, {3, true, 100, 577, GPUS},
-    {5, true, 1, 7, GPUS},   {5, true, 33, 1111, GPUS},
-};
-
-static float *values_of_rank(unsigned rank, size_t n)
-{
-    seed = 77 + rank;
-    return fill(n);
-}
-
-static void check_sum(struct machine *m, struct pl_comm *c, const struct shapes *s)
-{
-    const size_t n = (size_t)s->rows * s->cols;
-    float *own = values_of_rank(c->rank, n), *sum = values_of_rank(0, n), *got = pl_xmalloc(n * sizeof *got);
-    for (unsigned r = 1; r < s->size; r++) {
-        float *v = values_of_rank(r, n);
-        for (size_t i = 0; i < n; i++)
-            sum[i] += v[i];
-        free(v);
-    }
-    pl_view v = new_view(m, s->rows, s->cols, own);
-    ck_assert_int_eq(c->ops->all_reduce(c, m->dev, v), PL_OK);
-    ck_assert_int_eq(m->ops.get(m->dev, v.buf, 0, got, n), PL_OK);
-    ck_assert(memcmp(got, sum, n * sizeof *got) == 0);
-    m->ops.buf_free(m->dev, v.buf);
-    free(own), free(sum), free(got);
-}
-
-static float mark(unsigned rank, uint32_t row, uint32_t col)
-{
-    return 1000.0f * (float)rank + (float)row + (float)col / 1e5f;
-}
-
-static void check_all_gather(struct machine *m, struct pl_comm *c, const struct shapes *s)
-{
-    uint32_t first[MOST + 1];
-    for (unsigned r = 0; r <= s->size; r++)
-        first[r] = s->cols * r / s->size;
-    float *values = pl_xcalloc((size_t)s->rows * s->cols, sizeof *values);
-    for (uint32_t i = 0; i < s->rows; i++)
-        for (uint32_t j = first[c->rank]; j < first[c->rank + 1]; j++)
-            values[(size_t)i * s->cols + j] = mark(c->rank, i, j);
-    pl_view v = new_view(m, s->rows, s->cols, values);
-    n_copies = 0;
-    ck_assert_int_eq(c->ops->all_gather(c, m->dev, v, first), PL_OK);
-    if (s->rows <= 100 && s->cols <= 2000)
-        ck_assert_uint_le(n_copies, s->size); /* one for each rank's columns, however many rows */
-    ck_assert_int_eq(m->ops.get(m->dev, v.buf, 0, values, (size_t)s->rows * s->cols), PL_OK);
-    for (unsigned r = 0; r < s->size; r++)
-        for (uint32_t i = 0; i < s->rows; i++)
-            for (uint32_t j = first[r]; j < first[r + 1]; j++)
-                ck_assert_float_eq(values[(size_t)i * s->cols + j], mark(r, i, j));
-    m->ops.buf_free(m->dev, v.buf);
-    free(values);
-}
-
-static void check_gather(struct machine *m, struct pl_comm *c, const struct shapes *s)
-{
-    uint32_t first[MOST + 1];
-    for (unsigned r = 0; r <= s->size; r++)
-        first[r] = r == s->size ? s->cols : s->cols * r / s->size;
-    const uint32_t n = first[c->rank + 1] - first[c->rank], wide = c->rank == 0 ? s->cols : n;
-    float *values = pl_xcalloc((size_t)s->rows * wide + 1, sizeof *values);
-    for (uint32_t i = 0; i < s->rows; i++)
-        for (uint32_t j = 0; j < n; j++)
-            values[(size_t)i * wide + j] = mark(c->rank, i, first[c->rank] + j);
-    pl_view out = new_view(m, s->rows, wide, values);
-    n_copies = 0;
-    ck_assert_int_eq(c->ops->gather(c, m->dev, out, pl_view_cols(out, 0, n), first), PL_OK);
-    if (s->rows <= 100 && s->cols <= 2000)
-        ck_assert_uint_le(n_copies, s->size);
-    ck_assert_int_eq(m->ops.get(m->dev, out.buf, 0, values, (size_t)s->rows * wide), PL_OK);
-    for (uint32_t i = 0; c->rank == 0 && i < s->rows; i++)
-        for (uint32_t j = 0; j < s->cols; j++) {
-            unsigned r = 0;
-            while (j >= first[r + 1])
-                r++;
-            ck_assert_float_eq(values[(size_t)i * wide + j], mark(r, i, j));
-        }
-    m->ops.buf_free(m->dev, out.buf);
-    free(values);
-}
-
-static void collect_all(struct rank *r)
-{
-    const struct shapes *s = r->shared;
-    struct machine m;
-    struct pl_comm *comm = r->comm;
-    struct pl_err err = {0};
-    char text[100000];
-    machine_open(&m, s->device, comm->rank, s->staged);
-    if (s->device != NULL)
-        ck_assert_msg(pl_comm_meet(&comm, comm, m.dev, PL_EXCHANGE_DEVICES, PL_OK, &err) == PL_OK, "%s", err.msg);
-    ck_assert_str_eq(comm->ops->name, s->device != NULL ? "nccl" : "peers");
-    for (int i = 0; i < 3; i++) {
-        check_sum(&m, comm, s);
-        if (s->cols >= s->size)
-            check_all_gather(&m, comm, s);
-        if (s->cols >= s->size)
-            check_gather(&m, comm, s);
-        memset(text, r->comm->rank == 0 ? 'a' + i : 0, sizeof text);
-        ck_assert_int_eq(r->comm->ops->broadcast(r->comm, text, sizeof text), PL_OK);
-        ck_assert(text[0] == 'a' + i && text[sizeof text - 1] == 'a' + i);
-        int value = 10 - (int)(r->comm->rank + (unsigned)i) % 3;
-        ck_assert_int_eq(r->comm->ops->agree(r->comm, &value), PL_OK);
-        ck_assert_int_eq(value, s->size >= 3 ? 8 : i == 0 && s->size == 2 ? 9 : s->size == 1 ? 10 - i % 3 : 8);
-    }
-    machine_close(&m);
-}
-
-START_TEST(collectives)
-{
-    struct shapes s = shapes[_i];
-    on_ranks(s.size, TIMEOUT_MS, collect_all, &s);
-}
-END_TEST
-
-START_TEST(collectives_of_gpus)
-{
-    struct shapes s = gpu_shapes[_i];
-    setenv("PARLEY_EMU_GPUS", "5", 1);
-    on_ranks(s.size, TIMEOUT_MS, collect_all, &s);
-}
-END_TEST
-
-/* ---- ranks that are lost ------------------------------------------------------------------------------------------- */
-
-enum { LATE, GIVES_UP };
-struct loss {
-    int how;
-    atomic_uint n_failed;
-};
-
-static void lose_one(struct rank *r)
-{
-    struct loss *l = r->shared;
-    const uint64_t began = pl_now_ns();
-    int value = 0;
-    ck_assert_int_eq(r->comm->ops->agree(r->comm, &value), PL_OK);
-    if (r->comm->rank == 1) {
-        if (l->how == GIVES_UP)
-            r->comm->ops->give_up(r->comm);
-        while (atomic_load(&l->n_failed) < 2)
-            nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
-        return;
-    }
-    ck_assert_int_eq(r->comm->ops->agree(r->comm, &value), PL_ERANK);
-    const double s = (double)(pl_now_ns() - began) / 1e9;
-    ck_assert_msg(l->how == GIVES_UP ? s < 5 : s >= 0.29, "after %g s", s);
-    ck_assert_int_eq(r->comm->ops->agree(r->comm, &value), PL_ERANK); /* for good */
-    ck_assert_int_eq(r->comm->ops->broadcast(r->comm, &value, sizeof value), PL_ERANK);
-    atomic_fetch_add(&l->n_failed, 1);
-}
-
-START_TEST(a_lost_rank_is_noticed)
-{
-    struct loss l = {.how = _i};
-    pl_log_setup(PL_LOG_ERROR, false, -1);
-    on_ranks(3, _i == GIVES_UP ? TIMEOUT_MS : 300, lose_one, &l);
-}
-END_TEST
 
 /* ---- models -------------------------------------------------------------------------------------------------------- */
 
@@ -376,7 +74,7 @@ static struct pl_adapter *random_adapter(const struct pl_spec *spec, uint64_t fr
     struct pl_adapter *a = pl_xcalloc(1, sizeof *a);
     a->arch = spec->arch;
     a->pairs = pl_xcalloc((size_t)spec->n_layers * PL_TARGET_COUNT, sizeof *a->pairs);
-    seed = from;
+    uint64_t seed = from;
     for (uint32_t layer = 0; layer < spec->n_layers; layer++)
         for (int t = 0; t < PL_TARGET_COUNT; t++) {
             struct pl_target_place place;
@@ -387,8 +85,8 @@ static struct pl_adapter *random_adapter(const struct pl_spec *spec, uint64_t fr
                                                            .target = (pl_target)t,
                                                            .rank = rank,
                                                            .scale = 0.3f,
-                                                           .a = fill((size_t)rank * place.cols),
-                                                           .b = fill((size_t)rank * place.rows)};
+                                                           .a = random_floats(&seed, (size_t)rank * place.cols),
+                                                           .b = random_floats(&seed, (size_t)rank * place.rows)};
         }
     return a;
 }
@@ -513,18 +211,16 @@ START_TEST(impossible_numbers_of_ranks)
     struct pl_gguf *g;
     struct pl_spec spec;
     struct pl_part part;
-    struct machine m;
+    const struct pl_device_ops ops = {.rounds_inputs = !c->sums};
+    const struct pl_device dev = {&ops};
     unsigned arch;
     size_t n;
     void *bytes = build(c->flags, &n);
-    machine_open(&m, NULL, 0, false);
-    m.ops.rounds_inputs = !c->sums;
     ck_assert_msg(pl_gguf_open_memory(&g, bytes, n, &err) == PL_OK, "%s", err.msg);
     ck_assert_int_eq(pl_model_check(&spec, &arch, NULL, g, &err), PL_OK);
-    ck_assert_int_eq(pl_part_make(&part, &spec, arch, g, m.dev, 0, c->size, &err), PL_EINVAL);
+    ck_assert_int_eq(pl_part_make(&part, &spec, arch, g, &dev, 0, c->size, &err), PL_EINVAL);
     ck_assert_str_eq(err.param, "tensor-parallel");
     ck_assert_msg(strstr(err.msg, c->possible) != NULL && strlen(strstr(err.msg, c->possible)) == strlen(c->possible), "%s", err.msg);
-    machine_close(&m);
     pl_gguf_close(g);
     free(bytes);
 }
@@ -537,9 +233,9 @@ struct world {
     struct pl_gguf *g;
     struct pl_tok *tok;
     void *bytes;
-    struct pl_comm *comms[MOST];
-    struct runner runners[MOST];
-    pthread_t threads[MOST];
+    struct pl_comm *comms[MOST_RANKS];
+    struct runner runners[MOST_RANKS];
+    pthread_t threads[MOST_RANKS];
     struct pl_engine *engine;
     atomic_uint lost;
     atomic_bool halt; /* ranks other than 0 stop in the middle */
@@ -827,23 +523,18 @@ END_TEST
 Suite *suite_ranks(void)
 {
     Suite *s = suite_create("ranks");
-    TCase *comm = tcase_create("collectives"), *model = tcase_create("models"), *engine = tcase_create("engine");
-    tcase_set_timeout(comm, 180), tcase_set_timeout(model, 180), tcase_set_timeout(engine, 240);
-    tcase_add_loop_test(comm, collectives, 0, (int)PL_COUNT_OF(shapes));
-    tcase_add_loop_test(comm, a_lost_rank_is_noticed, LATE, GIVES_UP + 1);
+    TCase *model = tcase_create("models"), *engine = tcase_create("engine");
+    tcase_set_timeout(model, 180), tcase_set_timeout(engine, 240);
     tcase_add_loop_test(model, parts_give_the_logits_of_the_whole, 0, (int)PL_COUNT_OF(cut_cases));
     tcase_add_loop_test(model, impossible_numbers_of_ranks, 0, (int)PL_COUNT_OF(refusals));
-    if (emulated_nccl()) {
-        tcase_add_loop_test(comm, collectives_of_gpus, 0, (int)PL_COUNT_OF(gpu_shapes));
+    if (emulated_nccl())
         tcase_add_loop_test(model, parts_on_gpus_give_the_logits_of_the_whole, 0, (int)PL_COUNT_OF(gpu_cases));
-    } else {
+    else
         fputs("ranks: not on emulated GPUs, which make cuda-emu builds\n", stderr);
-    }
     tcase_add_loop_test(engine, the_engine_gives_the_same_text, 0, 2);
     tcase_add_test(engine, a_rank_that_hangs_ends_the_requests);
     tcase_add_test(engine, a_pass_without_memory_ends_the_requests);
     tcase_add_test(engine, an_idle_engine_notices_too);
-    suite_add_tcase(s, comm);
     suite_add_tcase(s, model);
     suite_add_tcase(s, engine);
     return s;

@@ -1,8 +1,8 @@
 /* faults: a library for LD_PRELOAD that makes system calls fail when a test says so, and writes down what was flushed to the disk.
  *
  * FAULTS=FILE: a line "CALL ERRNO TEXT" makes each CALL (write, fsync, fork) fail with that number; write and fsync only for files whose path
- * has TEXT in it. "read N TEXT" makes reads take N milliseconds longer, "unlink N TEXT" removals. "write" stands for all calls that write; the
- * file may change at any time, and may be absent.
+ * has TEXT in it. "read N TEXT" makes reads take N milliseconds longer (or until the line is gone), "unlink N TEXT" removals. "write" stands for all calls
+ * that write; the file may change at any time, and may be absent.
  * FAULTS_LOG=FILE: a line "fsync PATH" for each file or folder that was flushed.
  * SPDX-License-Identifier: Apache-2.0 */
 #include <dlfcn.h>
@@ -61,13 +61,16 @@ static bool fails(const char *call, int fd)
     return number != 0;
 }
 
+enum { DELAY_MS = 10 };
+
 #define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
 
+/* So long, or until the rule is no longer there. */
 static void delay(const char *call, int fd, const char *path)
 {
-    const int before = errno, ms = fault(call, fd, path);
-    if (ms > 0)
-        usleep((useconds_t)ms * 1000);
+    const int before = errno;
+    for (int ms = 0; ms < fault(call, fd, path); ms += DELAY_MS)
+        usleep(DELAY_MS * 1000);
     errno = before;
 }
 
