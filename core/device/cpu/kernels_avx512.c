@@ -117,7 +117,7 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
 {
     const uint32_t loads = sub * bits / 32, K = p->cols, n_subs = K / sub;
     const uint32_t scale_bytes = half ? 32 : 64, quant_bytes = sub * PL_CPU_GROUP * bits / 8;
-    const uint32_t next = quant_bytes + scale_bytes * (has_min ? 2 : 1); /* a group's sub-block, behind which the other's lies */
+    const uint32_t sub_bytes = 2 * (quant_bytes + scale_bytes * (has_min ? 2 : 1));
     const struct pl_cpu_block *blocks = x->b + (size_t)t0 * (K / 32);
     const __m512i low = _mm512_set1_epi8(15);
     const __m128i offset_bits = _mm_cvtsi32_si128((int)p->offset_bits);
@@ -129,7 +129,7 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
         __builtin_prefetch(out + i * stride, 1);
         __builtin_prefetch(out + i * stride + PL_CPU_GROUP, 1);
     }
-    for (uint32_t b = 0; b < n_subs; b++) {
+    for (uint32_t b = 0; b < n_subs; b++, w += sub_bytes) {
         __m512i dot[2][TOKENS];
 #pragma GCC unroll 6
         for (uint32_t i = 0; i < n_t; i++) {
@@ -138,7 +138,7 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
         }
 #pragma GCC unroll 8
         for (uint32_t k = 0; k < loads; k++) {
-            __m512i v0 = _mm512_loadu_si512(w + 64 * k), v1 = _mm512_loadu_si512(w + next + 64 * k);
+            __m512i v0 = _mm512_loadu_si512(w + 64 * k), v1 = _mm512_loadu_si512(w + quant_bytes + 64 * k);
             const int8_t *in = q + b * sub + 4 * k;
             if (bits == 4) {
                 step_dots(_mm512_and_si512(v0, low), _mm512_and_si512(v1, low), in, K, n_t, dot);
@@ -149,12 +149,11 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
                 step_dots(v0, v1, in, K, n_t, dot);
             }
         }
-        for (uint32_t at = ahead; at < 2 * next; at += ahead_step)
+        for (uint32_t at = ahead; at < sub_bytes; at += ahead_step)
             _mm_prefetch((const char *)w + p->unit_bytes + at, _MM_HINT_T0); /* of the next unit, other lines than the tiles beside this one */
-        w += quant_bytes;
-        const vf scale0 = load_scale(w, half), scale1 = load_scale(w + next, half);
-        const vf min0 = has_min ? load_scale(w + scale_bytes, half) : scale0, min1 = has_min ? load_scale(w + next + scale_bytes, half) : scale1;
-        w += next + next - quant_bytes;
+        const uint8_t *scales = w + 2 * quant_bytes, *minima = has_min ? scales + 2 * scale_bytes : scales;
+        const vf scale0 = load_scale(scales, half), scale1 = load_scale(scales + scale_bytes, half);
+        const vf min0 = load_scale(minima, half), min1 = load_scale(minima + scale_bytes, half);
 #pragma GCC unroll 6
         for (uint32_t i = 0; i < n_t; i++) {
             const struct pl_cpu_block *block = blocks + i * (K / 32) + b * sub / 32;
