@@ -109,7 +109,8 @@ static inline __attribute__((always_inline)) __m512i sum_of(const struct pl_cpu_
 /* Two groups of 16 rows × n_t tokens; the second one's results are kept if n_groups is 2. A step feeds 4 inputs of 32 rows to
  * VPDPBUSD for every token before the next step: chains of one token after the other would fill the scheduler with instructions
  * that wait, and four inputs are loaded once for both groups. In each token, the sum of a sub-block is an exact integer, from which
- * the offset's part is taken at the start; scale, minimum and the token's scale are applied once per sub-block, in order. */
+ * the offset's part is taken at the end, where no product waits for it; scale, minimum and the token's scale are applied once per
+ * sub-block, in order. */
 static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part *p, const uint8_t *w, uint32_t n_groups,
                                                        const struct pl_cpu_act *x, uint32_t t0, uint32_t bits, uint32_t sub,
                                                        bool has_min, bool half, uint32_t n_t, float *out, size_t stride, bool add,
@@ -132,10 +133,8 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
     for (uint32_t b = 0; b < n_subs; b++, w += sub_bytes) {
         __m512i dot[2][TOKENS];
 #pragma GCC unroll 6
-        for (uint32_t i = 0; i < n_t; i++) {
-            const __m512i offset = _mm512_sll_epi32(sum_of(blocks + i * (K / 32), b, sub), offset_bits);
-            dot[0][i] = dot[1][i] = has_min ? _mm512_setzero_si512() : _mm512_sub_epi32(_mm512_setzero_si512(), offset);
-        }
+        for (uint32_t i = 0; i < n_t; i++)
+            dot[0][i] = dot[1][i] = _mm512_setzero_si512();
 #pragma GCC unroll 8
         for (uint32_t k = 0; k < loads; k++) {
             __m512i v0 = _mm512_loadu_si512(w + 64 * k), v1 = _mm512_loadu_si512(w + quant_bytes + 64 * k);
@@ -157,6 +156,11 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
 #pragma GCC unroll 6
         for (uint32_t i = 0; i < n_t; i++) {
             const struct pl_cpu_block *block = blocks + i * (K / 32) + b * sub / 32;
+            if (!has_min) {
+                const __m512i offset = _mm512_sll_epi32(sum_of(blocks + i * (K / 32), b, sub), offset_bits);
+                dot[0][i] = _mm512_sub_epi32(dot[0][i], offset);
+                dot[1][i] = _mm512_sub_epi32(dot[1][i], offset);
+            }
             const vf dx = vf_set(block->d), y0 = _mm512_cvtepi32_ps(dot[0][i]), y1 = _mm512_cvtepi32_ps(dot[1][i]);
             if (has_min) {
                 const vf sum = sub == 32 ? vf_set(block->sum) : _mm512_cvtepi32_ps(_mm512_set1_epi32(block->sum16[b % 2]));

@@ -47,10 +47,8 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
     for (uint32_t b = 0; b < n_subs; b++, quants += 2 * one, scales += 2 * one, next += 2 * one) {
         __m256i dot[2][TOKENS];
 #pragma GCC unroll 4
-        for (uint32_t i = 0; i < n_t; i++) {
-            const __m256i offset = _mm256_sll_epi32(sum_of(blocks + i * (K / 32), b, sub), offset_bits);
-            dot[0][i] = dot[1][i] = has_min ? _mm256_setzero_si256() : _mm256_sub_epi32(_mm256_setzero_si256(), offset);
-        }
+        for (uint32_t i = 0; i < n_t; i++)
+            dot[0][i] = dot[1][i] = _mm256_setzero_si256();
 #pragma GCC unroll 8
         for (uint32_t k = 0; k < loads; k++) {
             const __m256i v0 = _mm256_loadu_si256((const void *)(quants + 64 * k)), v1 = _mm256_loadu_si256((const void *)(quants + 64 * k + 32));
@@ -69,6 +67,11 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
 #pragma GCC unroll 4
         for (uint32_t i = 0; i < n_t; i++) {
             const struct pl_cpu_block *block = blocks + i * (K / 32) + b * sub / 32;
+            if (!has_min) {
+                const __m256i offset = _mm256_sll_epi32(sum_of(blocks + i * (K / 32), b, sub), offset_bits);
+                dot[0][i] = _mm256_sub_epi32(dot[0][i], offset);
+                dot[1][i] = _mm256_sub_epi32(dot[1][i], offset);
+            }
             const vf y = vf_of(_mm256_cvtepi32_ps(dot[0][i]), _mm256_cvtepi32_ps(dot[1][i])), dx = vf_set(block->d);
             if (has_min)
                 acc[i] = vf_fma(vf_fma(y, scale, vf_mul(min, vf_set(sub == 32 ? block->sum : (float)block->sum16[b % 2]))), dx, acc[i]);
