@@ -23,11 +23,6 @@ static inline vf vf_clamp(vf x, float lo, float hi)
     return _mm512_min_ps(_mm512_set1_ps(hi), _mm512_max_ps(_mm512_set1_ps(lo), x)); /* the second operand passes NaN on */
 }
 static inline vf vf_times_pow2(vf x, vf n) { return _mm512_scalef_ps(x, n); }
-static inline vf vf_over(vf x, vf y)
-{
-    const vf r = _mm512_rcp14_ps(y); /* and a step of Newton's; a division of 16 takes longer than both */
-    return _mm512_mul_ps(x, _mm512_fmadd_ps(r, _mm512_fnmadd_ps(y, r, _mm512_set1_ps(1.f)), r));
-}
 static inline vf vf_load_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const void *)p)); }
 static inline vf vf_load_bf16(const uint16_t *p)
 {
