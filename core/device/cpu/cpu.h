@@ -22,8 +22,8 @@ enum {
 
 /* One part of a weight, packed in units of two groups of 16 rows; rows that fill up the last unit are zero.
  *
- * Block types, per unit and sub-block of `sub` inputs (16 or 32), for the first group and then for the second, so that one
- * 64-byte load feeds 16 rows and a processor reads a single stream:
+ * Block types, per unit and sub-block of `sub` inputs (16 or 32), so that one 64-byte load feeds 16 rows, from one cache line, and a
+ * processor reads a single stream; of each piece the first group's and then the second's:
  *   quants   step k: row 0 inputs 4k..4k+3, row 1 inputs 4k..4k+3, … row 15        64 bytes a step, 8-bit quants
  *            4-bit quants: a vector's low nibbles are step k, its high nibbles step k + sub/8
  *   scales   16 × f16 (types whose scales are f16) or f32 (K-quants)
@@ -43,6 +43,11 @@ struct pl_cpu_part {
     float offset;
     uint32_t offset_bits; /* offset = 2^offset_bits where there is one */
 };
+
+static inline uint32_t pl_cpu_quant_bytes(const struct pl_cpu_part *p) /* one group's of a sub-block */
+{
+    return PL_CPU_GROUP * p->sub * p->bits / 8;
+}
 
 static inline uint32_t pl_cpu_units(const struct pl_cpu_part *p)
 {

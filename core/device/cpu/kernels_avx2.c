@@ -27,8 +27,8 @@ static inline __attribute__((always_inline)) void step_dots(__m256i w, const int
     }
 }
 
-/* As in AVX-512, with the 16 rows as two halves one after the other. */
-static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part *p, const uint8_t *w, const struct pl_cpu_act *x,
+/* As in AVX-512, with the 16 rows of group g as two halves one after the other. */
+static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part *p, const uint8_t *w, uint32_t g, const struct pl_cpu_act *x,
                                                        uint32_t t0, uint32_t bits, uint32_t sub, bool has_min, bool half,
                                                        uint32_t n_t, float *out, size_t stride, bool add)
 {
@@ -44,8 +44,9 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
         __m256 acc[TOKENS];
         for (uint32_t i = 0; i < n_t; i++)
             acc[i] = _mm256_setzero_ps();
-        const uint8_t *at = w + 32 * side;
-        for (uint32_t b = 0; b < n_subs; b++, at += 2 * one) {
+        const uint8_t *at = w + g * quant_bytes + 32 * side, *scales = w + 2 * quant_bytes + g * scale_bytes + side * scale_bytes / 2;
+        const uint8_t *next = w + p->unit_bytes + g * one;
+        for (uint32_t b = 0; b < n_subs; b++, at += 2 * one, scales += 2 * one, next += 2 * one) {
             __m256i dot[TOKENS];
 #pragma GCC unroll 4
             for (uint32_t i = 0; i < n_t; i++)
@@ -60,15 +61,14 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
                     step_dots(is_signed ? _mm256_xor_si256(v, flip) : v, in, K, n_t, bits, is_signed, dot);
                 }
             }
-            if (side == 0) { /* the same group of the next unit */
+            if (side == 0) {
 #pragma GCC unroll 10
                 for (uint32_t ahead = 0; ahead < one; ahead += 64)
-                    _mm_prefetch((const char *)at + p->unit_bytes + ahead, _MM_HINT_T0);
+                    _mm_prefetch((const char *)next + ahead, _MM_HINT_T0);
             }
-            const uint8_t *scales = at - 32 * side + quant_bytes + side * scale_bytes / 2;
             const __m256 scale = half ? f16_8((const uint16_t *)scales) : _mm256_loadu_ps((const float *)scales);
-            scales += scale_bytes;
-            const __m256 min = !has_min ? scale : half ? f16_8((const uint16_t *)scales) : _mm256_loadu_ps((const float *)scales);
+            const uint8_t *minima = scales + 2 * scale_bytes;
+            const __m256 min = !has_min ? scale : half ? f16_8((const uint16_t *)minima) : _mm256_loadu_ps((const float *)minima);
 #pragma GCC unroll 4
             for (uint32_t i = 0; i < n_t; i++) {
                 __m256i sum = bits == 4 ? _mm256_madd_epi16(dot[i], _mm256_set1_epi16(1)) : dot[i];
@@ -89,16 +89,16 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
 }
 
 #define LAYOUT(bits, sub, has_min, half)                                                                               \
-    static void rows_##bits##_##sub##_##has_min##_##half(const struct pl_cpu_part *p, const uint8_t *w,                \
+    static void rows_##bits##_##sub##_##has_min##_##half(const struct pl_cpu_part *p, const uint8_t *w, uint32_t g,    \
                                                          const struct pl_cpu_act *x, uint32_t t0, uint32_t n_t,        \
                                                          float *out, size_t stride, bool add)                          \
     {                                                                                                                  \
         for (; n_t >= TOKENS; n_t -= TOKENS, t0 += TOKENS, out += TOKENS * stride)                                     \
-            tile(p, w, x, t0, bits, sub, has_min, half, TOKENS, out, stride, add);                                     \
+            tile(p, w, g, x, t0, bits, sub, has_min, half, TOKENS, out, stride, add);                                     \
         if (n_t & 2)                                                                                                   \
-            tile(p, w, x, t0, bits, sub, has_min, half, 2, out, stride, add), t0 += 2, out += 2 * stride;              \
+            tile(p, w, g, x, t0, bits, sub, has_min, half, 2, out, stride, add), t0 += 2, out += 2 * stride;              \
         if (n_t & 1)                                                                                                   \
-            tile(p, w, x, t0, bits, sub, has_min, half, 1, out, stride, add);                                          \
+            tile(p, w, g, x, t0, bits, sub, has_min, half, 1, out, stride, add);                                          \
     }
 #include "core/device/cpu/layouts.h"
 #undef LAYOUT

@@ -23,11 +23,6 @@ static inline vf vf_clamp(vf x, float lo, float hi)
     return _mm512_min_ps(_mm512_set1_ps(hi), _mm512_max_ps(_mm512_set1_ps(lo), x)); /* the second operand passes NaN on */
 }
 static inline vf vf_times_pow2(vf x, vf n) { return _mm512_scalef_ps(x, n); }
-static inline vf vf_over(vf x, vf y)
-{
-    const vf r = _mm512_rcp14_ps(y); /* and a step of Newton's; a division of 16 takes longer than both */
-    return _mm512_mul_ps(x, _mm512_fmadd_ps(r, _mm512_fnmadd_ps(y, r, _mm512_set1_ps(1.f)), r));
-}
 static inline vf vf_load_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const void *)p)); }
 static inline vf vf_load_bf16(const uint16_t *p)
 {
@@ -109,7 +104,8 @@ static inline __attribute__((always_inline)) __m512i sum_of(const struct pl_cpu_
 /* Two groups of 16 rows × n_t tokens; the second one's results are kept if n_groups is 2. A step feeds 4 inputs of 32 rows to
  * VPDPBUSD for every token before the next step: chains of one token after the other would fill the scheduler with instructions
  * that wait, and four inputs are loaded once for both groups. In each token, the sum of a sub-block is an exact integer, from which
- * the offset's part is taken at the start; scale, minimum and the token's scale are applied once per sub-block, in order. */
+ * the offset's part is taken at the end, where no product waits for it; scale, minimum and the token's scale are applied once per
+ * sub-block, in order. */
 static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part *p, const uint8_t *w, uint32_t n_groups,
                                                        const struct pl_cpu_act *x, uint32_t t0, uint32_t bits, uint32_t sub,
                                                        bool has_min, bool half, uint32_t n_t, float *out, size_t stride, bool add,
@@ -117,7 +113,7 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
 {
     const uint32_t loads = sub * bits / 32, K = p->cols, n_subs = K / sub;
     const uint32_t scale_bytes = half ? 32 : 64, quant_bytes = sub * PL_CPU_GROUP * bits / 8;
-    const uint32_t next = quant_bytes + scale_bytes * (has_min ? 2 : 1); /* a group's sub-block, behind which the other's lies */
+    const uint32_t sub_bytes = 2 * (quant_bytes + scale_bytes * (has_min ? 2 : 1));
     const struct pl_cpu_block *blocks = x->b + (size_t)t0 * (K / 32);
     const __m512i low = _mm512_set1_epi8(15);
     const __m128i offset_bits = _mm_cvtsi32_si128((int)p->offset_bits);
@@ -129,16 +125,14 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
         __builtin_prefetch(out + i * stride, 1);
         __builtin_prefetch(out + i * stride + PL_CPU_GROUP, 1);
     }
-    for (uint32_t b = 0; b < n_subs; b++) {
+    for (uint32_t b = 0; b < n_subs; b++, w += sub_bytes) {
         __m512i dot[2][TOKENS];
 #pragma GCC unroll 6
-        for (uint32_t i = 0; i < n_t; i++) {
-            const __m512i offset = _mm512_sll_epi32(sum_of(blocks + i * (K / 32), b, sub), offset_bits);
-            dot[0][i] = dot[1][i] = has_min ? _mm512_setzero_si512() : _mm512_sub_epi32(_mm512_setzero_si512(), offset);
-        }
+        for (uint32_t i = 0; i < n_t; i++)
+            dot[0][i] = dot[1][i] = _mm512_setzero_si512();
 #pragma GCC unroll 8
         for (uint32_t k = 0; k < loads; k++) {
-            __m512i v0 = _mm512_loadu_si512(w + 64 * k), v1 = _mm512_loadu_si512(w + next + 64 * k);
+            __m512i v0 = _mm512_loadu_si512(w + 64 * k), v1 = _mm512_loadu_si512(w + quant_bytes + 64 * k);
             const int8_t *in = q + b * sub + 4 * k;
             if (bits == 4) {
                 step_dots(_mm512_and_si512(v0, low), _mm512_and_si512(v1, low), in, K, n_t, dot);
@@ -149,15 +143,19 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
                 step_dots(v0, v1, in, K, n_t, dot);
             }
         }
-        for (uint32_t at = ahead; at < 2 * next; at += ahead_step)
+        for (uint32_t at = ahead; at < sub_bytes; at += ahead_step)
             _mm_prefetch((const char *)w + p->unit_bytes + at, _MM_HINT_T0); /* of the next unit, other lines than the tiles beside this one */
-        w += quant_bytes;
-        const vf scale0 = load_scale(w, half), scale1 = load_scale(w + next, half);
-        const vf min0 = has_min ? load_scale(w + scale_bytes, half) : scale0, min1 = has_min ? load_scale(w + next + scale_bytes, half) : scale1;
-        w += next + next - quant_bytes;
+        const uint8_t *scales = w + 2 * quant_bytes, *minima = has_min ? scales + 2 * scale_bytes : scales;
+        const vf scale0 = load_scale(scales, half), scale1 = load_scale(scales + scale_bytes, half);
+        const vf min0 = load_scale(minima, half), min1 = load_scale(minima + scale_bytes, half);
 #pragma GCC unroll 6
         for (uint32_t i = 0; i < n_t; i++) {
             const struct pl_cpu_block *block = blocks + i * (K / 32) + b * sub / 32;
+            if (!has_min) {
+                const __m512i offset = _mm512_sll_epi32(sum_of(blocks + i * (K / 32), b, sub), offset_bits);
+                dot[0][i] = _mm512_sub_epi32(dot[0][i], offset);
+                dot[1][i] = _mm512_sub_epi32(dot[1][i], offset);
+            }
             const vf dx = vf_set(block->d), y0 = _mm512_cvtepi32_ps(dot[0][i]), y1 = _mm512_cvtepi32_ps(dot[1][i]);
             if (has_min) {
                 const vf sum = sub == 32 ? vf_set(block->sum) : _mm512_cvtepi32_ps(_mm512_set1_epi32(block->sum16[b % 2]));

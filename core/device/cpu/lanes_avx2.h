@@ -45,7 +45,6 @@ static inline __m256 pow2_8(__m256 n)
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
 }
 static inline vf vf_times_pow2(vf x, vf n) { return vf_mul(x, vf_of(pow2_8(n.a), pow2_8(n.b))); }
-static inline vf vf_over(vf x, vf y) { return vf_of(_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)); }
 static inline __m256 f16_8(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const void *)p)); }
 static inline vf vf_load_f16(const uint16_t *p) { return vf_of(f16_8(p), f16_8(p + 8)); }
 static inline __m256 bf16_8(const uint16_t *p)

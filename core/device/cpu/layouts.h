@@ -1,6 +1,6 @@
 /* layouts: the packed layouts that occur (see struct pl_cpu_part), for the macro LAYOUT(bits, sub, has_min, half_scales)
  * that the including file has defined. Included more than once on purpose. With ROWS_BY_GROUP instead, rows_block for functions
- * rows_BITS_SUB_MIN_HALF that take one group of 16 rows.
+ * rows_BITS_SUB_MIN_HALF that take one group of 16 rows of a unit.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifdef LAYOUT
 LAYOUT(4, 32, 0, 1) /* Q4_0 */
@@ -19,10 +19,10 @@ static void rows_block(const struct pl_cpu_part *p, uint32_t unit, uint32_t n_gr
                        uint32_t n_t, float *out, size_t stride, bool add)
 {
     const uint8_t *w = p->packed + unit * p->unit_bytes;
-    for (uint32_t g = 0; g < n_groups; g++, w += p->unit_bytes / (2 * (p->cols / p->sub)), out += PL_CPU_GROUP) {
+    for (uint32_t g = 0; g < n_groups; g++, out += PL_CPU_GROUP) {
 #define LAYOUT(bits_, sub_, has_min_, half_)                                                                           \
         if (p->bits == bits_ && p->sub == sub_ && p->has_min == has_min_ && p->half_scales == half_)                   \
-            rows_##bits_##_##sub_##_##has_min_##_##half_(p, w, x, t0, n_t, out, stride, add);
+            rows_##bits_##_##sub_##_##has_min_##_##half_(p, w, g, x, t0, n_t, out, stride, add);
 #include "core/device/cpu/layouts.h"
 #undef LAYOUT
     }

@@ -1,7 +1,7 @@
 /* vec: the kernels that are the same for every vector instruction set, over 16 float32 lanes. A file that includes this has
  * defined the lane type `vf` and vf_load, vf_store, vf_set, vf_fma (a*b+c), vf_max, vf_sum, vf_largest, vf_magnitude,
- * vf_largest_bits, vf_round_i8, vf_load_f16, vf_load_bf16, vf_times_pow2 (x * 2^n for integral n) and vf_over (x / y to
- * an ulp or two, y not below 1) for its instruction set; everything here is static.
+ * vf_largest_bits, vf_round_i8, vf_load_f16, vf_load_bf16 and vf_times_pow2 (x * 2^n for
+ * integral n) for its instruction set; everything here is static.
  *
  * Every sum runs in a fixed order over its own row, so that results do not depend on what else is computed.
  * SPDX-License-Identifier: Apache-2.0 */
@@ -94,18 +94,12 @@ static void vec_norm(pl_norm_kind kind, float *out, const float *x, const float 
             mean += x[i];
         mean /= (float)n;
     }
-    enum { SUMS = 4 }; /* one after the other would wait for each other */
-    vf sums[SUMS] = {vf_set(0.f), vf_set(0.f), vf_set(0.f), vf_set(0.f)}, m = vf_set(mean);
-    for (i = 0; i + SUMS * VF <= n; i += SUMS * VF)
-        for (uint32_t k = 0; k < SUMS; k++) {
-            vf v = vf_sub(vf_load(x + i + k * VF), m);
-            sums[k] = vf_fma(v, v, sums[k]);
-        }
-    for (; i + VF <= n; i += VF) {
+    vf sum = vf_set(0.f), m = vf_set(mean);
+    for (i = 0; i + VF <= n; i += VF) {
         vf v = vf_sub(vf_load(x + i), m);
-        sums[0] = vf_fma(v, v, sums[0]);
+        sum = vf_fma(v, v, sum);
     }
-    square = vf_sum(vf_add(vf_add(sums[0], sums[1]), vf_add(sums[2], sums[3])));
+    square = vf_sum(sum);
     for (; i < n; i++)
         square += (x[i] - mean) * (x[i] - mean);
     float scale = 1 / sqrtf(square / (float)n + eps);
@@ -147,7 +141,7 @@ static inline vf activate(pl_act_kind kind, vf x)
         vf cube = vf_mul(vf_mul(x, x), x);
         u = vf_mul(vf_set(1.5957691216057308f), vf_fma(cube, vf_set(0.044715f), x));
     }
-    return vf_over(x, vf_add(vf_set(1.f), vf_exp(vf_sub(vf_set(0.f), u))));
+    return vf_div(x, vf_add(vf_set(1.f), vf_exp(vf_sub(vf_set(0.f), u))));
 }
 
 static inline float activate_one(pl_act_kind kind, float x)

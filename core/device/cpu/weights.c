@@ -5,11 +5,17 @@
 
 #include "core/device/cpu/cpu.h"
 
-/* One group's sub-block */
+enum { GROUPS = PL_CPU_UNIT / PL_CPU_GROUP };
+
+static size_t scale_bytes(const struct pl_cpu_part *p) /* one group's of a sub-block */
+{
+    return PL_CPU_GROUP * (p->half_scales ? sizeof(uint16_t) : sizeof(float));
+}
+
+/* A unit's sub-block */
 static size_t sub_bytes(const struct pl_cpu_part *p)
 {
-    size_t scales = PL_CPU_GROUP * (p->half_scales ? sizeof(uint16_t) : sizeof(float));
-    return (size_t)PL_CPU_GROUP * p->sub * p->bits / 8 + scales * (p->has_min ? 2 : 1);
+    return GROUPS * (pl_cpu_quant_bytes(p) + scale_bytes(p) * (p->has_min ? 2 : 1));
 }
 
 enum { CHUNK_BYTES = 64 << 20 }; /* of address space; pages come when they are written */
@@ -72,7 +78,7 @@ static bool describe(struct pl_cpu_part *p, const struct pl_weight_src *src)
     while ((float)(1u << p->offset_bits) < p->offset)
         p->offset_bits++;
     p->half_scales = pl_dtype_block(src->dtype) == 32;
-    p->unit_bytes = p->cols / p->sub * sub_bytes(p) * (PL_CPU_UNIT / PL_CPU_GROUP);
+    p->unit_bytes = p->cols / p->sub * sub_bytes(p);
     return true;
 }
 
@@ -86,21 +92,22 @@ static void put_scale(uint8_t *at, uint32_t row, bool half, float v)
     }
 }
 
-/* One sub-block of one row into its place in the group. */
-static void pack_sub(const struct pl_cpu_part *p, uint8_t *unit, uint32_t row, const uint8_t *q, float scale, float min)
+/* One sub-block of one row into its place. */
+static void pack_sub(const struct pl_cpu_part *p, uint8_t *to, uint32_t row, const uint8_t *q, float scale, float min)
 {
-    uint32_t steps = p->sub / 4;
+    const uint32_t steps = p->sub / 4, group = row / PL_CPU_GROUP, in_group = row % PL_CPU_GROUP;
+    uint8_t *quants = to + (size_t)group * pl_cpu_quant_bytes(p);
     for (uint32_t e = 0; e < p->sub; e++) {
-        uint32_t step = e / 4, lane = 4 * row + e % 4;
+        uint32_t step = e / 4, lane = 4 * in_group + e % 4;
         if (p->bits == 8)
-            unit[64 * step + lane] = q[e];
+            quants[64 * step + lane] = q[e];
         else
-            unit[64 * (step % (steps / 2)) + lane] |= (uint8_t)(q[e] << (step / (steps / 2) * 4));
+            quants[64 * (step % (steps / 2)) + lane] |= (uint8_t)(q[e] << (step / (steps / 2) * 4));
     }
-    uint8_t *scales = unit + (size_t)PL_CPU_GROUP * p->sub * p->bits / 8;
-    put_scale(scales, row, p->half_scales, scale);
+    uint8_t *scales = to + GROUPS * (size_t)pl_cpu_quant_bytes(p) + group * scale_bytes(p);
+    put_scale(scales, in_group, p->half_scales, scale);
     if (p->has_min)
-        put_scale(scales + PL_CPU_GROUP * (p->half_scales ? 2 : 4), row, p->half_scales, min);
+        put_scale(scales + GROUPS * scale_bytes(p), in_group, p->half_scales, min);
 }
 
 static void pack_block_row(const struct pl_cpu_part *p, uint8_t *unit, uint32_t row, const uint8_t *src)
@@ -108,12 +115,11 @@ static void pack_block_row(const struct pl_cpu_part *p, uint8_t *unit, uint32_t 
     uint8_t q[256];
     float scale[16], min[16];
     uint32_t block = pl_dtype_block(p->dtype), per_block = block / p->sub;
-    size_t one = sub_bytes(p);
-    uint8_t *to = unit + row / PL_CPU_GROUP * one;
+    uint8_t *to = unit;
     for (uint32_t b = 0; b < p->cols / block; b++) {
         pl_dtype_unpack(p->dtype, src + (size_t)b * pl_dtype_block_bytes(p->dtype), q, scale, min);
-        for (uint32_t j = 0; j < per_block; j++, to += one * (PL_CPU_UNIT / PL_CPU_GROUP))
-            pack_sub(p, to, row % PL_CPU_GROUP, q + j * p->sub, scale[j], min[j]);
+        for (uint32_t j = 0; j < per_block; j++, to += sub_bytes(p))
+            pack_sub(p, to, row, q + j * p->sub, scale[j], min[j]);
     }
 }
 
