@@ -114,7 +114,7 @@ static bool take(struct worker *of, uint64_t number, size_t n, size_t *from, siz
     const uint64_t base = number << INDEX_BITS;
     uint64_t next = atomic_load_explicit(&of->next, memory_order_relaxed);
     do {
-        *from = next > base ? next - base : 0; /* the first to come begins the range */
+        *from = (next - base) >> INDEX_BITS == 0 ? next - base : 0; /* the first to come begins the range; numbers may come round */
         if (*from >= n)
             return false;
         *to = *from + (n - *from + 1) / 2;
