@@ -327,6 +327,8 @@ def test_jobs_go_on_while_a_model_is_read(start, tiny, three, slowly):
     slow(0, "-")
     assert answer(waits)[0] == 200
     until(lambda: all(c.fine_tuning.jobs.retrieve(j.id).status == "succeeded" for j in jobs[:2]), 60)
+    until(lambda: d.log.count("is not served: ") == 2)  # the script's adapters are empty files
+    assert made() == []  # nor the one that was cancelled meanwhile
 
 
 def test_storm(start, models):
