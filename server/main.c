@@ -253,7 +253,7 @@ static int follow(struct daemon *d)
     }
     free(path);
     free(id);
-    return rc == PL_OK ? EXIT_SUCCESS : rc == PL_EINVAL ? EXIT_CONFIG : EXIT_FAILURE;
+    return rc == PL_OK ? EXIT_SUCCESS : rc == PL_EINVAL ? EXIT_CONFIG : exit_status(rc, &err);
 }
 
 /* Alone, or as one rank of several. */
