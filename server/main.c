@@ -35,12 +35,18 @@ struct daemon {
     sigset_t signals;
 };
 
-/* One line that says what to do; a configuration's fault is told apart by the exit status. */
+/* A configuration's fault is told apart: a setting, or the model's file, which is not there or cannot be used. */
+static int exit_status(pl_status rc, const struct pl_err *err)
+{
+    const bool setting = rc == PL_EINVAL && err->param[0] != '\0', file = rc == PL_EIO || rc == PL_EFORMAT || rc == PL_ENOTSUP;
+    return setting || file ? EXIT_CONFIG : rc == PL_ERANK ? EXIT_LOST : EXIT_FAILURE;
+}
+
+/* One line that says what to do. */
 static int complain(pl_status rc, const struct pl_err *err)
 {
-    const bool config = rc == PL_EINVAL && err->param[0] != '\0';
     pl_log_error("%s", err->msg[0] != '\0' ? err->msg : pl_status_text(rc));
-    return config ? EXIT_CONFIG : rc == PL_ERANK ? EXIT_LOST : EXIT_FAILURE;
+    return exit_status(rc, err);
 }
 
 /* The next signal, 0 after ms milliseconds without one (-1 = wait for ever). */
@@ -247,7 +253,7 @@ static int follow(struct daemon *d)
     }
     free(path);
     free(id);
-    return rc == PL_OK ? EXIT_SUCCESS : rc == PL_EINVAL ? EXIT_CONFIG : EXIT_FAILURE;
+    return rc == PL_OK ? EXIT_SUCCESS : rc == PL_EINVAL ? EXIT_CONFIG : exit_status(rc, &err);
 }
 
 /* Alone, or as one rank of several. */
@@ -256,7 +262,7 @@ static int take_part(struct daemon *d)
     struct pl_err err = {0};
     const pl_status rc = pl_ranks_join(&d->server.world, &d->config, &err);
     if (rc != PL_OK)
-        return complain(rc == PL_ENOTSUP ? PL_EINVAL : rc, &err);
+        return complain(rc, &err);
     int status;
     if (d->server.world != NULL && d->server.world->rank > 0) {
         status = follow(d);

@@ -80,7 +80,6 @@ struct pl_want {
     const struct pl_adapter_load *load; /* NULL = for the name to be in memory; else for this to be loaded under it, for the model of target */
     void (*done)(void *arg);   /* called once, under the registry's lock; NULL = nothing to do */
     void *arg;
-    uint64_t patient_until_ns; /* the registry's: for memory that others are about to give back; 0 = it was not short of any yet */
     bool finished;             /* under the registry's lock, like what follows */
     pl_status status;
     struct pl_err err;

@@ -23,6 +23,7 @@ struct pl_registry_model {
     struct pl_instance *instance; /* IN, and LEAVING until it is closed */
     uint32_t refs;                /* of targets, and of the thread's work */
     uint64_t used_ns;             /* when the last one came or went */
+    uint64_t patient_until_ns;    /* OUT: for memory that others are about to give back; 0 = it was not short of any */
     uint64_t n_loads;
 };
 

@@ -45,7 +45,6 @@ pl_status pl_registry_want(struct pl_registry *r, struct pl_want *w, struct pl_e
         w->target = (struct pl_target){0};
     pthread_mutex_lock(&r->lock);
     w->id = ++r->last_want;
-    w->patient_until_ns = 0;
     if (r->stopping)
         st = pl_fail(err, PL_ESTOPPED, "the server is shutting down");
     else if (r->n_wants >= (unsigned)r->server->config->queue_limit)
@@ -199,39 +198,26 @@ void pl_registry_rest(struct pl_registry *r, unsigned thousandths)
         pl_pool_rest(r->pool, thousandths);
 }
 
-static struct pl_want *want_of(const struct pl_registry *r, uint64_t id)
-{
-    struct pl_want *w = r->wants;
-    while (w != NULL && w->id != id)
-        w = w->next;
-    return w;
-}
-
 /* For want of memory: whether it is worth to try once more, now that one that nobody uses leaves, or when one is let go of. */
-static bool try_again(struct pl_registry *r, uint64_t want)
+static bool try_again(struct pl_registry *r, struct pl_registry_model *m)
 {
     struct pl_registry_model *unused = victim(r, true);
-    struct pl_want *w = want_of(r, want);
     if (unused != NULL)
         unused->state = PL_MODEL_LEAVING;
-    else if (w != NULL && w->patient_until_ns == 0 && is_any_finishing(r))
-        w->patient_until_ns = pl_now_ns() + MEMORY_MS * UINT64_C(1000000);
+    else if (m->patient_until_ns == 0 && is_any_finishing(r))
+        m->patient_until_ns = pl_now_ns() + MEMORY_MS * UINT64_C(1000000);
     else
         return false;
     return true;
 }
 
-static bool waits_for_memory(const struct pl_registry *r, struct pl_want *w)
+static bool waits_for_memory(const struct pl_registry *r, const struct pl_registry_model *m)
 {
-    if (w->patient_until_ns > pl_now_ns())
-        return victim(r, true) == NULL;
-    if (w->patient_until_ns > 0)
-        w->patient_until_ns = NO_MORE_PATIENCE;
-    return false;
+    return m->patient_until_ns > pl_now_ns() && victim(r, true) == NULL;
 }
 
-/* m is OUT. want: the one that asks for it. */
-static void load(struct pl_registry *r, struct pl_registry_model *m, uint64_t want)
+/* m is OUT. */
+static void load(struct pl_registry *r, struct pl_registry_model *m)
 {
     struct pl_instance *made = NULL;
     struct pl_err err = {0};
@@ -252,6 +238,7 @@ static void load(struct pl_registry *r, struct pl_registry_model *m, uint64_t wa
     if (st == PL_OK) {
         m->instance = made;
         m->state = PL_MODEL_IN;
+        m->patient_until_ns = 0;
         m->used_ns = pl_now_ns();
         m->context = pl_engine_max_context(made->engine);
         m->n_loads++;
@@ -261,8 +248,9 @@ static void load(struct pl_registry *r, struct pl_registry_model *m, uint64_t wa
     }
     m->instance = made; /* of a file that is being changed */
     m->state = made != NULL ? PL_MODEL_LEAVING : PL_MODEL_OUT;
-    if (st == PL_ENOMEM && try_again(r, want))
+    if (st == PL_ENOMEM && try_again(r, m))
         return;
+    m->patient_until_ns = 0;
     pl_log_error("model %s cannot be served: %s", m->name, err.msg);
     fail_wants(r, m, NULL, st, &err);
     pl_registry_tidy(r);
@@ -304,6 +292,14 @@ static void load_adapter(struct pl_registry *r, struct pl_registry_model *m, con
     }
     free(name);
     free(path);
+}
+
+static struct pl_want *want_of(const struct pl_registry *r, uint64_t id)
+{
+    struct pl_want *w = r->wants;
+    while (w != NULL && w->id != id)
+        w = w->next;
+    return w;
 }
 
 /* An operator's adapter. Who asked for it may be gone before it is there. */
@@ -357,8 +353,8 @@ static bool serve_one(struct pl_registry *r)
             load_adapter(r, m, a);
             return true;
         }
-        if (m->state == PL_MODEL_OUT && !waits_for_memory(r, w) && make_room(r)) {
-            load(r, m, w->id);
+        if (m->state == PL_MODEL_OUT && !waits_for_memory(r, m) && make_room(r)) {
+            load(r, m);
             return true;
         }
     }
@@ -417,16 +413,17 @@ static void wait_for_work(struct pl_registry *r)
 {
     const uint64_t now = pl_now_ns(), most = (uint64_t)r->server->config->model_idle_timeout * 1000000000u;
     uint64_t least = UINT64_MAX;
-    for (const struct pl_registry_model *m = r->models; m != NULL; m = m->next)
-        if (most > 0 && m->state == PL_MODEL_IN && !m->first && m->refs == 0) {
-            const uint64_t left = m->used_ns + most > now ? m->used_ns + most - now : 0;
+    for (struct pl_registry_model *m = r->models; m != NULL; m = m->next) {
+        uint64_t until = m->patient_until_ns;
+        if (until > NO_MORE_PATIENCE && until <= now)
+            m->patient_until_ns = NO_MORE_PATIENCE; /* looked at once more; perhaps nobody waits for it now */
+        else if (until <= NO_MORE_PATIENCE && most > 0 && m->state == PL_MODEL_IN && !m->first && m->refs == 0)
+            until = m->used_ns + most;
+        if (until > NO_MORE_PATIENCE) {
+            const uint64_t left = until > now ? until - now : 0;
             least = left < least ? left : least;
         }
-    for (const struct pl_want *w = r->wants; w != NULL; w = w->next)
-        if (w->patient_until_ns > NO_MORE_PATIENCE) {
-            const uint64_t left = w->patient_until_ns > now ? w->patient_until_ns - now : 0;
-            least = left < least ? left : least;
-        }
+    }
     if (least == UINT64_MAX) {
         pthread_cond_wait(&r->work, &r->lock);
         return;

@@ -73,16 +73,20 @@ static uint64_t read_number(const char *folder, const char *name, const char *wh
     return v;
 }
 
-/* What is left of a cgroup's limit; pages of files can be had back. */
+static uint64_t or_0(uint64_t n)
+{
+    return n == UINT64_MAX ? 0 : n;
+}
+
+/* What is left of a cgroup's limit; pages of files can be had back, those too that were read twice, as a model's file is. */
 static void add_memory(void *arg, const char *folder)
 {
     uint64_t *least = arg;
     const uint64_t max = read_number(folder, "memory.max", ""), used = read_number(folder, "memory.current", "");
-    uint64_t files = read_number(folder, "memory.stat", "inactive_file ");
     if (max == UINT64_MAX || used == UINT64_MAX) /* no limit */
         return;
-    files = files == UINT64_MAX ? 0 : files < used ? files : used;
-    const uint64_t held = used - files, left = max > held ? max - held : 0;
+    const uint64_t files = or_0(read_number(folder, "memory.stat", "inactive_file ")) + or_0(read_number(folder, "memory.stat", "active_file "));
+    const uint64_t held = used > files ? used - files : 0, left = max > held ? max - held : 0;
     *least = left < *least ? left : *least;
 }
 

@@ -26,6 +26,8 @@
 #include "core/base/machine.h"
 
 enum { SPIN_TURNS = 2000, PATIENCE_TURNS = 64, POOL_MAX = 256, INDEX_BITS = 24 };
+/* A team's first region: what is left of its number beside an index comes round a little later, so that this happens in every run. */
+#define FIRST_NUMBER ((UINT64_C(1) << (64 - INDEX_BITS)) - 1000)
 enum { N_STRETCHES = 2, FETCH_MOST = 192 << 10 /* of each, by one worker: half of a second-level cache or less */, FETCH_LINES = 4 };
 
 struct stretch {
@@ -216,7 +218,7 @@ pl_status pl_pool_new(struct pl_pool **out, unsigned n_threads, struct pl_err *e
     struct pl_pool *p = aligned_alloc(64, (sizeof *p + 63) / 64 * 64);
     if (p == NULL)
         return pl_fail(err, PL_ENOMEM, "no memory for the thread pool");
-    *p = (struct pl_pool){.n_workers = 1, .gate = CLOSED, .workers = aligned_alloc(64, n_threads * sizeof *p->workers)};
+    *p = (struct pl_pool){.n_workers = 1, .gate = CLOSED, .number = FIRST_NUMBER, .workers = aligned_alloc(64, n_threads * sizeof *p->workers)};
     if (p->workers == NULL) {
         free(p);
         return pl_fail(err, PL_ENOMEM, "no memory for the thread pool");

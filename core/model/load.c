@@ -432,6 +432,8 @@ static double work_bytes(struct pl_model *m, uint32_t T)
     return n;
 }
 
+enum { LEAST_TOKENS = 16 /* that --batch-tokens may be */ };
+
 /* Where the device's memory is its own: whether the batches fit into what the weights have left, else how large ones would. */
 static pl_status check_work(struct pl_model *m, struct pl_err *err)
 {
@@ -444,9 +446,9 @@ static pl_status check_work(struct pl_model *m, struct pl_err *err)
         const uint32_t between = fit + (more - fit) / 2;
         *(work_bytes(m, between) <= 0.8 * (double)room ? &fit : &more) = between; /* some is left for the cache */
     }
-    char remedy[64] = "not even the smallest would fit";
-    if (fit > 0)
-        snprintf(remedy, sizeof remedy, "lower --batch-tokens to %u", fit);
+    char remedy[96] = "not even the smallest would fit";
+    if (fit >= LEAST_TOKENS)
+        snprintf(remedy, sizeof remedy, "lower --batch-tokens to %u, and --max-sequences to no more than that", fit);
     return pl_fail_param(err, PL_ENOMEM, "batch-tokens",
                          "%s has %zu of %zu MiB free after the weights, batches of %u tokens take %.0f to work in: %s, or take a more quantized file or a "
                          "larger GPU", name, room >> 20, total >> 20, m->max_tokens, work_bytes(m, m->max_tokens) / 1048576, remedy);

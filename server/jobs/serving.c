@@ -33,7 +33,7 @@ pl_status pl_serving_look(struct pl_serving **list, struct pl_jobs *j, const str
     pl_status st = PL_OK;
     if (v == NULL) {
         v = pl_xcalloc(1, sizeof *v);
-        *v = (struct pl_serving){.next = *list, .name = pl_xstrdup(row->name), .want = {.done = done, .arg = arg}};
+        *v = (struct pl_serving){.next = *list, .name = pl_xstrdup(row->name), .want = {.done = done, .arg = arg, .finished = true}};
         snprintf(v->id, sizeof v->id, "%s", row->id);
         *list = v;
         st = begin(v, j, row, why);
@@ -43,7 +43,7 @@ pl_status pl_serving_look(struct pl_serving **list, struct pl_jobs *j, const str
         return PL_OK;
     if (st == PL_OK)
         st = pl_tuned_loaded(j, &v->want, why);
-    pl_serving_forget(list, j, row->id);
+    (void)pl_serving_forget(list, j, row->id);
     return st;
 }
 
@@ -53,19 +53,20 @@ bool pl_serving_waits(struct pl_serving *list, struct pl_jobs *j, const char *id
     return v != NULL && !pl_registry_finished(j->server->models, &v->want);
 }
 
-void pl_serving_forget(struct pl_serving **list, struct pl_jobs *j, const char *id)
+bool pl_serving_forget(struct pl_serving **list, struct pl_jobs *j, const char *id)
 {
     struct pl_serving **at = find(list, id), *gone = *at;
     if (gone == NULL)
-        return;
+        return false;
     *at = gone->next;
     pl_registry_forget(j->server->models, &gone->want);
     free(gone->name);
     free(gone);
+    return true;
 }
 
 void pl_serving_free(struct pl_serving **list, struct pl_jobs *j)
 {
     while (*list != NULL)
-        pl_serving_forget(list, j, (*list)->id);
+        (void)pl_serving_forget(list, j, (*list)->id);
 }

@@ -20,7 +20,8 @@ pl_status pl_serving_look(struct pl_serving **list, struct pl_jobs *j, const str
                           struct pl_err *why) PL_MUST_CHECK;
 /* Whether there is nothing to be looked at yet. */
 bool pl_serving_waits(struct pl_serving *list, struct pl_jobs *j, const char *id);
-void pl_serving_forget(struct pl_serving **list, struct pl_jobs *j, const char *id);
+/* False: there was none. What was made known stays so. */
+bool pl_serving_forget(struct pl_serving **list, struct pl_jobs *j, const char *id);
 void pl_serving_free(struct pl_serving **list, struct pl_jobs *j);
 
 #endif

@@ -387,15 +387,14 @@ static void succeed(struct pl_supervisor *s, struct pl_job_row *row)
     bool served = false;
     if (pl_serving_waits(s->servings, s->j, row->id))
         return;
-    pl_status st = copy_results(s, row->id, &results, &err);
+    pl_status st = serve(s, row, &served, &err);
+    if (st == PL_OK && !served)
+        return;
     if (st == PL_OK)
-        st = serve(s, row, &served, &err);
-    if (st == PL_OK && served)
+        st = copy_results(s, row->id, &results, &err);
+    if (st == PL_OK)
         st = record_success(s, row, &results, &err);
-    if (st == PL_OK && !served) {
-        if (results.id != NULL)
-            pl_files_discard(s->j->store, results.id);
-    } else if (st == PL_OK) {
+    if (st == PL_OK) {
         pl_log_info("%s succeeded: %s, %lld tokens", row->id, row->name, (long long)row->trained_tokens);
         pl_retry_forget(&s->retries, row->id);
     } else { /* the row still says alive: tried again at the next look */
@@ -504,7 +503,8 @@ static void settle(struct pl_supervisor *s, struct pl_job_row *row, int status, 
     const char *type = json_string_value(json_object_get(outcome, "type"));
     struct pl_err err = {0};
     if (strcmp(row->status, "running") != 0) { /* paused, cancelled, or queued again meanwhile */
-        pl_serving_forget(&s->servings, s->j, row->id);
+        if (pl_serving_forget(&s->servings, s->j, row->id))
+            pl_tuned_forget(s->j, row->name);
         pl_status st = begin_change(s, row, &err);
         if (st == PL_OK) {
             row->alive = 0;

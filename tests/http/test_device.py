@@ -168,7 +168,7 @@ def test_what_is_said_to_fit_does(start, models):
 
 def test_cache_that_does_not_fit(start, tiny):
     """The line says how much would fit and what to change, and that does fit."""
-    small = {"PARLEY_EMU_MEMORY_MB": "12"}
+    small = {"PARLEY_EMU_MEMORY_MB": "32"}
     args = ["--alias", "m", *device_args("cuda-emulated")]
     line = refused(*args, "--kv-cache-mb", 4096, model=tiny, env=small)
     assert "no memory for a KV cache of 4096 MiB, which is 16777216 tokens: cuda:0 (emulated) has" in line and "\n" not in line, line
@@ -192,8 +192,10 @@ def test_context_that_does_not_fit(start, models):
     assert f"context {context}" in d.log
 
 
-def test_no_room_for_any_cache(tiny):
-    line = refused("--kv-type", "f32", "--cuda-memory-percent", 1, *device_args("cuda-emulated"), model=tiny, env={"PARLEY_EMU_MEMORY_MB": "10"})
+def test_no_room_for_any_cache(models):
+    model = models("device-long", "--ctx", 4096, "--kv-heads", 4, "--embd", 128, "--layers", 8)
+    line = refused("--kv-type", "f32", "--cuda-memory-percent", 1, "--batch-tokens", 32, "--max-sequences", 32, *device_args("cuda-emulated"), model=model,
+                   env={"PARLEY_EMU_MEMORY_MB": "20"})
     assert "MiB left for the KV cache after the weights, too little for a cache of 2 pages" in line and "\n" not in line, line
     for remedy in ("lower --batch-tokens", "--kv-type q8_0", "raise --cuda-memory-percent", "--device cpu"):
         assert remedy in line
@@ -216,7 +218,7 @@ def test_batches_that_do_not_fit(start, models):
     line = refused("--batch-tokens", 4096, *device_args("cuda-emulated"), model=model, env=small)
     assert "batches of 4096 tokens take" in line and "\n" not in line, line
     fits = int(re.search(r"lower --batch-tokens to (\d+)", line)[1])
-    assert fits >= 64
+    assert fits >= 64 and f"{fits}, and --max-sequences to no more than that, or" in line
     assert f"{fits} tokens per iteration" in start("--batch-tokens", fits, *device_args("cuda-emulated"), model=model, env=small).log
 
 

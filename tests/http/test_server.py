@@ -654,10 +654,10 @@ def test_start_errors(tmp_path, start, tiny):
     code, log = refused(tmp_path)
     assert code == 2 and "--model" in log
     code, log = refused(tmp_path, model=tmp_path / "none.gguf")
-    assert code in (1, 2) and "none.gguf" in log
+    assert code == 2 and "none.gguf" in log
     (tmp_path / "bad.gguf").write_bytes(b"GGUF" + b"\0" * 100)
     code, log = refused(tmp_path, model=tmp_path / "bad.gguf")
-    assert code == 1 and "bad.gguf" in log
+    assert code == 2 and "bad.gguf" in log
     code, log = refused(tmp_path, "--host", "no.such.host.invalid", model=tiny)
     assert code == 2 and "no.such.host.invalid" in log
     code, log = refused(tmp_path, "--api-key", "the-same-key", "--admin-key", "the-same-key", model=tiny)

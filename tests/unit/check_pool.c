@@ -52,7 +52,7 @@ static void count_item(void *arg, size_t item, unsigned worker)
 
 START_TEST(every_item_once)
 {
-    static const unsigned threads[] = {1, 2, 3, 8};
+    static const unsigned threads[] = {1, 2, 3, 8, 70};
     static const size_t items[] = {0, 1, 2, 7, MAX_ITEMS};
     struct tally *t = malloc(sizeof *t);
     for (size_t i = 0; i < sizeof threads / sizeof threads[0]; i++) {
@@ -124,6 +124,81 @@ START_TEST(items_run_side_by_side)
         if (i % 2)
             nanosleep(&(struct timespec){.tv_nsec = 2000000}, NULL);
     }
+    pl_pool_free(p);
+}
+END_TEST
+
+struct late {
+    size_t n, stuck; /* items, and the one that waits for all but those of its hand-out */
+    atomic_size_t done;
+    atomic_bool late;
+};
+
+static void wait_for_others(void *arg, size_t item, unsigned worker)
+{
+    (void)worker;
+    struct late *l = arg;
+    for (double end = seconds(CLOCK_MONOTONIC) + 5; item == l->stuck && atomic_load(&l->done) < l->n - l->n / 4;) {
+        if (seconds(CLOCK_MONOTONIC) > end) {
+            atomic_store(&l->late, true);
+            return;
+        }
+        sched_yield();
+    }
+    atomic_fetch_add(&l->done, 1);
+}
+
+/* Whoever is through with a range takes what is left of that of a worker who hangs on an item; a hand-out is half of a range. */
+START_TEST(what_is_late_is_taken)
+{
+    enum { N = 64 };
+    struct pl_pool *p = pool_of(2);
+    for (size_t stuck = 0; stuck < N; stuck += N / 2)
+        for (int i = 0; i < 20; i++) {
+            struct late l = {.n = N, .stuck = stuck};
+            pl_pool_run(p, wait_for_others, &l, N);
+            ck_assert(!atomic_load(&l.late));
+            ck_assert_uint_eq(atomic_load(&l.done), N);
+        }
+    pl_pool_free(p);
+}
+END_TEST
+
+enum { MOST_ITEMS = (1 << 24) - 1, MANY_WORKERS = 3 };
+
+struct sums {
+    _Alignas(64) struct {
+        _Alignas(64) uint64_t n, sum, squares; /* modulo 2^64 */
+    } of[MANY_WORKERS];
+};
+
+static void add_item(void *arg, size_t item, unsigned worker)
+{
+    struct sums *s = arg;
+    s->of[worker].n++;
+    s->of[worker].sum += item;
+    s->of[worker].squares += (uint64_t)item * item;
+}
+
+/* As many items as a region may have, each once. */
+START_TEST(most_items)
+{
+    struct pl_pool *p = pool_of(MANY_WORKERS);
+    struct sums s = {0};
+    uint64_t n = 0, sum = 0, squares = 0, wanted = 0;
+    ck_assert_uint_eq(pl_pool_first(p, MOST_ITEMS, 0), 0);
+    ck_assert_uint_eq(pl_pool_first(p, MOST_ITEMS, MANY_WORKERS), MOST_ITEMS);
+    pl_pool_run(p, add_item, &s, MOST_ITEMS);
+    for (unsigned w = 0; w < MANY_WORKERS; w++) {
+        n += s.of[w].n;
+        sum += s.of[w].sum;
+        squares += s.of[w].squares;
+    }
+    for (uint64_t i = 0; i < MOST_ITEMS; i++)
+        wanted += i * i;
+    ck_assert_uint_eq(n, MOST_ITEMS);
+    ck_assert_uint_eq(sum, (uint64_t)MOST_ITEMS * (MOST_ITEMS - 1) / 2);
+    ck_assert_uint_eq(squares, wanted);
     pl_pool_free(p);
 }
 END_TEST
@@ -304,6 +379,8 @@ Suite *suite_pool(void)
     tcase_add_test(tc, every_item_once);
     tcase_add_test(tc, many_regions);
     tcase_add_test(tc, items_run_side_by_side);
+    tcase_add_test(tc, what_is_late_is_taken);
+    tcase_add_test(tc, most_items);
     tcase_add_test(tc, idle_pool_sleeps);
     tcase_add_test(tc, one_processor_for_all);
     tcase_add_test(tc, memory_ahead);

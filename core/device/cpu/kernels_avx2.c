@@ -94,11 +94,11 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
                                                          float *out, size_t stride, bool add)                          \
     {                                                                                                                  \
         for (; n_t >= TOKENS; n_t -= TOKENS, t0 += TOKENS, out += TOKENS * stride)                                     \
-            tile(p, w, g, x, t0, bits, sub, has_min, half, TOKENS, out, stride, add);                                     \
+            tile(p, w, g, x, t0, bits, sub, has_min, half, TOKENS, out, stride, add);                                  \
         if (n_t & 2)                                                                                                   \
-            tile(p, w, g, x, t0, bits, sub, has_min, half, 2, out, stride, add), t0 += 2, out += 2 * stride;              \
+            tile(p, w, g, x, t0, bits, sub, has_min, half, 2, out, stride, add), t0 += 2, out += 2 * stride;           \
         if (n_t & 1)                                                                                                   \
-            tile(p, w, g, x, t0, bits, sub, has_min, half, 1, out, stride, add);                                          \
+            tile(p, w, g, x, t0, bits, sub, has_min, half, 1, out, stride, add);                                       \
     }
 #include "core/device/cpu/layouts.h"
 #undef LAYOUT

@@ -94,10 +94,10 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
         for (uint32_t left = n_tiles, n; left > 0; left--, n_t -= n, t0 += n, out += n * stride) {                     \
             const uint32_t ahead = 64 * (n_tiles - left), step = 64 * n_tiles;                                         \
             switch (n = (n_t + left - 1) / left) {                                                                     \
-            case 1: tile(p, w, g, x, t0, bits, sub, has_min, half, 1, out, stride, add, ahead, step); break;              \
-            case 2: tile(p, w, g, x, t0, bits, sub, has_min, half, 2, out, stride, add, ahead, step); break;              \
-            case 3: tile(p, w, g, x, t0, bits, sub, has_min, half, 3, out, stride, add, ahead, step); break;              \
-            default: tile(p, w, g, x, t0, bits, sub, has_min, half, TOKENS, out, stride, add, ahead, step);               \
+            case 1: tile(p, w, g, x, t0, bits, sub, has_min, half, 1, out, stride, add, ahead, step); break;           \
+            case 2: tile(p, w, g, x, t0, bits, sub, has_min, half, 2, out, stride, add, ahead, step); break;           \
+            case 3: tile(p, w, g, x, t0, bits, sub, has_min, half, 3, out, stride, add, ahead, step); break;           \
+            default: tile(p, w, g, x, t0, bits, sub, has_min, half, TOKENS, out, stride, add, ahead, step);            \
             }                                                                                                          \
         }                                                                                                              \
     }
