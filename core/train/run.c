@@ -84,6 +84,15 @@ static bool on_gpu(const struct run *r)
     return r->dev->ops->memory != NULL;
 }
 
+/* Bytes of memory that are left where the job computes; 0 = not known. */
+static uint64_t room(const struct run *r)
+{
+    size_t left, total;
+    if (!on_gpu(r))
+        return pl_machine_memory();
+    return r->dev->ops->memory(r->dev, &left, &total) == PL_OK ? left : 0;
+}
+
 /* Values for whatever is still "auto": a job folder that somebody wrote by hand. */
 static pl_status resolve(struct run *r, struct pl_train_plan *plan)
 {
@@ -91,7 +100,7 @@ static pl_status resolve(struct run *r, struct pl_train_plan *plan)
     if (!r->job.spec.scratch)
         base = pl_train_base_of(&r->model, r->base);
     const struct pl_train_place place = {.n_threads = pl_pool_cpus(), .bf16 = r->dev->ops->train->has_bf16(r->dev), .gpu = on_gpu(r),
-                                         .available = pl_machine_memory()};
+                                         .available = pl_machine_memory(), .room = room(r)};
     const pl_status rc = pl_train_plan(plan, &r->job.spec, r->job.training_file, r->job.validation_file, &base, &place, r->err);
     if (rc == PL_OK)
         r->job.spec = plan->spec;
@@ -109,7 +118,7 @@ static pl_status make_base(struct run *r)
         rc = pl_scratch_origin(s, r->job.training_file, r->job.base, origin, r->err);
     if (rc == PL_OK && !pl_scratch_is(r->base, origin)) {
         const struct pl_scratch_source from = {.training = r->job.training_file, .base = r->job.base, .kept = r->folder,
-                                               .memory = pl_machine_memory()};
+                                               .memory = pl_machine_memory(), .room = room(r)};
         if (plan.scratch.tok == NULL)
             rc = pl_scratch_open(&plan.scratch, s, &from, &plan.training, r->err);
         if (rc == PL_OK)
