@@ -36,7 +36,7 @@ pl_status pl_checks_plan(struct pl_jobs *j, const struct pl_train_spec *method, 
     const uint64_t available = pl_jobs_memory(j);
     const struct pl_train_place place = {.n_threads = pl_share_threads(j->server->config->train_threads), .available = available, .gpu = gpu,
                                          .room = gpu ? 0 : available, /* the worker asks the GPU */
-                                         .bf16 = strncmp(j->server->config->train_device, "cuda", 4) == 0 || pl_train_has_bf16()};
+                                         .bf16 = gpu || pl_train_has_bf16()};
     if (st == PL_OK)
         st = pl_train_plan(plan, method, training, validation, &from, &place, err);
     plan->base.path = NULL; /* it goes */

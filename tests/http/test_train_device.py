@@ -124,7 +124,7 @@ def test_a_gpu_without_bf16(tmp_path, base):
     folder, plain = job(tmp_path / "job", base, compute={"precision": "bf16", "micro_batch_size": 2}), job(tmp_path / "plain", base)
     on_gpu(folder, env={"PARLEY_EMU_FAULT": "turing"})
     assert [x["message"] for x in lines(folder, "message") if x["level"] == "warn"] == [
-        "This GPU has no bf16 products (compute capability 8.0): they are made in 32 bits"]
+        "cuda:0 (emulated) has no bf16 products: they are made in 32 bits"]
     run(plain)
     agree(plain, folder)
 
