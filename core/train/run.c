@@ -495,7 +495,8 @@ static pl_status score_before(struct run *r)
     return rc != PL_OK ? rc : pl_report_scores(&r->report, 0, &r->before, r->err);
 }
 
-/* Of what lies in the folder result. Takes the net down, so that there is room for the engine. */
+/* Of what lies in the folder result. Takes the net down, so that there is room for the engine. That there is none all the same, or no GPU
+ * any more, is nobody's setting: the model is there. */
 static pl_status score_after(struct run *r, const char *result)
 {
     char path[PATH_MAX + 16];
@@ -510,6 +511,8 @@ static pl_status score_after(struct run *r, const char *result)
         if (rc == PL_OK)
             rc = answer(r, tuned != NULL ? tuned : r->model.gguf, tuned != NULL ? NULL : result, &s);
         pl_gguf_close(tuned);
+        if (rc == PL_ENOMEM || rc == PL_EDEVICE)
+            r->err->param[0] = '\0';
     }
     return rc != PL_OK ? rc : pl_report_scores(&r->report, r->last.step, &s, r->err);
 }
