@@ -88,6 +88,11 @@ def test_a_gpu_that_is_lost(tmp_path, base):
     assert steps_written(other) > 0
     on_gpu(other)
     assert result(other) == result(quiet)
+    back_to(other, 3)
+    said = [on_gpu(other, check=1, env={"PARLEY_EMU_FAULT": f"lost:{waits}"}).stderr for waits in range(30, 40)]  # around the checkpoint's loading
+    assert any("loading " in x for x in said) and not any("remove it" in x for x in said), said
+    on_gpu(other)
+    assert result(other) == result(quiet)
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
