@@ -180,6 +180,17 @@ static pl_status measure_answers(struct eval *e, struct pl_err *err)
     return rc;
 }
 
+static void close_net(struct eval *e)
+{
+    pl_net_free(e->net);
+    if (e->dev != NULL)
+        e->dev->ops->close(e->dev);
+    pl_pool_free(e->pool);
+    e->net = NULL;
+    e->dev = NULL;
+    e->pool = NULL;
+}
+
 static pl_status run(struct eval *e, struct pl_err *err)
 {
     pl_status rc = e->data != NULL ? find_method(e, err) : PL_OK;
@@ -191,8 +202,10 @@ static pl_status run(struct eval *e, struct pl_err *err)
         rc = measure_loss(e, err);
     if (rc == PL_OK)
         rc = pl_evaluate_general(&e->scores.general_loss, e->net, e->base.tok, e->general, err);
-    if (rc == PL_OK && e->n_answers > 0)
+    if (rc == PL_OK && e->n_answers > 0) {
+        close_net(e); /* there is room for the engine then */
         rc = measure_answers(e, err);
+    }
     return rc;
 }
 
@@ -262,10 +275,7 @@ int cli_eval(int argc, char **argv)
         fprintf(stderr, "parley eval: %s\n", err.msg[0] != '\0' ? err.msg : pl_status_text(rc));
     pl_dataset_free(e.set);
     pl_data_report_fini(&e.report);
-    pl_net_free(e.net);
-    if (e.dev != NULL)
-        e.dev->ops->close(e.dev);
-    pl_pool_free(e.pool);
+    close_net(&e);
     pl_model_file_close(&e.base);
     return rc == PL_OK ? 0 : rc == PL_EINVAL && strcmp(err.param, "device") == 0 ? 2 : 1;
 }

@@ -257,7 +257,7 @@ static const void *find(const struct pl_cuda_stage *s, const void *from, size_t 
 {
     for (uint32_t i = 0; i < s->n_known; i++) {
         const struct pl_cuda_known *k = &s->known[i];
-        if (k->from == from && n <= k->n && memcmp(s->host + k->at, from, n) == 0)
+        if (k->from == from && n <= k->n && (n == 0 || memcmp(s->host + k->at, from, n) == 0))
             return s->dev + k->at;
     }
     return NULL;

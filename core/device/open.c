@@ -23,7 +23,7 @@ static bool is_cuda(const char *name, unsigned *index)
         return false;
     const unsigned long i = name[4] == '\0' ? 0 : strtoul(name + 5, &end, 10);
     *index = (unsigned)i;
-    return name[4] == '\0' || (name[5] != '\0' && *end == '\0' && i < 1024);
+    return name[4] == '\0' || (name[5] >= '0' && name[5] <= '9' && *end == '\0' && i < 1024);
 }
 
 pl_status pl_device_open(struct pl_device **out, const char *name, const char *cuda_library, struct pl_pool *pool, struct pl_err *err)

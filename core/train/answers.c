@@ -139,6 +139,9 @@ pl_status pl_answers_make(const struct pl_answers_opts *o, const struct pl_promp
     for (uint32_t i = 0; i < n; i++)
         longest = prompts[i].n > longest ? prompts[i].n : longest;
     pl_status rc = open_all(&b, o, longest, err);
+    if (rc == PL_ENOMEM) /* the engine's own remedies are settings of a server */
+        rc = pl_fail_param(err, rc, "answers", "device %s has no memory for the engine that answers and its cache: ask for no answers, or for shorter ones, "
+                           "or take a device with more room", o->device);
     if (rc == PL_OK)
         rc = ask_all(&b, o, prompts, n, texts, err);
     close_all(&b);

@@ -237,6 +237,8 @@ static pl_status read_state(const char *dir, struct pl_net *n, struct pl_ckpt_st
         s->trained_tokens = h.trained_tokens;
     }
     fclose(f);
+    if (rc != PL_OK && rc != PL_EFORMAT) /* the device's, or memory: the checkpoint is as it was */
+        return pl_fail(err, rc, "loading %s: %s", dir, pl_status_text(rc));
     return rc == PL_OK ? rc : pl_fail(err, rc, "%s is not a checkpoint of this job (were its settings, data or base changed?); remove it to start anew", dir);
 }
 

@@ -23,6 +23,9 @@ static pl_status loss_of(double *loss, struct pl_net *n, const struct pl_dataset
     if (rc != PL_OK)
         return rc;
     rc = pl_objective_init(&step, n, 0, b.capacity, err);
+    if (rc == PL_ENOMEM) /* which no smaller micro-batch of the job would help */
+        rc = pl_fail_param(err, rc, "forgetting", "no memory for %u tokens of the general text at once: set evaluation.forgetting to false, or take a device "
+                           "with more room", b.capacity);
     if (rc == PL_OK) {
         rc = pl_batch_take(&b, UINT32_MAX, 0, b.n_units);
         if (rc == PL_OK)

@@ -562,8 +562,11 @@ pl_status pl_net_reserve(struct pl_net *n, uint32_t max_tokens, uint32_t max_row
     size_t free_mb;
     pl_status rc = check_room(n, bytes + more, &free_mb);
     if (rc == PL_ENOMEM)
-        return pl_fail_param(err, rc, "micro_batch_size", "a step of %u tokens takes %zu MB but %s has %zu MB left; lower micro_batch_size or max_length%s",
-                             n->max_tokens, (bytes + more) >> 20, n->dev->ops->name, free_mb, n->o.recompute ? "" : ", or set recompute");
+        return pl_fail_param(err, rc, "micro_batch_size", "a step of %u tokens takes %zu MB but %s has %zu MB left; lower %s", n->max_tokens,
+                             (bytes + more) >> 20, n->dev->ops->name, free_mb,
+                             n->o.inference   ? "max-length, or take a device with more room"
+                             : n->o.recompute ? "micro_batch_size or max_length"
+                                              : "micro_batch_size or max_length, or set recompute");
     if (rc == PL_OK)
         rc = n->dev->ops->buf_new(n->dev, bytes / sizeof(float), &n->work);
     if (rc != PL_OK)

@@ -6,6 +6,8 @@
 
 #include "core/model/adapter.h"
 
+enum { ROWS_OF_CPU = 256, LOGITS_OF_GPU = 1 << 25, PANEL_OF_GPU = 1 << 24 }; /* what the head makes at once, and a GPU expands: values */
+
 static pl_status scan(const char *path, const char *param, const struct pl_data_opts *o, struct pl_data_report *r, struct pl_err *err)
 {
     pl_data_report_fini(r);
@@ -28,7 +30,8 @@ static uint64_t trained_params(const struct pl_train_spec *s, const struct pl_tr
 }
 
 /* Weights, and for each trained one value, gradient and two moments; activations of a micro-batch: what the backward pass of a layer
- * reads (inputs of norms and products, q, k, v, gate, up and their product), and the logits of a block of rows. */
+ * reads (inputs of norms and products, q, k, v, gate, up and their product), and the logits of a block of rows. A processor has frozen weights
+ * twice, in the file and rearranged; a GPU expands a piece of one at a time, and makes more logits at once. */
 static uint64_t memory(const struct pl_train_plan *p, const struct pl_train_base *base)
 {
     const struct pl_spec *m = base->spec;
@@ -37,9 +40,10 @@ static uint64_t memory(const struct pl_train_plan *p, const struct pl_train_base
     const uint64_t q = (uint64_t)m->n_heads * m->head_dim, kv = (uint64_t)m->n_kv_heads * m->head_dim;
     const uint64_t layer = 5 * (uint64_t)m->n_embd + 2 * q + 2 * kv + (m->gated ? 3 : 2) * (uint64_t)m->n_ff;
     const uint64_t layers = p->spec.recompute ? m->n_layers * (uint64_t)m->n_embd + layer : m->n_layers * layer;
-    const uint64_t logits = (tokens < 256 ? tokens : 256) * m->n_vocab;
-    const uint64_t weights = p->spec.peft == PL_PEFT_FULL ? 0 : 2 * base->n_file; /* the file's, and rearranged */
-    return weights + 16 * p->n_trained_params + 4 * (tokens * layers + 2 * logits) + (p->training.n_tokens + p->validation.n_tokens) * 5;
+    const uint64_t rows = p->place.gpu ? LOGITS_OF_GPU / m->n_vocab + 1 : ROWS_OF_CPU, logits = (tokens < rows ? tokens : rows) * m->n_vocab;
+    const uint64_t weights = p->spec.peft == PL_PEFT_FULL ? 0 : (p->place.gpu ? 1 : 2) * base->n_file;
+    const uint64_t work = p->place.gpu ? 4 * PANEL_OF_GPU : (p->training.n_tokens + p->validation.n_tokens) * 5; /* the files' tokens are the host's */
+    return weights + 16 * p->n_trained_params + 4 * (tokens * layers + 2 * logits) + work;
 }
 
 struct pl_train_base pl_train_base_of(const struct pl_model_file *f, const char *path)
@@ -49,10 +53,11 @@ struct pl_train_base pl_train_base_of(const struct pl_model_file *f, const char 
 }
 
 /* Makes the model that the shape describes; what is automatic in it is said from here on. */
-static pl_status open_scratch(struct pl_train_plan *p, struct pl_train_spec *asked, const char *training, uint64_t available, struct pl_err *err)
+static pl_status open_scratch(struct pl_train_plan *p, struct pl_train_spec *asked, const char *training, const struct pl_train_place *place,
+                              struct pl_err *err)
 {
-    const struct pl_scratch_source from = {.training = training, .base = p->base.path, .kept = p->base.kept, .memory = available,
-                                           .stop = p->base.stop};
+    const struct pl_scratch_source from = {.training = training, .base = p->base.path, .kept = p->base.kept,
+                                           .memory = place->available, .room = place->room, .stop = p->base.stop};
     const pl_status st = pl_scratch_open(&p->scratch, asked, &from, &p->training, err);
     p->spec = *asked;
     p->base = (struct pl_train_base){.path = from.base, .stop = from.stop, .tok = p->scratch.tok, .chat = p->scratch.chat, .spec = &p->scratch.model,
@@ -60,15 +65,14 @@ static pl_status open_scratch(struct pl_train_plan *p, struct pl_train_spec *ask
     return st;
 }
 
-static pl_status check_memory(const struct pl_train_plan *p, const struct pl_train_place *place, struct pl_err *err)
+static pl_status check_room(const struct pl_train_plan *p, const struct pl_train_place *place, struct pl_err *err)
 {
-    const uint64_t available = place->available;
-    if (!p->spec.scratch || place->gpu || available == 0 || p->memory <= available)
+    if (!p->spec.scratch || place->room == 0 || p->memory <= place->room)
         return PL_OK;
     return pl_fail_param(err, PL_EINVAL, "method.pretrain.shape", "a model of this shape (%llu parameters) takes about %.1f GiB to train with micro-batches "
                          "of %u × %u tokens, but %.1f GiB are there: lower layers, width, ff or vocab_size, or compute.micro_batch_size and "
                          "hyperparameters.max_length", (unsigned long long)p->n_trained_params, (double)p->memory / (1 << 30), p->spec.micro_batch,
-                         p->spec.max_length, (double)available / (1 << 30));
+                         p->spec.max_length, (double)place->room / (1 << 30));
 }
 
 static pl_status check_files(struct pl_train_plan *p, const struct pl_train_spec *asked, const char *training, const char *validation,
@@ -111,7 +115,7 @@ pl_status pl_train_plan(struct pl_train_plan *p, const struct pl_train_spec *ask
 {
     struct pl_train_spec spec = *asked;
     *p = (struct pl_train_plan){.spec = spec, .base = *base, .place = *place};
-    pl_status st = spec.scratch ? open_scratch(p, &spec, training, place->available, err) : PL_OK;
+    pl_status st = spec.scratch ? open_scratch(p, &spec, training, place, err) : PL_OK;
     if (st == PL_OK)
         st = check_files(p, &spec, training, validation, place, err);
     if (st != PL_OK)
@@ -121,7 +125,7 @@ pl_status pl_train_plan(struct pl_train_plan *p, const struct pl_train_spec *ask
     p->memory = memory(p, &p->base);
     /* forward 2, backward of inputs 2, of weights 2 operations for each parameter and token */
     p->flops = (double)p->trained_tokens * (4.0 * (double)p->base.n_params + 2.0 * (double)p->n_trained_params);
-    return check_memory(p, place, err);
+    return check_room(p, place, err);
 }
 
 void pl_train_plan_fini(struct pl_train_plan *p)

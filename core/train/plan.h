@@ -26,8 +26,9 @@ struct pl_train_base {
 struct pl_train_place {
     uint32_t n_threads;
     bool bf16;          /* has such products */
-    bool gpu;           /* has memory of its own, which the worker asks for */
-    uint64_t available; /* bytes of memory that the job may take, 0 = not known; without a GPU a model from nothing that needs more is refused */
+    bool gpu;           /* with memory of its own */
+    uint64_t available; /* bytes of the host's memory that the job may take, 0 = not known */
+    uint64_t room;      /* bytes that it may take where it computes, 0 = not known; a model from nothing that needs more is refused */
 };
 
 struct pl_train_plan {

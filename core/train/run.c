@@ -67,13 +67,17 @@ static pl_status open_folder(struct run *r)
     return pl_train_job_read(&r->job, r->folder, r->err);
 }
 
+static const char *device_name(const struct run *r)
+{
+    return r->options->device != NULL ? r->options->device : "cpu";
+}
+
 /* First of all: a machine without the device is none for the job. */
 static pl_status open_device(struct run *r)
 {
-    const struct pl_train_options *o = r->options;
     pl_status rc = pl_pool_new(&r->pool, r->job.spec.threads, r->err);
     if (rc == PL_OK)
-        rc = pl_device_open(&r->dev, o->device != NULL ? o->device : "cpu", o->cuda_library, r->pool, r->err);
+        rc = pl_device_open(&r->dev, device_name(r), r->options->cuda_library, r->pool, r->err);
     if (rc == PL_OK && r->dev->ops->train == NULL)
         rc = pl_fail_param(r->err, PL_EINVAL, "device", "the device %s cannot train: take --device cpu", r->dev->ops->name);
     return rc;
@@ -84,6 +88,15 @@ static bool on_gpu(const struct run *r)
     return r->dev->ops->memory != NULL;
 }
 
+/* Bytes of memory that are left where the job computes; 0 = not known. */
+static uint64_t room(const struct run *r)
+{
+    size_t left, total;
+    if (!on_gpu(r))
+        return pl_machine_memory();
+    return r->dev->ops->memory(r->dev, &left, &total) == PL_OK ? left : 0;
+}
+
 /* Values for whatever is still "auto": a job folder that somebody wrote by hand. */
 static pl_status resolve(struct run *r, struct pl_train_plan *plan)
 {
@@ -91,7 +104,7 @@ static pl_status resolve(struct run *r, struct pl_train_plan *plan)
     if (!r->job.spec.scratch)
         base = pl_train_base_of(&r->model, r->base);
     const struct pl_train_place place = {.n_threads = pl_pool_cpus(), .bf16 = r->dev->ops->train->has_bf16(r->dev), .gpu = on_gpu(r),
-                                         .available = pl_machine_memory()};
+                                         .available = pl_machine_memory(), .room = room(r)};
     const pl_status rc = pl_train_plan(plan, &r->job.spec, r->job.training_file, r->job.validation_file, &base, &place, r->err);
     if (rc == PL_OK)
         r->job.spec = plan->spec;
@@ -109,7 +122,7 @@ static pl_status make_base(struct run *r)
         rc = pl_scratch_origin(s, r->job.training_file, r->job.base, origin, r->err);
     if (rc == PL_OK && !pl_scratch_is(r->base, origin)) {
         const struct pl_scratch_source from = {.training = r->job.training_file, .base = r->job.base, .kept = r->folder,
-                                               .memory = pl_machine_memory()};
+                                               .memory = pl_machine_memory(), .room = room(r)};
         if (plan.scratch.tok == NULL)
             rc = pl_scratch_open(&plan.scratch, s, &from, &plan.training, r->err);
         if (rc == PL_OK)
@@ -165,7 +178,7 @@ static pl_status open_net(struct run *r)
     const struct pl_net_options o = {.full = s->peft == PL_PEFT_FULL, .rank = s->rank, .alpha = (float)s->alpha, .dropout = (float)s->dropout,
                                      .rslora = s->rslora, .targets = s->targets, .recompute = s->recompute, .seed = s->seed};
     const bool low = s->precision == PL_PRECISION_BF16;
-    r->without_bf16 = low && on_gpu(r) && !r->dev->ops->train->has_bf16(r->dev); /* whoever resolved "auto" did not know this GPU */
+    r->without_bf16 = low && !r->dev->ops->train->has_bf16(r->dev); /* whoever resolved "auto" need not know the device */
     pl_status rc = r->dev->ops->train->set_precision(r->dev, low && !r->without_bf16 ? PL_MM_BF16 : PL_MM_F32, r->err);
     if (rc == PL_OK)
         rc = pl_net_new(&r->net, r->model.gguf, r->dev, &o, r->err);
@@ -238,7 +251,7 @@ static pl_status open_state(struct run *r)
     if (rc == PL_OK && on_gpu(r))
         rc = pl_report_message(&r->report, "info", r->err, "The job runs on %s", r->dev->ops->name);
     if (rc == PL_OK && r->without_bf16)
-        rc = pl_report_message(&r->report, "warn", r->err, "This GPU has no bf16 products (compute capability 8.0): they are made in 32 bits");
+        rc = pl_report_message(&r->report, "warn", r->err, "%s has no bf16 products: they are made in 32 bits", r->dev->ops->name);
     if (rc != PL_OK || r->state.reference == NULL || r->state.step > 0)
         return rc;
     rc = pl_objective_reference(&r->step, &r->train, r->state.reference);
@@ -252,7 +265,7 @@ static pl_status answer(struct run *r, const struct pl_gguf *gguf, const char *a
 {
     const struct pl_train_spec *s = &r->job.spec;
     const struct pl_answers_opts o = {.gguf = gguf, .tok = r->model.tok, .adapter = adapter, .n_threads = s->threads, .max_tokens = s->answer_tokens,
-                                      .device = r->options->device != NULL ? r->options->device : "cpu", .cuda_library = r->options->cuda_library,
+                                      .device = device_name(r), .cuda_library = r->options->cuda_library,
                                       .stop = r->options->stop};
     const struct pl_data_opts data = {.tok = r->model.tok, .chat = r->model.chat, .method = s->method, .min_examples = 1};
     scores->words = (pl_words_kind)s->words;
@@ -482,7 +495,8 @@ static pl_status score_before(struct run *r)
     return rc != PL_OK ? rc : pl_report_scores(&r->report, 0, &r->before, r->err);
 }
 
-/* Of what lies in the folder result. Takes the net down, so that there is room for the engine. */
+/* Of what lies in the folder result. Takes the net down, so that there is room for the engine. That there is none all the same, or no GPU
+ * any more, is nobody's setting: the model is there. */
 static pl_status score_after(struct run *r, const char *result)
 {
     char path[PATH_MAX + 16];
@@ -497,6 +511,8 @@ static pl_status score_after(struct run *r, const char *result)
         if (rc == PL_OK)
             rc = answer(r, tuned != NULL ? tuned : r->model.gguf, tuned != NULL ? NULL : result, &s);
         pl_gguf_close(tuned);
+        if (rc == PL_ENOMEM || rc == PL_EDEVICE)
+            r->err->param[0] = '\0';
     }
     return rc != PL_OK ? rc : pl_report_scores(&r->report, r->last.step, &s, r->err);
 }

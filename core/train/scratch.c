@@ -280,13 +280,13 @@ static pl_status learn(struct pl_scratch *x, struct pl_train_spec *s, const stru
     return st;
 }
 
-static pl_status check_memory(const struct pl_train_spec *s, uint64_t memory, struct pl_err *err)
+static pl_status check_room(const struct pl_train_spec *s, uint64_t room, struct pl_err *err)
 {
     const uint64_t params = pl_scratch_params(s);
-    if (memory == 0 || params < memory / 16)
+    if (room == 0 || params < room / 16)
         return PL_OK;
     return pl_fail_param(err, PL_EINVAL, SHAPE, "a model of this shape has %llu parameters and takes more than %.1f GiB to train, but %.1f GiB are there: "
-                         "lower layers, width, ff or vocab_size", (unsigned long long)params, (double)params * 16 / (1 << 30), (double)memory / (1 << 30));
+                         "lower layers, width, ff or vocab_size", (unsigned long long)params, (double)params * 16 / (1 << 30), (double)room / (1 << 30));
 }
 
 /* What a learned tokenizer depends on. */
@@ -357,7 +357,7 @@ static pl_status make_tokenizer(struct pl_scratch *x, struct pl_train_spec *s, c
     const uint32_t asked = s->shape_vocab;                   /* 0 = auto */
     pl_status st = pl_train_shape_resolve(&early, &f, err); /* what is wrong or too large without the file is said without it */
     if (st == PL_OK)
-        st = check_memory(&early, from->memory, err);
+        st = check_room(&early, from->room, err);
     if (st == PL_OK && asked > 0 && take_kept(x, s, from))
         return pl_train_shape_resolve(s, &f, err);
     if (st == PL_OK && s->shape_tokenizer == PL_SHAPE_BPE)
@@ -370,7 +370,7 @@ static pl_status make_tokenizer(struct pl_scratch *x, struct pl_train_spec *s, c
     if (st == PL_OK)
         st = reader.trainer != NULL ? learn(x, s, &reader, asked > 0, from, err) : take_base(x, s, base, asked, err);
     pl_tok_trainer_free(reader.trainer);
-    return st == PL_OK ? check_memory(s, from->memory, err) : st;
+    return st == PL_OK ? check_room(s, from->room, err) : st;
 }
 
 /* ---- all of it ------------------------------------------------------------------------------------------------------ */

@@ -35,7 +35,8 @@ struct pl_scratch_source {
     const char *training;    /* the file */
     const char *base;        /* GGUF file for tokenizer "base"; else may be NULL */
     const char *kept;        /* folder of pl_scratch_keep: what was learned there of the same text for the same shape is taken; NULL = none */
-    uint64_t memory;         /* bytes that training may take, 0 = not known */
+    uint64_t memory;         /* bytes of the host's that learning a tokenizer may take, 0 = not known */
+    uint64_t room;           /* bytes, of a GPU or the host, that training may take, 0 = not known */
     const atomic_bool *stop; /* as in pl_data_opts */
 };
 /* s: with a shape; what is "auto" in it gets its value. The report is filled in on failure too (fini it); it stays empty when nothing was learned. */

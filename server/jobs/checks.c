@@ -32,9 +32,11 @@ pl_status pl_checks_plan(struct pl_jobs *j, const struct pl_train_spec *method, 
         st = open_model(file, &base, err);
     struct pl_train_base from = pl_train_base_of(file, base.path);
     from.stop = pl_tasks_stopping(j->tasks);
-    const bool cuda = strncmp(j->server->config->train_device, "cuda", 4) == 0;
-    const struct pl_train_place place = {.n_threads = pl_share_threads(j->server->config->train_threads), .available = pl_jobs_memory(j),
-                                         .gpu = pl_jobs_on_gpu(j), .bf16 = cuda || pl_train_has_bf16()};
+    const bool gpu = pl_jobs_on_gpu(j);
+    const uint64_t available = pl_jobs_memory(j);
+    const struct pl_train_place place = {.n_threads = pl_share_threads(j->server->config->train_threads), .available = available, .gpu = gpu,
+                                         .room = gpu ? 0 : available, /* the worker asks the GPU */
+                                         .bf16 = gpu || pl_train_has_bf16()};
     if (st == PL_OK)
         st = pl_train_plan(plan, method, training, validation, &from, &place, err);
     plan->base.path = NULL; /* it goes */

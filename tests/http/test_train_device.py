@@ -88,6 +88,11 @@ def test_a_gpu_that_is_lost(tmp_path, base):
     assert steps_written(other) > 0
     on_gpu(other)
     assert result(other) == result(quiet)
+    back_to(other, 3)
+    said = [on_gpu(other, check=1, env={"PARLEY_EMU_FAULT": f"lost:{waits}"}).stderr for waits in range(30, 40)]  # around the checkpoint's loading
+    assert any("loading " in x for x in said) and not any("remove it" in x for x in said), said
+    on_gpu(other)
+    assert result(other) == result(quiet)
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
@@ -124,7 +129,7 @@ def test_a_gpu_without_bf16(tmp_path, base):
     folder, plain = job(tmp_path / "job", base, compute={"precision": "bf16", "micro_batch_size": 2}), job(tmp_path / "plain", base)
     on_gpu(folder, env={"PARLEY_EMU_FAULT": "turing"})
     assert [x["message"] for x in lines(folder, "message") if x["level"] == "warn"] == [
-        "This GPU has no bf16 products (compute capability 8.0): they are made in 32 bits"]
+        "cuda:0 (emulated) has no bf16 products: they are made in 32 bits"]
     run(plain)
     agree(plain, folder)
 
@@ -134,6 +139,17 @@ def test_auto_takes_the_cpu_without_a_gpu(tmp_path, base):
     done = subprocess.run([PARLEY, "train", "--job", folder, "--device", "auto", *GPU[2:]], capture_output=True, text=True, timeout=60 * SLOW,
                           env={**os.environ, "PARLEY_EMU_FAULT": "no-driver"})
     assert done.returncode == 0 and not any("runs on" in x["message"] for x in lines(folder, "message"))
+
+
+def test_no_room_to_evaluate(tmp_path, base):
+    """What is said names settings that there are."""
+    short = {"PARLEY_EMU_MEMORY_MB": "6"}
+    folder = job(tmp_path / "job", base, compute={"micro_batch_size": 1}, evaluation={"forgetting": True})
+    on_gpu(folder, check=1, env=short)
+    assert (lines(folder)[-1]["code"], lines(folder)[-1]["param"]) == ("out_of_memory", "forgetting") and "evaluation.forgetting" in lines(folder)[-1]["message"]
+    done = subprocess.run([PARLEY, "eval", "--model", base, "--data", folder / "valid.jsonl", *GPU], capture_output=True, text=True, timeout=60 * SLOW,
+                          env={**os.environ, **short})
+    assert done.returncode == 1 and "lower max-length" in done.stderr and "batch" not in done.stderr, done
 
 
 @pytest.mark.parametrize("megabytes, param, remedy", [(8, "device", "train an adapter"), (48, "micro_batch_size", "lower micro_batch_size or max_length, or set recompute")])
@@ -148,6 +164,36 @@ def test_no_room_on_the_gpu(tmp_path, megabytes, param, remedy):
     last = lines(folder)[-1]
     assert (last["type"], last["code"], last["param"]) == ("failed", "out_of_memory", param) and remedy in last["message"], last
     assert "MB left" in done.stderr and steps_written(folder) == 0
+
+
+def test_no_room_for_the_engine_that_answers(tmp_path, base):
+    """Before the job it is said at once; after it, the model is there and the job is done."""
+    short = {"PARLEY_EMU_MEMORY_MB": "8"}
+    first, folder = (job(tmp_path / x, base, evaluation={"answers": 2, "forgetting": False}) for x in ("first", "folder"))
+    on_gpu(first, check=1, env=short)
+    assert lines(first)[-1]["code"] == "out_of_memory" and lines(first)[-1]["param"] == "answers" and "ask for no answers" in lines(first)[-1]["message"]
+    on_gpu(folder)
+    back_to(folder, 9)
+    on_gpu(folder, env=short)
+    assert "could not be evaluated: device cuda has no memory" in lines(folder, "message")[-1]["message"] and lines(folder)[-1]["type"] == "done"
+
+
+def test_a_model_from_nothing_that_no_gpu_holds(tmp_path):
+    """Refused by what the GPU has, not by what the host has, and before its file is made."""
+    def from_nothing(name):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "train.jsonl").write_text("".join(json.dumps({"text": f"and the dogs saw {i} houses by the old garden"}) + "\n" for i in range(12)))
+        (folder / "job.json").write_text(json.dumps({
+            "id": "ftjob-1", "name": "ft:scratch", "base": None, "training_file": str(folder / "train.jsonl"), "seed": 1, "created_at": 1, "spec": {
+                "type": "pretrain", "pretrain": {"shape": {"layers": 2, "width": 64, "heads": 2, "context": 64, "vocab_size": 260},
+                                                 "hyperparameters": {"n_epochs": 1, "batch_size": 12}}}}))
+        return folder
+    folder = from_nothing("job")
+    on_gpu(folder, check=1, env={"PARLEY_EMU_MEMORY_MB": "2"})
+    last = lines(folder)[-1]
+    assert "shape" in last["param"] and "lower layers, width, ff or vocab_size" in last["message"] and not (folder / "base.gguf").exists(), last
+    on_gpu(from_nothing("fits"))
 
 
 def test_evaluation(tmp_path, base):

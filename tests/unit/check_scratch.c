@@ -66,7 +66,7 @@ static pl_status open_shape(struct pl_scratch *x, struct pl_train_spec *s, const
 {
     struct pl_data_report r = {0};
     *err = (struct pl_err){0};
-    const struct pl_scratch_source from = {.training = text_path, .base = base, .kept = folder, .memory = memory, .stop = &stop};
+    const struct pl_scratch_source from = {.training = text_path, .base = base, .kept = folder, .memory = memory, .room = memory, .stop = &stop};
     const pl_status st = pl_scratch_open(x, s, &from, &r, err);
     n_read = r.n_lines;
     pl_data_report_fini(&r);
