@@ -14,7 +14,9 @@ def test_gpu_run_on_the_emulated_device():
     assert done.returncode == 0, done.stdout + done.stderr
     out = json.loads(done.stdout[done.stdout.index("{"):])
     assert all(step["ok"] for step in out["steps"].values())
-    assert all(error <= 1e-5 for step in ("models", "ranks") for error in out["steps"][step]["nmse"].values()) and len(out["steps"]["models"]["nmse"]) == 4
+    found = {**out["steps"]["models"]["nmse"], **out["steps"]["ranks"]["nmse"]}
+    assert all(error <= (1e-5 if "of 7" in name or "bf16" not in name else 1e-4) for name, error in found.items()), found
+    assert len(out["steps"]["models"]["nmse"]) == 4
     assert len(out["steps"]["ranks"]["nmse"]) == 2
     assert out["steps"]["launches"]["share_beside_bytes"] > 0
     assert "skipped" in out["steps"]["peer"] or out["steps"]["peer"]["decode_ratio"] > 0
