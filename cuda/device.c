@@ -490,7 +490,7 @@ pl_status pl_cuda_open(struct pl_device **out, const char *build, const struct p
     else
         rc = pl_cublas_open(&c->blas, c->stream, err);
     if (rc == PL_OK && (rc = pl_cuda_adapters_open(c)) != PL_OK)
-        rc = pl_fail(err, rc, "%s has no memory for adapters", c->name);
+        rc = pl_fail(err, rc, "%s cannot be used: no place for adapters can be made in its memory: %s", c->name, pl_status_text(rc));
     if (rc != PL_OK)
         close_device(&c->base);
     else

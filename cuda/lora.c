@@ -32,18 +32,15 @@ pl_status pl_cuda_adapters_open(struct pl_cuda *c)
 {
     const struct cudaMemPoolProps props = {.allocType = cudaMemAllocationTypePinned, .location = {.type = cudaMemLocationTypeDevice, .id = c->index}};
     uint64_t most = UINT64_MAX; /* that is kept when nobody has it */
+    int possible = 0;
     pl_status rc = pl_cuda_check(c, cudaSetDevice(c->index), "choosing the GPU");
     if (rc == PL_OK)
         rc = pl_cuda_check(c, cudaStreamCreateWithFlags(&c->adapters.stream, cudaStreamNonBlocking), "making a stream");
-    if (rc != PL_OK)
+    if (rc == PL_OK)
+        rc = pl_cuda_check(c, cudaDeviceGetAttribute(&possible, cudaDevAttrMemoryPoolsSupported, c->index), "asking for pools of memory");
+    if (rc != PL_OK || !possible)
         return rc;
-    const cudaError_t e = cudaMemPoolCreate(&c->adapters.pool, &props);
-    if (e == cudaErrorNotSupported) {
-        (void)cudaGetLastError();
-        c->adapters.pool = NULL;
-        return PL_OK;
-    }
-    rc = pl_cuda_check(c, e, "making a pool of memory");
+    rc = pl_cuda_check(c, cudaMemPoolCreate(&c->adapters.pool, &props), "making a pool of memory");
     return rc != PL_OK ? rc : pl_cuda_check(c, cudaMemPoolSetAttribute(c->adapters.pool, cudaMemPoolAttrReleaseThreshold, &most), "making a pool of memory");
 }
 

@@ -39,9 +39,11 @@ size_t pl_cuda_narrow_bytes(size_t T, size_t K)
     return numbers_bytes(T, K) + T * sizeof(float);
 }
 
+/* Fewer rows, or columns, may fill it better. */
 size_t pl_cuda_sums_bytes(size_t T, size_t N)
 {
-    return T * sums_columns(T, N) * sizeof(float);
+    const size_t most = T * SUMS_STEP > MAX_SUMS ? T * SUMS_STEP : MAX_SUMS;
+    return (T * N < most ? T * N : most) * sizeof(float);
 }
 
 pl_status pl_cuda_check_blas(struct pl_cuda *c, int status)

@@ -15,9 +15,11 @@ static size_t results_bytes(size_t T)
     return (T * sizeof(struct pl_drawn) + 255) / 256 * 256;
 }
 
+/* Shorter rows may fill it better. */
 size_t pl_cuda_sample_bytes(size_t T, size_t V)
 {
-    return results_bytes(T) + at_once(T, V) * V * sizeof(float);
+    const size_t most = V > MAX_WORK ? V : MAX_WORK;
+    return results_bytes(T) + (T * V < most ? T * V : most) * sizeof(float);
 }
 
 pl_status pl_cuda_sample_op(struct pl_device *dev, pl_view logits, const struct pl_draws *draws, struct pl_drawn *out)

@@ -191,6 +191,8 @@ pl_status pl_instance_open(struct pl_instance **out, const struct pl_instance_op
         rc = identify(m, o->path, err);
     if (rc == PL_OK)
         rc = pl_model_load_part(&m->model, m->file.gguf, m->device, pl_ranks_comm(m->ranks), (uint32_t)c->batch_tokens, (uint32_t)c->batch_tokens, err);
+    if (rc == PL_OK && c->max_adapters > 0)
+        rc = pl_model_reserve_adapters(m->model, err);
     if (rc == PL_ENOMEM && !o->further && err->param[0] != '\0')
         rc = err->code = PL_EINVAL; /* the first model's settings are wrong for this machine: starting again does not help */
     if (rc == PL_OK) {

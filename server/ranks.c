@@ -87,11 +87,13 @@ static pl_status live(struct member *m, pl_status loaded, struct pl_err *err)
     const bool met = loaded == PL_OK; /* else rank 0 says why not */
     if (met)
         loaded = pl_model_load_part(&m->model, m->gguf, m->device, m->comm, batch, batch, err);
+    if (loaded == PL_OK && m->config->max_adapters > 0)
+        loaded = pl_model_reserve_adapters(m->model, err);
     if (loaded == PL_OK)
         pl_log_info("rank %u of %u: %s, %u threads", m->comm->rank, m->comm->size, m->device->ops->name, pl_pool_size(m->pool));
     else if (met || loaded == PL_ERANK)
         pl_log_error("rank %u of %u: %s", m->comm->rank, m->comm->size, err->msg);
-    const pl_status rc = pl_rank_follow(m->comm, m->device, m->model, loaded);
+    const pl_status rc = pl_rank_follow(m->comm, m->device, loaded == PL_OK ? m->model : NULL, loaded);
     free_part(m);
     return loaded != PL_OK ? loaded : rc != PL_OK ? PL_ERANK : PL_OK;
 }

@@ -409,6 +409,7 @@ static struct pl_step_shape step_shape(struct pl_model *m, uint32_t T)
     struct work work[PL_COUNT_OF(m->work)];
     struct pl_step_shape shape = {.n_tokens = T, .n_gated = s->gated ? 2 * s->n_ff : 0, .n_heads = s->n_heads, .n_kv_heads = s->n_kv_heads,
                                   .head_dim = s->head_dim, .n_ctx = m->spec.n_ctx};
+    shape.n_out = shape.n_gated; /* no buffer has both parts */
     list_work(m, T, T, work);
     for (size_t i = 0; i < PL_COUNT_OF(work); i++) {
         const bool is_in = work[i].view == &m->h || work[i].view == &m->att || work[i].view == &m->ff;

@@ -51,16 +51,26 @@ static void grow(struct pl_loras *ls, uint32_t n)
     ls->n_slots = n;
 }
 
-static pl_status make_plus(struct pl_loras *ls, struct pl_device *dev, uint32_t cols, struct pl_err *err)
+static pl_status make_plus(struct pl_model *m, struct pl_err *err)
 {
+    struct pl_loras *ls = &m->loras;
+    const uint32_t cols = 2 * m->own.n_ff;
     struct pl_dbuf *buf;
-    if (ls->plus.values.buf != NULL)
+    if (!m->spec.gated || ls->plus.values.buf != NULL)
         return PL_OK;
-    const pl_status rc = dev->ops->buf_new(dev, (size_t)ls->max_tokens * cols, &buf);
+    const pl_status rc = m->dev->ops->buf_new(m->dev, (size_t)ls->max_tokens * cols, &buf);
+    if (rc == PL_ENOMEM)
+        return pl_fail_param(err, rc, "batch-tokens", "no memory for what adapters add to batches of %u tokens, %zu MiB: lower --batch-tokens, or set "
+                             "--max-adapters 0", ls->max_tokens, (size_t)ls->max_tokens * cols * sizeof(float) >> 20);
     if (rc != PL_OK)
-        return pl_fail(err, rc, "no memory for adapters of batches of %u tokens", ls->max_tokens);
+        return pl_fail(err, rc, "making room for what adapters add: %s", pl_status_text(rc));
     ls->plus = (struct pl_plus){{buf, 0, ls->max_tokens, cols, cols}, ls->plus_rows};
     return PL_OK;
+}
+
+pl_status pl_model_reserve_adapters(struct pl_model *m, struct pl_err *err)
+{
+    return m->dev->ops->memory != NULL ? make_plus(m, err) : PL_OK;
 }
 
 /* What one product's device object is made of. */
@@ -158,7 +168,7 @@ pl_status pl_model_adapter_add(struct pl_model *m, uint32_t slot, struct pl_lora
     PL_ASSERT(slot > 0);
     grow(&m->loras, slot + 1);
     PL_ASSERT(m->loras.slots[slot] == NULL);
-    const pl_status rc = m->spec.gated ? make_plus(&m->loras, m->dev, 2 * m->own.n_ff, err) : PL_OK;
+    const pl_status rc = make_plus(m, err);
     if (rc != PL_OK)
         return rc;
     m->loras.slots[slot] = s;

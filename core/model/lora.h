@@ -30,7 +30,7 @@ struct pl_loras {
     struct pl_lora_use *uses;     /* [n_slots] */
     uint32_t n_groups;            /* 0 = nobody has an adapter: nothing is to be done */
     uint32_t *row_list;           /* [max_tokens] */
-    /* gated feed-forward: what is added to gate and up before they are multiplied; made with the first adapter */
+    /* gated feed-forward: what is added to gate and up before they are multiplied; made with the first adapter, or reserved */
     struct pl_plus plus;
     bool *plus_rows; /* [max_tokens] */
     uint32_t max_tokens;

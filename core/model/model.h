@@ -41,6 +41,9 @@ struct pl_kv_shape pl_model_kv_part(const struct pl_model *m, uint32_t page_size
  * positions below the context: the caller has checked them. */
 pl_status pl_model_forward(struct pl_model *m, struct pl_kvdev *kv, const struct pl_batch *b, const float **logits) PL_MUST_CHECK;
 
+/* Where the device has a memory of its own, which the cache takes the rest of: ahead of that, takes what passes with adapters work in beside what other
+ * passes do. Else the first adapter's pl_model_adapter_add takes it. PL_ENOMEM with param "batch-tokens". */
+pl_status pl_model_reserve_adapters(struct pl_model *m, struct pl_err *err) PL_MUST_CHECK;
 /* On any thread, while passes run: copies what is in a to the device (its shapes are those of this model's spec). */
 struct pl_adapter;
 struct pl_adapter_wire;

@@ -72,12 +72,14 @@ static pl_status refuse_any(const struct pl_room_of *r, const struct pl_engine_o
     size_t free_bytes = 0, total = 0;
     uint64_t less;
     const char *type = smaller_type(r, o->kv_dtype, &less);
+    const bool all = o->n_pages > 0; /* a set size may take all that is left */
     (void)!r->dev->ops->memory(r->dev, &free_bytes, &total);
-    return pl_fail_param(err, PL_EINVAL, "cuda-memory-percent",
+    return pl_fail_param(err, PL_EINVAL, all ? "kv-cache-mb" : "cuda-memory-percent",
                          "%s has %zu of %zu MiB left for the KV cache after the weights, too little for a cache of %d pages of %llu bytes: lower "
-                         "--batch-tokens%s%s, raise --cuda-memory-percent, take a more quantized file or a larger GPU, or --device cpu",
+                         "--batch-tokens%s%s%s, take a more quantized file or a larger GPU, or --device cpu",
                          r->dev->ops->name, free_bytes / MIB, total / MIB, PL_ENGINE_MIN_PAGES,
-                         (unsigned long long)page_bytes_of(r->dev, r->model, o->kv_dtype), type != NULL ? ", take --kv-type " : "", type != NULL ? type : "");
+                         (unsigned long long)page_bytes_of(r->dev, r->model, o->kv_dtype), type != NULL ? ", take --kv-type " : "", type != NULL ? type : "",
+                         all ? "" : ", raise --cuda-memory-percent");
 }
 
 static pl_status fill_device(const struct pl_room_of *r, struct pl_engine_opts *o, uint64_t *wanted, struct pl_err *err)

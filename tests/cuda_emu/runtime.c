@@ -130,7 +130,7 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *p, int index)
 cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr what, int index)
 {
     (void)index;
-    *value = what == cudaDevAttrMultiProcessorCount ? 4 : 99 << 10;
+    *value = what == cudaDevAttrMultiProcessorCount ? 4 : what == cudaDevAttrMemoryPoolsSupported ? !fault("pools") : 99 << 10;
     return cudaSuccess;
 }
 

@@ -201,6 +201,16 @@ def test_no_room_for_any_cache(models):
         assert remedy in line
 
 
+def test_no_room_for_a_set_size(models):
+    """Where a set size cannot be had, the share of the memory is not at fault. Each token of a batch takes less than two pages, so that one of these
+    batches leaves less than that."""
+    model = models("device-long", "--ctx", 4096, "--kv-heads", 4, "--embd", 128, "--layers", 8)
+    args = ["--kv-type", "f32", "--kv-cache-mb", 64, "--max-sequences", 4, *device_args("cuda-emulated")]
+    lines = [refused(*args, "--batch-tokens", n, model=model, env={"PARLEY_EMU_MEMORY_MB": "25"}) for n in range(56, 76)]
+    short = [line for line in lines if "too little for a cache of 2 pages" in line]
+    assert short and all("lower --batch-tokens" in line and "--cuda-memory-percent" not in line for line in short), lines
+
+
 def test_cache_that_the_machine_has_no_memory_for(tiny):
     line = refused("--kv-cache-mb", 16777216, "--device", "cpu", model=tiny)
     assert "no memory for a KV cache of 16777216 MiB" in line and re.search(r"this machine has \d+ MiB left for it, \d+ tokens: lower --kv-cache-mb to \d+", line), line

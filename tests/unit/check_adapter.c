@@ -24,7 +24,7 @@ Suite *suite_adapter(void);
 
 #define FIXTURES "tests/oracle/fixtures/adapter/"
 
-static const char *const isas[] = {"ref", "avx2", "avxvnni", "avx512"};
+static const char *const isas[] = {"ref", "avx2", "avxvnni", "avx512", "cuda-emulated"};
 
 /* ---- models ---- */
 
@@ -176,6 +176,37 @@ START_TEST(logits_agree_with_peft)
         free(s.logits);
         unload(&m);
     }
+    close_fixtures();
+}
+END_TEST
+
+/* A cache may have taken the rest of a GPU's memory when the first adapter comes. */
+START_TEST(nothing_is_left_to_take)
+{
+    size_t before, after, total;
+    struct pl_err err;
+    struct loaded m;
+    char path[256];
+    open_fixtures();
+    const struct fixture x = fixture(0);
+    if (!load(&m, x.flags, x.n_flags, "cuda-emulated")) {
+        close_fixtures();
+        return;
+    }
+    snprintf(path, sizeof path, FIXTURES "%s", x.name);
+    struct pl_adapter *a = read_adapter(path, pl_model_spec(m.r.model));
+    struct pl_lora_set *set;
+    ck_assert_int_eq(m.r.dev->ops->memory(m.r.dev, &before, &total), PL_OK);
+    ck_assert_int_eq(pl_model_reserve_adapters(m.r.model, &err), PL_OK);
+    ck_assert_int_eq(m.r.dev->ops->memory(m.r.dev, &after, &total), PL_OK);
+    ck_assert_uint_eq(before - after, (size_t)m.r.max_tokens * 2 * pl_model_spec(m.r.model)->n_ff * sizeof(float));
+    ck_assert_int_eq(pl_model_adapter_make(&set, m.r.model, a, &err), PL_OK);
+    ck_assert_int_eq(m.r.dev->ops->memory(m.r.dev, &before, &total), PL_OK);
+    ck_assert_int_eq(pl_model_adapter_add(m.r.model, 1, set, &err), PL_OK);
+    ck_assert_int_eq(m.r.dev->ops->memory(m.r.dev, &after, &total), PL_OK);
+    ck_assert_uint_eq(after, before);
+    pl_adapter_free(a);
+    unload(&m);
     close_fixtures();
 }
 END_TEST
@@ -654,6 +685,7 @@ Suite *suite_adapter(void)
     tcase_set_timeout(t, 120);
     tcase_add_loop_test(t, logits_agree_with_peft, 0, PL_COUNT_OF(isas));
     tcase_add_loop_test(t, mixed_batches_give_the_same_bits, 0, PL_COUNT_OF(isas));
+    tcase_add_test(t, nothing_is_left_to_take);
     tcase_add_test(t, gguf_is_the_same);
     tcase_add_test(t, written_as_peft_writes);
     tcase_add_test(t, merged_is_served);

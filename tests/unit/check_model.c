@@ -295,6 +295,32 @@ START_TEST(only_wanted_rows_come_back)
 }
 END_TEST
 
+/* What a step works in was reserved for the largest, and one of fewer tokens may want more of it: products are cut so that pieces fill what there is. */
+START_TEST(steps_take_no_memory)
+{
+    static const char *const flags[] = {"--type", "f16", "--layers", "2", "--embd", "32", "--heads", "2", "--kv-heads", "1", "--ff", "14400", "--ctx", "600"};
+    enum { MOST = 600, SOME = 585 };
+    static int32_t tokens[SOME];
+    size_t before, after, total, n;
+    struct pl_err err = {0};
+    struct loaded m = {0};
+    struct gguf_out *out = build(flags, PL_COUNT_OF(flags));
+    m.bytes = gguf_out_bytes(out, &n);
+    gguf_out_free(out);
+    ck_assert_int_eq(pl_gguf_open_memory(&m.g, m.bytes, n, &err), PL_OK);
+    const pl_status rc = runner_open(&m.r, m.g, "cuda-emulated", 1, MOST, &err);
+    ck_assert_msg(rc == PL_OK || rc == PL_ENOTSUP, "%s", err.msg);
+    if (rc == PL_OK) {
+        struct run_seq s = {.tokens = tokens, .n = SOME, .chunk = SOME, .from = SOME};
+        ck_assert_int_eq(m.r.dev->ops->memory(m.r.dev, &before, &total), PL_OK);
+        ck_assert_int_eq(run_seqs(&m.r, &s, 1, PL_F16), PL_OK);
+        ck_assert_int_eq(m.r.dev->ops->memory(m.r.dev, &after, &total), PL_OK);
+        ck_assert_uint_eq(before, after);
+    }
+    unload(&m);
+}
+END_TEST
+
 START_TEST(spec_tells_what_the_file_says)
 {
     struct loaded m;
@@ -691,6 +717,7 @@ Suite *suite_model(void)
     tcase_add_loop_test(tc, chunked_and_batched_give_the_same_bits, 0, PL_COUNT_OF(isas));
     tcase_add_test(tc, threads_give_the_same_bits);
     tcase_add_test(tc, only_wanted_rows_come_back);
+    tcase_add_test(tc, steps_take_no_memory);
     tcase_add_test(tc, spec_tells_what_the_file_says);
     tcase_add_loop_test(tc, real_model_agrees_with_transformers, 0, PL_COUNT_OF(caches));
     suite_add_tcase(s, tc);

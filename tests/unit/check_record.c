@@ -111,6 +111,75 @@ START_TEST(same_bits)
 }
 END_TEST
 
+/* ---- what one graph is good for ---- */
+
+enum { CONTEXT = 416, PAGE = 32, CACHES = 2 };
+
+/* Tokens [from, from + n) of cache `c`'s own text; logits NULL = nothing is asked for, else n is 1. */
+static void pass(struct world *w, struct pl_kvdev *kv, uint32_t c, uint32_t from, uint32_t n, float *logits)
+{
+    const uint32_t q_start[] = {0, n}, ctx = from + n, page_start[] = {0, (ctx + PAGE - 1) / PAGE}, row = 0;
+    uint32_t pos[MAX_TOKENS], pages[CONTEXT / PAGE];
+    int32_t tokens[MAX_TOKENS];
+    const float *got;
+    for (uint32_t i = 0; i < n; i++) {
+        pos[i] = from + i;
+        tokens[i] = (int32_t)((pos[i] * 7 + c * 31) % 90);
+    }
+    for (uint32_t i = 0; i < page_start[1]; i++)
+        pages[i] = i;
+    const struct pl_batch b = {.n_tokens = n, .n_seqs = 1, .n_rows = logits != NULL, .tokens = tokens, .pos = pos, .slot = pos, .q_start = q_start,
+                               .ctx = &ctx, .page_start = page_start, .pages = pages, .rows = &row};
+    ck_assert_int_eq(pl_model_forward(w->r.model, kv, &b, &got), PL_OK);
+    if (logits != NULL)
+        memcpy(logits, got, w->n_vocab * sizeof *logits);
+}
+
+/* A graph has room for two or four spans of 128 positions; of the four the step that it is made of may have three. A key comes twice before it
+ * has a graph. */
+static const struct {
+    uint32_t cache, pos;
+} steps[] = {{0, 140}, {0, 141}, {0, 142}, {0, 300}, {0, 301}, {0, 302}, {0, 400}, {1, 140}, {1, 141}, {1, 142}, {1, 400}};
+enum { STEPS = PL_COUNT_OF(steps), OF_GRAPHS = 7 };
+
+/* Decodes by turns from two caches that are there at the same time. */
+static float *take_turns(struct world *w)
+{
+    const struct pl_device_ops *ops = w->r.dev->ops;
+    const struct pl_kv_shape shape = pl_model_kv_part(w->r.model, PAGE, CONTEXT / PAGE, PL_F16);
+    float *logits = pl_xcalloc((size_t)STEPS * w->n_vocab, sizeof *logits);
+    struct pl_kvdev *kv[CACHES];
+    for (uint32_t c = 0; c < CACHES; c++) {
+        ck_assert_int_eq(ops->kv_new(w->r.dev, &shape, &kv[c]), PL_OK);
+        for (uint32_t from = 0; from < CONTEXT; from += MAX_TOKENS)
+            pass(w, kv[c], c, from, MAX_TOKENS, NULL);
+    }
+    for (uint32_t i = 0; i < STEPS; i++)
+        pass(w, kv[steps[i].cache], steps[i].cache, steps[i].pos, 1, logits + (size_t)i * w->n_vocab);
+    for (uint32_t c = 0; c < CACHES; c++)
+        ops->kv_free(w->r.dev, kv[c]);
+    return logits;
+}
+
+START_TEST(other_caches_and_contexts)
+{
+    static const char *const flags[] = {"--layers", "2", "--heads", "4", "--kv-heads", "2", "--ctx", "512"};
+    struct world w;
+    if (!open_world(&w, flags, PL_COUNT_OF(flags)))
+        return;
+    const unsigned long before = emulated_graph_launches();
+    float *recorded = take_turns(&w);
+    const unsigned long launches = emulated_graph_launches() - before;
+    w.r.dev->ops->record_set(w.r.dev, false);
+    float *plain = take_turns(&w);
+    for (uint32_t i = 0; i < STEPS; i++)
+        ck_assert_msg(memcmp(recorded + (size_t)i * w.n_vocab, plain + (size_t)i * w.n_vocab, w.n_vocab * sizeof *plain) == 0, "step %u", i);
+    ck_assert_uint_eq(launches, OF_GRAPHS);
+    free(recorded), free(plain);
+    close_world(&w);
+}
+END_TEST
+
 START_TEST(no_graphs)
 {
     struct world w;
@@ -163,6 +232,7 @@ Suite *suite_record(void)
     TCase *t = tcase_create("record");
     tcase_set_timeout(t, 300);
     tcase_add_loop_test(t, same_bits, 0, (int)PL_COUNT_OF(cases));
+    tcase_add_test(t, other_caches_and_contexts);
     tcase_add_test(t, no_graphs);
     tcase_add_test(t, filling);
     suite_add_tcase(s, t);
