@@ -152,6 +152,8 @@ pl_status pl_cuda_begin(struct pl_cuda *c) PL_MUST_CHECK;
 pl_status pl_cuda_reserve_stage(struct pl_cuda *c) PL_MUST_CHECK;
 /* Host bytes on the device until the step, or the operation outside of a step, ends. NULL: out of memory, or the device is lost. */
 const void *pl_cuda_upload(struct pl_cuda *c, const void *from, size_t n);
+/* Both, for an operation that uploads one thing. */
+const void *pl_cuda_bring(struct pl_cuda *c, const void *from, size_t n);
 /* At least n bytes of device memory; NULL as above. */
 void *pl_cuda_scratch(struct pl_cuda *c, enum pl_cuda_scratch_kind kind, size_t n);
 /* At least n bytes for those to come. */

@@ -306,6 +306,11 @@ static bool upload_batch(struct pl_cuda *c, const struct pl_batch *b)
     return upload(c, from, n, sizeof n / sizeof n[0], to);
 }
 
+const void *pl_cuda_bring(struct pl_cuda *c, const void *from, size_t n)
+{
+    return pl_cuda_begin(c) == PL_OK ? pl_cuda_upload(c, from, n) : NULL;
+}
+
 bool pl_cuda_batch_on_device(struct pl_cuda *c, const struct pl_batch *b, struct pl_cuda_batch *out)
 {
     const size_t one = sizeof(uint32_t);

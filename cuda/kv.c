@@ -76,7 +76,6 @@ pl_status pl_cuda_kv_write_op(struct pl_device *dev, struct pl_kvdev *kv, uint32
     struct pl_cuda *c = pl_cuda_of(dev);
     if (b->n_tokens == 0)
         return PL_OK;
-    const pl_status rc = pl_cuda_begin(c);
-    const uint32_t *slot = rc == PL_OK ? pl_cuda_upload(c, b->slot, b->n_tokens * sizeof *slot) : NULL;
+    const uint32_t *slot = pl_cuda_bring(c, b->slot, b->n_tokens * sizeof *slot);
     return slot == NULL ? pl_cuda_failed(c) : pl_cuda_check(c, pl_cuda_kv_write(c->stream, kv->kv, layer, pl_cuda_mat(k), pl_cuda_mat(v), slot), "kv_write");
 }

@@ -212,8 +212,7 @@ pl_status pl_cuda_matmul_glu_op(struct pl_device *dev, pl_act_kind kind, pl_view
     if (x.rows == 0)
         return PL_OK;
     if (plus != NULL) {
-        const pl_status rc = pl_cuda_begin(c);
-        rows = rc == PL_OK ? pl_cuda_upload(c, plus->rows, x.rows * sizeof *rows) : NULL;
+        rows = pl_cuda_bring(c, plus->rows, x.rows * sizeof *rows);
         if (rows == NULL)
             return pl_cuda_failed(c);
         values = pl_cuda_mat(plus->values);

@@ -19,8 +19,7 @@ pl_status pl_cuda_rope_op(struct pl_device *dev, pl_rope_kind kind, pl_view x, u
     struct pl_cuda *c = pl_cuda_of(dev);
     if (x.rows == 0)
         return PL_OK;
-    const pl_status rc = pl_cuda_begin(c);
-    const uint32_t *p = rc == PL_OK ? pl_cuda_upload(c, pos, x.rows * sizeof *pos) : NULL;
+    const uint32_t *p = pl_cuda_bring(c, pos, x.rows * sizeof *pos);
     if (p == NULL)
         return pl_cuda_failed(c);
     return pl_cuda_check(c, pl_cuda_rope(c->stream, kind == PL_ROPE_HALVES, pl_cuda_mat(x), head_dim, n_dims, pl_cuda_vector(freq), p), "rope");
@@ -37,8 +36,7 @@ pl_status pl_cuda_gather_op(struct pl_device *dev, pl_view out, pl_view x, const
     struct pl_cuda *c = pl_cuda_of(dev);
     if (out.rows == 0)
         return PL_OK;
-    const pl_status rc = pl_cuda_begin(c);
-    const uint32_t *r = rc == PL_OK ? pl_cuda_upload(c, rows, out.rows * sizeof *rows) : NULL;
+    const uint32_t *r = pl_cuda_bring(c, rows, out.rows * sizeof *rows);
     return r == NULL ? pl_cuda_failed(c) : pl_cuda_check(c, pl_cuda_gather(c->stream, pl_cuda_mat(out), pl_cuda_mat(x), r), "gather");
 }
 
@@ -47,8 +45,7 @@ pl_status pl_cuda_embed_op(struct pl_device *dev, pl_view out, const struct pl_w
     struct pl_cuda *c = pl_cuda_of(dev);
     if (out.rows == 0)
         return PL_OK;
-    const pl_status rc = pl_cuda_begin(c);
-    const uint32_t *rows = rc == PL_OK ? pl_cuda_upload(c, idx, out.rows * sizeof *idx) : NULL;
+    const uint32_t *rows = pl_cuda_bring(c, idx, out.rows * sizeof *idx);
     if (rows == NULL)
         return pl_cuda_failed(c);
     struct pl_cuda_parts parts = {.n = w->n_parts};

@@ -31,8 +31,7 @@ pl_status pl_cuda_train_embed(struct pl_device *dev, pl_view out, const struct p
     struct pl_cuda *c = pl_cuda_of(dev);
     if (out.rows == 0)
         return PL_OK;
-    const pl_status rc = pl_cuda_begin(c);
-    const uint32_t *rows = rc == PL_OK ? pl_cuda_upload(c, idx, out.rows * sizeof *idx) : NULL;
+    const uint32_t *rows = pl_cuda_bring(c, idx, out.rows * sizeof *idx);
     return rows == NULL ? pl_cuda_failed(c) : pl_cuda_check(c, pl_cuda_embed(c->stream, pl_cuda_mat(out), pl_cuda_train_parts(w), rows, add), "embed");
 }
 
@@ -51,14 +50,15 @@ static int by_row(const void *a, const void *b)
 static uint32_t *group(const uint32_t *idx, uint32_t T, uint32_t *n)
 {
     struct use *uses = malloc(T * sizeof *uses);
-    uint32_t *all = malloc((3 * (size_t)T + 1) * sizeof *all), *starts = all + T, *tokens = starts + T + 1;
+    uint32_t *all = malloc((3 * (size_t)T + 1) * sizeof *all);
     *n = 0;
-    for (uint32_t t = 0; uses != NULL && t < T; t++)
-        uses[t] = (struct use){idx[t], t};
     if (uses == NULL || all == NULL) {
         free(uses), free(all);
         return NULL;
     }
+    uint32_t *starts = all + T, *tokens = starts + T + 1;
+    for (uint32_t t = 0; t < T; t++)
+        uses[t] = (struct use){idx[t], t};
     qsort(uses, T, sizeof *uses, by_row);
     for (uint32_t t = 0; t < T; t++) {
         if (t == 0 || uses[t].row != uses[t - 1].row) {

@@ -5,11 +5,8 @@
 /* The sequences on the device, and how many tiles they make. */
 static pl_status upload(struct pl_cuda *c, const struct pl_train_seqs *s, const uint32_t **start, uint32_t *n_tiles)
 {
-    const pl_status rc = pl_cuda_begin(c);
-    if (rc != PL_OK)
-        return rc;
     *n_tiles = pl_cuda_causal_tiles(s->start, s->n_seqs);
-    return (*start = pl_cuda_upload(c, s->start, (s->n_seqs + 1) * sizeof *s->start)) != NULL ? PL_OK : pl_cuda_failed(c);
+    return (*start = pl_cuda_bring(c, s->start, (s->n_seqs + 1) * sizeof *s->start)) != NULL ? PL_OK : pl_cuda_failed(c);
 }
 
 pl_status pl_cuda_train_attn(struct pl_device *dev, pl_view out, pl_view lse, pl_view qkv, uint32_t head_dim, float scale,

@@ -3,11 +3,7 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "cuda/train.h"
 
-enum {
-    PANEL = 1 << 24,         /* elements of a weight that are expanded at once, or a few rows */
-    PANEL_STEP = 64,         /* rows; a multiple of PL_CUDA_EXPAND_STEP */
-    LOGITS_AT_ONCE = 1 << 25 /* floats */
-};
+enum { PANEL_STEP = 64 }; /* rows of a panel, at least; a multiple of PL_CUDA_EXPAND_STEP */
 
 static int precision_of(const struct pl_cuda *c)
 {
@@ -72,8 +68,9 @@ size_t pl_cuda_train_work_bytes(struct pl_device *dev, const struct pl_train_sha
 {
     const struct pl_cuda *c = pl_cuda_of(dev);
     const size_t width = padded(s->widest), operand = c->bf16 ? s->n_tokens * width * element(c) : 0;
-    const size_t panel = least(most(PANEL, PANEL_STEP * width), width * most(s->widest, s->n_vocab)) * element(c);
-    const size_t logits = (size_t)s->n_vocab * least(s->n_rows, most(LOGITS_AT_ONCE / s->n_vocab, 1)) * (sizeof(float) + (c->bf16 ? sizeof(uint16_t) : 0));
+    const size_t panel = least(most(PL_CUDA_PANEL, PANEL_STEP * width), width * most(s->widest, s->n_vocab)) * element(c);
+    const size_t logits = (size_t)s->n_vocab * least(s->n_rows, most(PL_CUDA_LOGITS_AT_ONCE / s->n_vocab, 1)) *
+                          (sizeof(float) + (c->bf16 ? sizeof(uint16_t) : 0));
     return operand + most(operand, panel) + logits + pl_cuda_norm_d_floats(s->n_tokens, s->widest) * sizeof(float);
 }
 
@@ -99,7 +96,7 @@ static bool more(const struct panels *p)
 static pl_status next(struct pl_cuda *c, struct panels *p)
 {
     const struct pl_cuda_part *w = &p->parts.part[p->part];
-    const size_t fit = most(PANEL / padded(w->cols) / PANEL_STEP * PANEL_STEP, PANEL_STEP);
+    const size_t fit = most(PL_CUDA_PANEL / padded(w->cols) / PANEL_STEP * PANEL_STEP, PANEL_STEP);
     const uint32_t left = w->rows - p->row, row = p->row;
     p->first += p->n;
     p->n = w->dtype == precision_of(c) || left < fit ? left : (uint32_t)fit;
@@ -224,7 +221,7 @@ pl_status pl_cuda_train_head(struct pl_device *dev, pl_view h, const struct pl_t
                              double *logp, bool *best, pl_view dh, pl_view dw)
 {
     struct pl_cuda *c = pl_cuda_of(dev);
-    const uint32_t R = h.rows, V = w->rows, fit = LOGITS_AT_ONCE / V > 0 ? LOGITS_AT_ONCE / V : 1, at_once = fit < R ? fit : R;
+    const uint32_t R = h.rows, V = w->rows, fit = PL_CUDA_LOGITS_AT_ONCE / V > 0 ? PL_CUDA_LOGITS_AT_ONCE / V : 1, at_once = fit < R ? fit : R;
     struct head j = {.c = c, .w = pl_cuda_train_parts(w), .dh = pl_cuda_mat_or_none(dh), .dw = pl_cuda_mat_or_none(dw)};
     if (h.cols != w->cols)
         return PL_EINVAL;

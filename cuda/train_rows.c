@@ -21,23 +21,13 @@ pl_status pl_cuda_train_norm_d(struct pl_device *dev, pl_norm_kind kind, pl_view
                          "the gradient of a norm");
 }
 
-/* Row numbers or positions on the device. */
-static pl_status upload(struct pl_cuda *c, const uint32_t *from, uint32_t n, const uint32_t **to)
-{
-    const pl_status rc = pl_cuda_begin(c);
-    if (rc != PL_OK)
-        return rc;
-    return (*to = pl_cuda_upload(c, from, n * sizeof *from)) != NULL ? PL_OK : pl_cuda_failed(c);
-}
-
 pl_status pl_cuda_train_rope_table(struct pl_device *dev, pl_view table, pl_view freq, const uint32_t *pos)
 {
     struct pl_cuda *c = pl_cuda_of(dev);
-    const uint32_t *p;
     if (table.rows == 0)
         return PL_OK;
-    const pl_status rc = upload(c, pos, table.rows, &p);
-    return rc != PL_OK ? rc : pl_cuda_check(c, pl_cuda_rope_table(c->stream, pl_cuda_mat(table), pl_cuda_vector(freq), p), "a table of rotations");
+    const uint32_t *p = pl_cuda_bring(c, pos, table.rows * sizeof *pos);
+    return p == NULL ? pl_cuda_failed(c) : pl_cuda_check(c, pl_cuda_rope_table(c->stream, pl_cuda_mat(table), pl_cuda_vector(freq), p), "a table of rotations");
 }
 
 pl_status pl_cuda_train_rope(struct pl_device *dev, pl_rope_kind kind, pl_view x, uint32_t head_dim, pl_view table, bool inverse)
@@ -99,9 +89,8 @@ pl_status pl_cuda_train_gather(struct pl_device *dev, pl_view out, pl_view x, co
 pl_status pl_cuda_train_gather_d(struct pl_device *dev, pl_view dx, pl_view dout, const uint32_t *rows)
 {
     struct pl_cuda *c = pl_cuda_of(dev);
-    const uint32_t *r;
     if (dx.rows == 0)
         return PL_OK;
-    const pl_status rc = upload(c, rows, dout.rows, &r);
-    return rc != PL_OK ? rc : pl_cuda_check(c, pl_cuda_scatter(c->stream, pl_cuda_mat(dx), pl_cuda_mat(dout), r), "scattering");
+    const uint32_t *r = pl_cuda_bring(c, rows, dout.rows * sizeof *rows);
+    return r == NULL ? pl_cuda_failed(c) : pl_cuda_check(c, pl_cuda_scatter(c->stream, pl_cuda_mat(dx), pl_cuda_mat(dout), r), "scattering");
 }

@@ -25,6 +25,9 @@ struct pl_train_mat {
 
 typedef enum { PL_MM_F32, PL_MM_BF16 } pl_mm_precision;
 
+/* What a CUDA device makes at once, for those who estimate a job without one: logits of its head, elements of a weight that it expands. */
+enum { PL_CUDA_LOGITS_AT_ONCE = 1 << 25, PL_CUDA_PANEL = 1 << 24 };
+
 struct pl_train_seqs {
     uint32_t n_seqs;
     const uint32_t *start; /* [n_seqs + 1] borrowed */

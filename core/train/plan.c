@@ -4,9 +4,10 @@
 
 #include <string.h>
 
+#include "core/device/train.h"
 #include "core/model/adapter.h"
 
-enum { ROWS_OF_CPU = 256, LOGITS_OF_GPU = 1 << 25, PANEL_OF_GPU = 1 << 24 }; /* what the head makes at once, and a GPU expands: values */
+enum { ROWS_OF_CPU = 256 /* of the head, at once */ };
 
 static pl_status scan(const char *path, const char *param, const struct pl_data_opts *o, struct pl_data_report *r, struct pl_err *err)
 {
@@ -40,9 +41,9 @@ static uint64_t memory(const struct pl_train_plan *p, const struct pl_train_base
     const uint64_t q = (uint64_t)m->n_heads * m->head_dim, kv = (uint64_t)m->n_kv_heads * m->head_dim;
     const uint64_t layer = 5 * (uint64_t)m->n_embd + 2 * q + 2 * kv + (m->gated ? 3 : 2) * (uint64_t)m->n_ff;
     const uint64_t layers = p->spec.recompute ? m->n_layers * (uint64_t)m->n_embd + layer : m->n_layers * layer;
-    const uint64_t rows = p->place.gpu ? LOGITS_OF_GPU / m->n_vocab + 1 : ROWS_OF_CPU, logits = (tokens < rows ? tokens : rows) * m->n_vocab;
+    const uint64_t rows = p->place.gpu ? PL_CUDA_LOGITS_AT_ONCE / m->n_vocab + 1 : ROWS_OF_CPU, logits = (tokens < rows ? tokens : rows) * m->n_vocab;
     const uint64_t weights = p->spec.peft == PL_PEFT_FULL ? 0 : (p->place.gpu ? 1 : 2) * base->n_file;
-    const uint64_t work = p->place.gpu ? 4 * PANEL_OF_GPU : (p->training.n_tokens + p->validation.n_tokens) * 5; /* the files' tokens are the host's */
+    const uint64_t work = p->place.gpu ? 4 * PL_CUDA_PANEL : (p->training.n_tokens + p->validation.n_tokens) * 5; /* the files' tokens are the host's */
     return weights + 16 * p->n_trained_params + 4 * (tokens * layers + 2 * logits) + work;
 }
 
