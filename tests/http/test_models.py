@@ -195,14 +195,18 @@ def test_a_broken_model_fails_alone(start, three, tmp_path):
     assert "missing" in [m["id"] for m in json.loads(d.get("/v1/models")[2])["data"]]
 
 
-def test_no_memory_is_that_models_fault(start, three, tmp_path):
-    """A file of more bytes than any machine has; most of it is a hole."""
-    huge = tmp_path / "huge.gguf"
-    shutil.copy(three["two"], huge)
+def larger_than_memory(model, path):
+    """The model as a file of more bytes than any machine has; most of it is a hole."""
+    shutil.copy(model, path)
     try:
-        os.truncate(huge, 1 << 43)
+        os.truncate(path, 1 << 43)
     except OSError as e:
         pytest.skip(f"no sparse files here: {e}")
+    return path
+
+
+def test_no_memory_is_that_models_fault(start, three, tmp_path):
+    huge = larger_than_memory(three["two"], tmp_path / "huge.gguf")
     d = start("--alias", "one", "--add-model", f"huge={huge}", *further(three, "two"), model=three["one"])
     complete(d, "two")
     error, headers = complete(d, "huge", status=503)
@@ -213,12 +217,7 @@ def test_no_memory_is_that_models_fault(start, three, tmp_path):
 
 def test_memory_of_a_model_that_is_done(start, three, tmp_path):
     """One that has answered all it was asked, but is held by a client that still reads, may leave in a moment: who lacks its memory waits for that."""
-    huge = tmp_path / "huge.gguf"
-    shutil.copy(three["two"], huge)
-    try:
-        os.truncate(huge, 1 << 43)
-    except OSError as e:
-        pytest.skip(f"no sparse files here: {e}")
+    huge = larger_than_memory(three["two"], tmp_path / "huge.gguf")
     d = start("--alias", "one", "--add-model", f"huge={huge}", *further(three, "two"), "--max-sequences", 128, model=three["one"])
     complete(d, "two")
     body = json.dumps({"model": "two", "prompt": ["x"] * 16, "n": 8, "max_tokens": 400, "ignore_eos": True, "logprobs": 5}).encode()
