@@ -258,6 +258,17 @@ static float nearest_f8(float x)
     return copysignf(best, x);
 }
 
+/* Leaves four bits of mantissa: half of the numbers then lie just between two that F8 has. */
+static void cut_mantissas(float *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, x + i, sizeof bits);
+        bits &= ~0x7ffffu;
+        memcpy(x + i, &bits, sizeof bits);
+    }
+}
+
 /* What a cache of F8 makes of keys or values. */
 static void round_f8(float *x, size_t n, uint32_t D)
 {
@@ -290,6 +301,8 @@ static size_t run_attn_of(struct machine *m, const struct row *r, int only, floa
         for (uint32_t i = 0; i < n; i += 64) { /* keys and values, 64 at a time */
             uint32_t c = n - i < 64 ? n - i : 64;
             float *k = fill((size_t)c * G * D), *v = fill((size_t)c * G * D);
+            if (r->kind == PL_F8)
+                cut_mantissas(k, (size_t)c * G * D), cut_mantissas(v, (size_t)c * G * D);
             if (f8)
                 round_f8(k, (size_t)c * G * D, D), round_f8(v, (size_t)c * G * D, D);
             for (uint32_t t = 0; t < c; t++) {
@@ -350,7 +363,8 @@ static const uint32_t ctx_short[] = {1, 31, 32, 33, 5, 0}, ctx_long[] = {300, 70
 
 static const struct row fixed[] = {
     {NORM, PL_NORM_RMS, 5, 576, 0, false, 1e-11, NULL},  {NORM, PL_NORM_LAYER, 33, 100, 0, true, 1e-11, NULL},
-    {NORM, PL_NORM_LAYER, 2, 48, 0, false, 1e-11, NULL}, {ROPE, PL_ROPE_INTERLEAVED, 20, 192, 64, false, 1e-11, NULL},
+    {NORM, PL_NORM_LAYER, 2, 48, 0, false, 1e-11, NULL}, {NORM, PL_NORM_LAYER, 3, 2112, 0, true, 1e-11, NULL},
+    {ROPE, PL_ROPE_INTERLEAVED, 20, 192, 64, false, 1e-11, NULL},
     {ROPE, PL_ROPE_HALVES, 3, 80, 16, false, 1e-11, NULL},
     {MATMUL_GLU, PL_F32, 7, 37, 67, true, 1e-9, NULL},   {MATMUL_GLU, PL_Q4_1, 40, 1536, 96, false, 1e-9, NULL},
     {MATMUL_GLU, PL_Q4_1, 131, 80, 576, true, 1e-9, NULL}, {MATMUL_GLU, PL_Q6_K, 1, 64, 256, true, 1e-9, NULL},
