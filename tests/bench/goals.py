@@ -87,7 +87,8 @@ def goals(peers):
     for peer in peers:
         out += [(f"prefill of 512 over {peer}, its best", AT_LEAST, 1.5, best_of("prefill 512", peer)),
                 (f"decode, one stream, over {peer}, its best", AT_LEAST, 1.5, best_of("decode 1", peer)),
-                (f"decode, 16 streams, over {peer}, its best", AT_LEAST, 5, best_of("streams 16", peer))]
+                against("streams 16", peer, 5, f"decode, 16 streams, over {peer}, same file"),
+                (f"decode, 16 streams, over {peer}, its best", AT_LEAST, None, best_of("streams 16", peer))]
     return out + [
         ("decode from 1 to 64 streams, the least step to the next number of streams", AT_LEAST, 0.99, never_falls),
         ("one stream at context 4,096 over a short one", AT_LEAST, 0.70, lambda s: context(s, 4096)),
