@@ -22,7 +22,7 @@
 
 #define PL_LOG_MODULE "models"
 
-enum { PATIENCE_S = 1 /* with what the thread reads, at the end */ };
+enum { PATIENCE_MS = 1000 /* with what the thread reads, at the end */ };
 
 /* ---- tables -------------------------------------------------------------------------------------------------------- */
 
@@ -398,10 +398,8 @@ bool pl_registry_stop(struct pl_registry *r)
     if (r == NULL)
         return true;
     pl_registry_stop_reading(r);
-    struct timespec until;
-    clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_sec += PATIENCE_S;
-    if (r->thread_made && pthread_timedjoin_np(r->thread, NULL, &until) != 0)
+    const struct timespec until = pl_time_after_ms(PATIENCE_MS);
+    if (r->thread_made && pthread_clockjoin_np(r->thread, NULL, CLOCK_MONOTONIC, &until) != 0)
         return false;
     r->thread_made = false;
     for (struct pl_registry_model *m = r->models; m != NULL; m = m->next)
