@@ -286,13 +286,14 @@ static void wake(void *conn)
 /* ---- start --------------------------------------------------------------------------------------------------------- */
 
 /* An adapter's values are part of what the fingerprint stands for. */
-static void take_model(struct pl_gen *g, const char *model)
+static bool take_model(struct pl_gen *g, const char *model)
 {
     const char *own = g->target.instance->fingerprint;
-    g->model = pl_xstrdup(model);
+    g->model = strdup(model);
     snprintf(g->fingerprint, sizeof g->fingerprint, "%s", own);
     if (g->target.adapter != NULL)
         snprintf(g->fingerprint, sizeof g->fingerprint, "fp_%016llx", strtoull(own + 3, NULL, 16) ^ (unsigned long long)g->target.adapter->hash);
+    return g->model != NULL;
 }
 
 static void name_generation(struct pl_gen *g)
@@ -468,9 +469,12 @@ void pl_gen_start(struct pl_http_req *req, struct pl_http_resp *resp, const stru
         g->n = n;
         g->best_of = best_of;
         g->n_choices = best_of * n_prompts;
-        take_model(g, p->model);
-        name_generation(g);
-        err.code = start(g, req, p, a, prompts, n_prompts, &err);
+        if (!take_model(g, p->model)) {
+            err.code = pl_fail(&err, PL_ENOMEM, "out of memory");
+        } else {
+            name_generation(g);
+            err.code = start(g, req, p, a, prompts, n_prompts, &err);
+        }
     }
     if (err.code == PL_OK) {
         resp->producer = &g->base;

@@ -35,6 +35,7 @@ enum {
     ARENA_LIMIT = 256 << 20, /* per request, besides the body */
 };
 
+/* NULL when memory is out. */
 static struct pl_http_conn *conn_get(struct pl_http *h, struct pl_http_link *l)
 {
     struct pl_http_conn *c = l->spare;
@@ -46,11 +47,13 @@ static struct pl_http_conn *conn_get(struct pl_http *h, struct pl_http_link *l)
     if (c != NULL) {
         h->free_conns = c->next_free;
     } else {
-        c = pl_xcalloc(1, sizeof *c);
-        pthread_mutex_init(&c->lock, NULL);
-        c->http = h;
-        c->next_all = h->all_conns;
-        h->all_conns = c;
+        c = calloc(1, sizeof *c);
+        if (c != NULL) {
+            pthread_mutex_init(&c->lock, NULL);
+            c->http = h;
+            c->next_all = h->all_conns;
+            h->all_conns = c;
+        }
     }
     pthread_mutex_unlock(&h->lock);
     return c;
@@ -179,8 +182,12 @@ static void add_headers(struct pl_http_conn *c, struct MHD_Response *r, const ch
         MHD_add_response_header(r, "Connection", "close");
 }
 
+/* A body that could not be made becomes one that takes no memory. */
 static struct MHD_Response *whole(struct pl_buf *body)
 {
+    static const char bare[] = "{\"error\":{\"message\":\"out of memory\",\"type\":\"server_error\",\"param\":null,\"code\":\"out_of_memory\"}}";
+    if (body->failed)
+        return MHD_create_response_from_buffer(sizeof bare - 1, (void *)(uintptr_t)bare, MHD_RESPMEM_PERSISTENT);
     const size_t n = body->len;
     char *bytes = pl_buf_take(body);
     struct MHD_Response *r = MHD_create_response_from_buffer(n, bytes != NULL ? bytes : (void *)"",
@@ -215,6 +222,9 @@ static enum MHD_Result answer(struct pl_http_conn *c, struct pl_http_resp *resp)
         MHD_add_response_header(r, "x-should-retry", "false");
     return queue(c, resp->status, r, PL_WATCH_SEND);
 }
+
+static const struct pl_http_fault no_memory_to_answer = {500, "out_of_memory", "The server has no memory for this answer.", true};
+static const struct pl_http_fault no_memory = {503, "out_of_memory", "The server has no memory for this request.", true};
 
 static const char *fault_type(int status)
 {
@@ -317,10 +327,8 @@ static enum MHD_Result pump(struct pl_http_conn *c)
             return MHD_NO;
         const pl_produced r = p->produce(p, &c->out);
         c->ended = r == PL_PRODUCE_END;
-        if (c->out.failed) {
-            static const struct pl_http_fault memory = {500, "out_of_memory", "The server has no memory for this answer.", true};
-            return refuse(c, &memory, 0, NULL);
-        }
+        if (c->out.failed)
+            return refuse(c, &no_memory_to_answer, 0, NULL);
         if (p->stream && r != PL_PRODUCE_WAIT)
             return start_stream(c, p->status);
         if (r == PL_PRODUCE_END) {
@@ -351,10 +359,8 @@ static enum MHD_Result handle(struct pl_http_conn *c)
         return MHD_NO;
     c->handled = c->counted = true;
     atomic_fetch_add(&c->http->n_active, 1);
-    if (c->body.failed) {
-        static const struct pl_http_fault memory = {503, "out_of_memory", "The server has no memory for this request.", true};
-        return refuse(c, &memory, 1, NULL);
-    }
+    if (c->body.failed)
+        return refuse(c, &no_memory, 1, NULL);
     if (c->route->needs_model && atomic_load(&s->draining)) {
         static const struct pl_http_fault draining = {503, "shutting_down", "The server is shutting down.", true};
         return refuse(c, &draining, 5, NULL);
@@ -376,8 +382,7 @@ static enum MHD_Result handle(struct pl_http_conn *c)
     }
     if (resp.body.failed) {
         pl_buf_fini(&resp.body);
-        static const struct pl_http_fault memory = {500, "out_of_memory", "The server has no memory for this answer.", true};
-        return refuse(c, &memory, 0, NULL);
+        return refuse(c, &no_memory_to_answer, 0, NULL);
     }
     const enum MHD_Result rc = answer(c, &resp);
     pl_buf_fini(&resp.body);
@@ -454,7 +459,7 @@ static enum MHD_Result take_head(struct pl_http_conn *c, const char *url, const 
     struct pl_head head = {0};
     struct pl_http_fault fault;
     name_request(c);
-    c->path = pl_xstrdup(url);
+    c->path = strdup(url);
     c->req = (struct pl_http_req){
         .server = h->server, .conn = c, .id = c->id, .method = method, .path = c->path, .path_arg = "", .body = "",
         .start_ns = pl_now_ns(), .usage = &c->usage,
@@ -464,6 +469,8 @@ static enum MHD_Result take_head(struct pl_http_conn *c, const char *url, const 
     MHD_get_connection_values_n(c->mhd, MHD_HEADER_KIND, add_header, &head);
     if (!pl_head_check(&head, version, &fault))
         return refuse(c, &fault, 0, NULL);
+    if (c->path == NULL)
+        return refuse(c, &no_memory, 1, NULL);
     if (strpbrk(url, " \t") != NULL || !pl_route_decode(c->path)) {
         fault = (struct pl_http_fault){400, NULL, "The path is not a valid URL path.", true};
         return refuse(c, &fault, 0, NULL);
@@ -497,12 +504,10 @@ static enum MHD_Result take_head(struct pl_http_conn *c, const char *url, const 
     c->req.arena = pl_arena_new(ARENA_LIMIT);
     if (c->req.arena != NULL && m.n_arg > 0)
         c->req.path_arg = pl_arena_strndup(c->req.arena, c->path + m.arg, m.n_arg);
-    if (c->req.arena == NULL || c->req.path_arg == NULL) {
-        fault = (struct pl_http_fault){503, "out_of_memory", "The server has no memory for this request.", true};
-        return refuse(c, &fault, 1, NULL);
-    }
-    if (sink)
+    if (c->req.arena != NULL && sink)
         c->sink = m.route->open_sink(&c->req, MHD_lookup_connection_value(c->mhd, MHD_HEADER_KIND, "Content-Type"));
+    if (c->req.arena == NULL || c->req.path_arg == NULL || (sink && c->sink == NULL))
+        return refuse(c, &no_memory, 1, NULL);
     return MHD_YES;
 }
 
@@ -598,6 +603,8 @@ enum MHD_Result pl_request_step(void *cls, struct MHD_Connection *mhd, const cha
         if (l == NULL || atomic_load(&h->stopping) || !pl_watch_enter(&l->item, PL_WATCH_BODY, NULL))
             return MHD_NO;
         *request = c = conn_get(h, l);
+        if (c == NULL)
+            return MHD_NO;
         c->mhd = mhd;
         c->link = l;
         atomic_store(&c->gone, false);

@@ -65,6 +65,8 @@ pl_status pl_json_read(json_t **out, const char *what, const char *text, size_t 
     if (st != PL_OK)
         return st;
     json_t *v = json_loadb(text, n, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &why);
+    if (v == NULL && why.text[0] == '\0') /* nothing is wrong with it */
+        return pl_fail(err, PL_ENOMEM, "out of memory");
     if (v == NULL)
         return pl_fail(err, PL_EINVAL, "%s is not valid JSON: line %d, column %d: %s", what, why.line, why.column, why.text);
     if (!json_is_object(v)) {

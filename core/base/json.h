@@ -1,6 +1,6 @@
 /* json: the door for every JSON text from outside: bounded before it is parsed.
  * Thread: any.  Owns: nothing; the caller owns the value.
- * Fails: PL_EINVAL saying where the text is wrong, or that it is nested or split up more than it may be.
+ * Fails: PL_ENOMEM; PL_EINVAL saying where the text is wrong, or that it is nested or split up more than it may be.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef PL_BASE_JSON_H
 #define PL_BASE_JSON_H

@@ -77,7 +77,8 @@ static inline bool pl_seq_decodes(const struct pl_seq *s)
     return s->take == 1 && s->n_done + 1 == s->n_tokens && s->max_new > 0 && !pl_seq_wants_all_rows(s);
 }
 
-/* Pushes events; PL_ENOMEM: an event or a piece of text is missing, so that the request has failed. What a step pushes for a sequence is at most pl_reply_needs(1) - 1 events, and one for each guess. */
+/* Pushes events; PL_ENOMEM: an event or a piece of text is missing, so that the request has failed.
+ * What a step pushes for a sequence is at most pl_reply_needs(1) - 1 events, and one for each guess. */
 pl_status pl_seq_push_prompt(struct pl_seq *s) PL_MUST_CHECK;
 /* Appends the token, pushes its event; *over: the sequence is, with *finish set. */
 pl_status pl_seq_append(struct pl_seq *s, const struct pl_tok *tok, const struct pl_choice *sampled, struct pl_buf *text, bool *over,
