@@ -499,6 +499,10 @@ static enum MHD_Result take_head(struct pl_http_conn *c, const char *url, const 
         fault = (struct pl_http_fault){403, "insufficient_permissions", "This path needs the administrator's key.", true};
         return refuse(c, &fault, 0, NULL);
     }
+    if (m.route->scope != PL_SCOPE_OPEN && h->listen.loopback && h->listen.unix_path[0] == '\0' && !pl_auth_gates(h->auth, m.route->scope) &&
+        !pl_head_check_browser(method, MHD_lookup_connection_value(c->mhd, MHD_HEADER_KIND, "Host"),
+                               MHD_lookup_connection_value(c->mhd, MHD_HEADER_KIND, "Sec-Fetch-Site"), h->opts.host != NULL ? h->opts.host : "", &fault))
+        return refuse(c, &fault, 0, NULL);
     if (!pl_head_check_body(&head, method, sink ? h->opts.max_upload : h->opts.max_body, sink, &fault))
         return refuse(c, &fault, 0, NULL);
     c->req.arena = pl_arena_new(ARENA_LIMIT);

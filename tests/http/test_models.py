@@ -222,7 +222,7 @@ def test_memory_of_a_model_that_is_done(start, three, tmp_path):
     complete(d, "two")
     body = json.dumps({"model": "two", "prompt": ["x"] * 16, "n": 8, "max_tokens": 400, "ignore_eos": True, "logprobs": 5}).encode()
     with d.socket(60) as s, concurrent.futures.ThreadPoolExecutor(5) as pool:
-        s.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        s.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         until(lambda: d.metrics()["parley_generation_tokens_total"] >= 51200 and d.idle(), 60)
         began = time.monotonic()
         waiting = [pool.submit(complete, d, "huge", status=503) for _ in range(5)]

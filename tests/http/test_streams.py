@@ -16,7 +16,7 @@ N, TOKENS = 400, 24
 
 def request(max_tokens, stream=True):
     body = json.dumps({"model": "long", "prompt": "a b c", "max_tokens": max_tokens, "ignore_eos": True, "stream": stream}).encode()
-    return b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    return b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body
 
 
 @pytest.fixture
