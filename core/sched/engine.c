@@ -38,18 +38,13 @@ static void kick(void *engine)
     pthread_mutex_unlock(&e->lock);
 }
 
-static const char *lost_text(const struct pl_engine *e)
-{
-    return e->lost_code == PL_ERANK ? "a rank that computes a part of the model was lost" : "the compute device failed";
-}
-
 /* Under the lock: whether a request can be taken. */
 static pl_status may_take(const struct pl_engine *e, struct pl_err *err)
 {
     if (e->draining || e->stop)
         return pl_fail(err, PL_ESTOPPED, "the server is shutting down");
     if (atomic_load(&e->device_lost))
-        return pl_fail(err, e->lost_code, "%s; the server must be restarted", lost_text(e));
+        return pl_fail(err, e->lost_code, "%s; the server must be restarted", e->lost_text);
     if (e->n_queued >= e->opts.queue_limit)
         return pl_fail(err, PL_EFULL, "%u requests are waiting already; try again later", e->n_queued);
     return PL_OK;
@@ -182,9 +177,12 @@ static bool take_inbox(struct pl_engine *e, bool idle)
 void pl_engine_lose(struct pl_engine *e, pl_status code)
 {
     e->lost_code = code == PL_ERANK ? code : PL_EDEVICE;
-    pl_log_error("%s (%s); all requests end", lost_text(e), pl_status_text(code));
+    e->lost_text = code == PL_ERANK ? "a rank that computes a part of the model was lost"
+                   : code == PL_EIO ? "the model's file was cut off while it was used (a new one is put in its place by renaming it)"
+                                    : "the compute device failed";
+    pl_log_error("%s (%s); all requests end", e->lost_text, pl_status_text(code));
     atomic_store(&e->device_lost, true);
-    pl_engine_fail_all(e, e->lost_code, lost_text(e));
+    pl_engine_fail_all(e, e->lost_code, e->lost_text);
     if (e->opts.lost != NULL)
         e->opts.lost(e->opts.lost_arg);
 }
@@ -206,7 +204,7 @@ static void *engine_main(void *arg)
         atomic_store(&e->busy_since, pl_now_ns());
         pl_engine_end_cancelled(e);
         if (atomic_load(&e->device_lost))
-            pl_engine_fail_all(e, e->lost_code, lost_text(e));
+            pl_engine_fail_all(e, e->lost_code, e->lost_text);
         pl_engine_admit(e);
         uint32_t n = pl_engine_plan(e);
         if (n > 0)

@@ -66,7 +66,8 @@ struct pl_engine {
     atomic_uint_fast64_t n_submitted, n_refused;
     atomic_uint_fast64_t busy_since; /* when the step that runs began; 0 = none runs */
     atomic_bool device_lost;
-    pl_status lost_code; /* of what came to be lost; set before device_lost */
+    pl_status lost_code; /* of what came to be lost; set before device_lost, like its words */
+    const char *lost_text;
 };
 
 /* admit.c */

@@ -123,6 +123,7 @@ pl_status pl_tasks_start(struct pl_tasks **out, struct pl_err *err)
     t->last = &t->first;
     sigset_t all, before; /* whatever the caller does with signals, this thread takes none */
     sigfillset(&all);
+    sigdelset(&all, SIGBUS); /* core/base/mapped.h */
     pthread_sigmask(SIG_SETMASK, &all, &before);
     const int why = pthread_create(&t->thread, NULL, work, t);
     pthread_sigmask(SIG_SETMASK, &before, NULL);

@@ -195,6 +195,18 @@ def test_a_broken_model_fails_alone(start, three, tmp_path):
     assert "missing" in [m["id"] for m in json.loads(d.get("/v1/models")[2])["data"]]
 
 
+def test_a_model_that_is_cut_off_while_it_serves(start, three, tmp_path):
+    """`cp new.gguf model.gguf` cuts the file that the daemon has in memory: its clients are told, and it ends to be started again."""
+    path = tmp_path / "model.gguf"
+    shutil.copy(three["one"], path)
+    d = start("--alias", "one", *further(three, "two"), model=path)
+    complete(d, "one")
+    os.truncate(path, 0)
+    error, _ = complete(d, "one", status=503)
+    assert error["code"] == "device_failed" and "cut off while it was used" in error["message"] and "renaming" in error["message"], error
+    assert d.process.wait(20 * SLOW) == 3, d.log
+
+
 def larger_than_memory(model, path):
     """The model as a file of more bytes than any machine has; most of it is a hole."""
     shutil.copy(model, path)
