@@ -33,6 +33,8 @@ enum {
     BLOCK = 16 * 1024,      /* of a stream, at most at once */
     OUT_LIMIT = 64 << 20,   /* what a producer may have made and not sent */
     ARENA_LIMIT = 256 << 20, /* per request, besides the body */
+    SMALL_BODY = 256 << 10,  /* that a request may always have */
+    LARGE_BODIES = 16,       /* as large as may be, are kept at a time: what is beyond small ones */
 };
 
 /* NULL when memory is out. */
@@ -84,7 +86,8 @@ static void conn_put(struct pl_http_conn *c, struct pl_http_link *l)
     if (c->sink != NULL)
         c->sink->free(c->sink);
     c->sink = NULL;
-    c->n_body = 0;
+    atomic_fetch_sub(&c->http->n_large, c->n_large);
+    c->n_body = c->n_large = 0;
     pl_buf_fini(&c->body);
     pl_buf_fini(&c->out);
     pl_arena_free(c->req.arena);
@@ -515,20 +518,41 @@ static enum MHD_Result take_head(struct pl_http_conn *c, const char *url, const 
     return MHD_YES;
 }
 
+/* n more bytes of a body: whether there is room for them beside those of others. */
+static bool take_room(struct pl_http_conn *c, size_t n)
+{
+    const uint64_t whole = c->n_body + n, large = whole > SMALL_BODY ? whole - SMALL_BODY : 0, more = large - c->n_large;
+    if (atomic_fetch_add(&c->http->n_large, more) + more > LARGE_BODIES * (uint64_t)c->http->opts.max_body) {
+        atomic_fetch_sub(&c->http->n_large, more);
+        return false;
+    }
+    c->n_large = large;
+    return true;
+}
+
+/* microhttpd cannot answer before the end of the body. */
+static enum MHD_Result refuse_body(struct pl_http_conn *c, int status, const char *reason, const char *code, const char *json)
+{
+    c->status = status;
+    c->usage.error = code;
+    pl_watch_answer_raw(&c->link->item, status, reason, json);
+    c->linger = true;
+    return MHD_NO;
+}
+
 static enum MHD_Result take_body(struct pl_http_conn *c, const char *bytes, size_t *n)
 {
     static const char large[] = "{\"error\":{\"message\":\"The request body is larger than this server accepts (max-body-mb, max-file-mb).\",\"type\":"
                                 "\"invalid_request_error\",\"param\":null,\"code\":\"request_too_large\"}}";
+    static const char many[] = "{\"error\":{\"message\":\"The server has no room for one more large request now; try again.\",\"type\":\"server_error\","
+                               "\"param\":null,\"code\":\"too_many_large_requests\"}}";
     if (!pl_watch_progress(&c->link->item, *n))
         return MHD_NO;
     const uint64_t max = c->sink != NULL ? c->http->opts.max_upload : c->http->opts.max_body;
-    if (*n > max - c->n_body) { /* chunked: microhttpd cannot answer before the end of the body */
-        c->status = 413;
-        c->usage.error = "request_too_large";
-        pl_watch_answer_raw(&c->link->item, 413, "Content Too Large", large);
-        c->linger = true;
-        return MHD_NO;
-    }
+    if (*n > max - c->n_body) /* chunked */
+        return refuse_body(c, 413, "Content Too Large", "request_too_large", large);
+    if (c->sink == NULL && !take_room(c, *n))
+        return refuse_body(c, 503, "Service Unavailable", "too_many_large_requests", many);
     c->n_body += *n;
     if (c->sink != NULL)
         c->sink->take(c->sink, bytes, *n);

@@ -318,6 +318,32 @@ def test_many_clients_at_once(server):
     until(server.idle)
 
 
+def test_large_bodies_are_bounded_together(server):
+    """Sixteen times the largest one are kept at a time, beside 256 KiB of each; what is larger than that waits its turn, small ones never."""
+    body = json.dumps(completion(1, user="x" * 1000_000)).encode()
+    request = bytes_of(completion(1, user="x" * 1000_000))
+    held = []
+    try:
+        for _ in range(30):
+            s = server.socket()
+            s.sendall(request[:-1])  # all but the end
+            s.settimeout(0.3)
+            try:
+                answer = s.recv(4096)
+            except TimeoutError:
+                held.append(s)
+                continue
+            assert b" 503 " in answer and b"too_many_large_requests" in answer, answer
+            s.close()
+            break
+        assert 20 < len(held) < 25, len(held)
+        assert server.post("/v1/completions", completion(1))[0] == 200
+    finally:
+        for s in held:
+            s.close()
+    until(lambda: server.request("POST", "/v1/completions", body)[0] == 200)
+
+
 # keys
 
 def test_no_keys_needed_by_default(server):
