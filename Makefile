@@ -148,12 +148,13 @@ $(B)/load: $(addprefix $(B)/,tests/bench/load.o libparley.a)
 	$(CC) $(LDFLAGS) $^ $(LIBS) -o $@
 bench-tools: all $(B)/calibrate $(B)/load
 
-# A library that makes system calls fail, for LD_PRELOAD.
-$(B)/faults.so: tests/tools/preload/faults.c
+# Libraries that make system calls, or allocations, fail, for LD_PRELOAD.
+PRELOADS := $(patsubst tests/tools/preload/%.c,$(B)/%.so,$(wildcard tests/tools/preload/*.c))
+$(PRELOADS): $(B)/%.so: tests/tools/preload/%.c
 	@mkdir -p $(@D)
 	$(CC) $(CPPFLAGS) -std=gnu17 -O1 -fPIC -shared $(WARN) $< -ldl -o $@
 
-tools: $(TOOLS) $(B)/faults.so
+tools: $(TOOLS) $(PRELOADS)
 test-unit: $(B)/unit $(if $(filter release,$(BUILD)),cuda-emu)
 	$(B)/unit
 ops: $(B)/ops cuda-emu

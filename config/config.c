@@ -430,7 +430,8 @@ static char *help_text(void)
     }
     pl_buf_adds(&b, "\nSIGNALS\n    SIGTERM, SIGINT   finish running requests within drain-timeout, then exit 0;\n"
                     "                      a second one ends them at once\n\n"
-                    "EXIT STATUS\n    0  stopped by a signal     1  failed at run time     2  wrong settings\n\n"
+                    "EXIT STATUS\n    0  stopped by a signal     1  failed at run time     2  wrong settings\n"
+                    "    3  what computes was lost (a rank, a GPU, a model's file): to be started again\n\n"
                     "EXAMPLES\n    parleyd --model SmolLM2-135M-Instruct.Q4_1.gguf --port 8000\n"
                     "    PARLEY_API_KEY=... parleyd --config /etc/parley/parley.conf\n");
     return pl_buf_take(&b);

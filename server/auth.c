@@ -75,10 +75,14 @@ void pl_auth_free(struct pl_auth *a)
     free(a);
 }
 
+bool pl_auth_gates(const struct pl_auth *a, pl_scope scope)
+{
+    return scope == PL_SCOPE_ADMIN ? a->has_admin || a->has_user : scope == PL_SCOPE_USER && a->has_user;
+}
+
 pl_verdict pl_auth_check(const struct pl_auth *a, pl_scope scope, const char *authorization, const char *x_api_key)
 {
-    const bool gated = scope == PL_SCOPE_ADMIN ? a->has_admin || a->has_user : scope == PL_SCOPE_USER && a->has_user;
-    if (!gated)
+    if (!pl_auth_gates(a, scope))
         return PL_AUTH_PASS;
     const char *sent = x_api_key;
     if (authorization != NULL)

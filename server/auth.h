@@ -19,6 +19,8 @@ pl_status pl_auth_new(struct pl_auth **out, const char *api_key, const char *adm
 void pl_auth_free(struct pl_auth *a);
 
 typedef enum { PL_AUTH_PASS, PL_AUTH_NO_KEY /* 401 */, PL_AUTH_FORBIDDEN /* 403: a user's key on an admin route */ } pl_verdict;
+/* Whether a key is asked for there. */
+bool pl_auth_gates(const struct pl_auth *a, pl_scope scope);
 /* authorization and x_api_key: the header values, NULL = absent. Time does not depend on how much of a key is right. */
 pl_verdict pl_auth_check(const struct pl_auth *a, pl_scope scope, const char *authorization, const char *x_api_key);
 

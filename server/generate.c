@@ -15,7 +15,7 @@
 #include "server/prompt.h"
 #include "server/server.h"
 
-enum { STREAM_PIECE = 64 << 10, RING_SLACK = 64 };
+enum { STREAM_PIECE = 64 << 10, RING_SLACK = 64, ANSWER_MOST = 60 << 20 /* of a whole answer; http sends a little more */ };
 
 /* ---- streams ------------------------------------------------------------------------------------------------------- */
 
@@ -81,6 +81,11 @@ static void end_stream(struct pl_gen *g, struct pl_buf *out)
 }
 
 /* ---- events -------------------------------------------------------------------------------------------------------- */
+
+static size_t held_by(const struct pl_gen_choice *c)
+{
+    return c->text.len + c->logprobs.len + c->lp_values.len + c->lp_top.len + c->lp_offsets.len;
+}
 
 static void on_token(struct pl_gen *g, const struct pl_event *ev, struct pl_buf *out)
 {
@@ -231,12 +236,21 @@ static pl_produced on_error(struct pl_gen *g, const struct pl_err *err, struct p
     return PL_PRODUCE_END;
 }
 
+static pl_produced too_large(struct pl_gen *g, struct pl_buf *out)
+{
+    struct pl_err err = {0};
+    err.code = pl_fail_param(&err, PL_EINVAL, "n", "the answer is larger than the %d MiB that one may have: ask for fewer choices, tokens or "
+                             "log-probabilities, or for a stream", ANSWER_MOST >> 20);
+    return on_error(g, &err, out);
+}
+
 static pl_produced produce(struct pl_producer *self, struct pl_buf *out)
 {
     struct pl_gen *g = (struct pl_gen *)self;
     struct pl_event ev;
     size_t start = out->len;
     while (g->n_done < g->n_choices && out->len - start < STREAM_PIECE && pl_reply_next(g->reply, &ev)) {
+        const size_t before = ev.kind != PL_EV_ERROR ? held_by(&g->choices[ev.choice]) : 0;
         switch (ev.kind) {
         case PL_EV_TOKEN: on_token(g, &ev, out); break;
         case PL_EV_PROMPT: on_prompt(g, &ev); break;
@@ -244,6 +258,9 @@ static pl_produced produce(struct pl_producer *self, struct pl_buf *out)
         case PL_EV_ERROR: return on_error(g, &ev.error, out);
         }
         g->any_output |= out->len > start;
+        g->n_held += held_by(&g->choices[ev.choice]) - before; /* of a stream it goes up and down */
+        if (!g->stream && g->n_held > ANSWER_MOST)
+            return too_large(g, out);
     }
     bool over = g->n_done == g->n_choices;
     if (over)
@@ -286,13 +303,14 @@ static void wake(void *conn)
 /* ---- start --------------------------------------------------------------------------------------------------------- */
 
 /* An adapter's values are part of what the fingerprint stands for. */
-static void take_model(struct pl_gen *g, const char *model)
+static bool take_model(struct pl_gen *g, const char *model)
 {
     const char *own = g->target.instance->fingerprint;
-    g->model = pl_xstrdup(model);
+    g->model = strdup(model);
     snprintf(g->fingerprint, sizeof g->fingerprint, "%s", own);
     if (g->target.adapter != NULL)
         snprintf(g->fingerprint, sizeof g->fingerprint, "fp_%016llx", strtoull(own + 3, NULL, 16) ^ (unsigned long long)g->target.adapter->hash);
+    return g->model != NULL;
 }
 
 static void name_generation(struct pl_gen *g)
@@ -408,6 +426,9 @@ static pl_status fill_request(struct pl_request *r, const struct pl_gen *g, cons
     r->ignore_eos = p->ignore_eos;
     r->include_stop = p->include_stop_str_in_output;
     r->prompt_logprobs = p->echo && p->top_logprobs_n >= 0;
+    if (r->prompt_logprobs && (uint64_t)g->n_planned * g->best_of * sizeof(struct pl_choice) > ANSWER_MOST)
+        return pl_fail_param(err, PL_EINVAL, "n", "log-probabilities of %u prompt tokens, for each of %u choices, are more than this server keeps: lower 'n' "
+                             "or shorten the prompts", g->n_planned, g->best_of);
     pl_status st = fill_stops(r, p, err);
     if (st == PL_OK && p->logit_bias != NULL)
         st = fill_bias(r, p, g->target.instance->file.spec.n_vocab, err);
@@ -468,9 +489,12 @@ void pl_gen_start(struct pl_http_req *req, struct pl_http_resp *resp, const stru
         g->n = n;
         g->best_of = best_of;
         g->n_choices = best_of * n_prompts;
-        take_model(g, p->model);
-        name_generation(g);
-        err.code = start(g, req, p, a, prompts, n_prompts, &err);
+        if (!take_model(g, p->model)) {
+            err.code = pl_fail(&err, PL_ENOMEM, "out of memory");
+        } else {
+            name_generation(g);
+            err.code = start(g, req, p, a, prompts, n_prompts, &err);
+        }
     }
     if (err.code == PL_OK) {
         resp->producer = &g->base;

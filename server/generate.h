@@ -33,6 +33,7 @@ struct pl_gen {
     uint32_t n_choices;  /* that the engine makes */
     uint32_t n, best_of; /* of each prompt: shown, made */
     uint32_t n_planned; /* tokens of all prompts */
+    size_t n_held; /* bytes of a whole answer's choices */
     uint32_t n_done, prompt_tokens, cached_tokens, completion_tokens;
     double queue_ms, ttft_ms, total_ms;
     char *model; /* as it was asked for */

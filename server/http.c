@@ -43,7 +43,9 @@ static void on_connection(void *cls, struct MHD_Connection *mhd, void **socket_c
     const union MHD_ConnectionInfo *info = MHD_get_connection_info(mhd, MHD_CONNECTION_INFO_CONNECTION_FD);
     if (info == NULL)
         return; /* its requests find no link and are closed */
-    struct pl_http_link *l = pl_xcalloc(1, sizeof *l);
+    struct pl_http_link *l = calloc(1, sizeof *l);
+    if (l == NULL)
+        return; /* the same */
     l->http = h;
     l->item.fd = info->connect_fd;
     l->item.plain = h->cert == NULL;

@@ -100,7 +100,7 @@ struct pl_route {
     pl_scope scope;
     pl_http_handler *handler;
     bool needs_model; /* answered 503 while loading and while draining */
-    struct pl_sink *(*open_sink)(struct pl_http_req *req, const char *content_type); /* NULL = the body is kept */
+    struct pl_sink *(*open_sink)(struct pl_http_req *req, const char *content_type); /* NULL = the body is kept; returns NULL when memory is out */
 };
 extern const struct pl_route pl_routes[]; /* route.c; ends with a NULL method */
 

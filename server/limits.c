@@ -118,6 +118,30 @@ bool pl_head_check(const struct pl_head *h, const char *version, struct pl_http_
     return true;
 }
 
+/* An address, or a name that never leads to another machine. */
+static bool is_local(const char *host, const char *own)
+{
+    const char *end = host[0] == '[' ? strchr(host, ']') : strrchr(host, ':');
+    const size_t n = end != NULL ? (size_t)(end - host) : strlen(host);
+    static const char top[] = ".localhost";
+    if (host[0] == '[')
+        return end != NULL && strspn(host + 1, "0123456789abcdefABCDEF:.") == n - 1;
+    return (n > 0 && strspn(host, "0123456789.") == n) || same(host, n, top + 1) || same(host, n, own) ||
+           (n >= sizeof top && strncasecmp(host + n - (sizeof top - 1), top, sizeof top - 1) == 0);
+}
+
+bool pl_head_check_browser(const char *method, const char *host, const char *site, const char *own, struct pl_http_fault *fault)
+{
+    const bool reads = strcmp(method, "GET") == 0 || strcmp(method, "HEAD") == 0;
+    if (host != NULL && !is_local(host, own))
+        return refuse(fault, 403, "host_not_allowed", "This server listens on this machine only and asks for no key, so it answers to localhost and to "
+                      "addresses, not to other names: set api-key, or have the proxy send Host: localhost.");
+    if (site != NULL && !reads && strcasecmp(site, "cross-site") == 0)
+        return refuse(fault, 403, "cross_site", "This server asks for no key, so it takes nothing that a browser sends for a page of another site: set "
+                      "api-key, or have the proxy remove Sec-Fetch-Site.");
+    return true;
+}
+
 bool pl_head_check_body(const struct pl_head *h, const char *method, uint64_t max_body, bool form, struct pl_http_fault *fault)
 {
     if (h->length > max_body)

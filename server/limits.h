@@ -34,4 +34,9 @@ bool pl_head_check(const struct pl_head *h, const char *version, struct pl_http_
 /* The same for what is said of the body. form: it is to be multipart/form-data, else JSON. */
 bool pl_head_check_body(const struct pl_head *h, const char *method, uint64_t max_body, bool form, struct pl_http_fault *fault);
 
+/* What no key protects, on a daemon that only this machine reaches: a browser here reaches it too, for whatever page is open. Refuses a name that
+ * somebody else has made point here (the page reads what it wants then), and what a page of another site sends. host, site: the headers Host and
+ * Sec-Fetch-Site, NULL = absent (no browser). own: the name that the daemon was told to listen on. */
+bool pl_head_check_browser(const char *method, const char *host, const char *site, const char *own, struct pl_http_fault *fault);
+
 #endif

@@ -15,6 +15,7 @@
 #include "config/config.h"
 #include "core/base/clock.h"
 #include "core/base/log.h"
+#include "core/base/mapped.h"
 #include "core/base/mem.h"
 #include "core/base/version.h"
 #include "server/http.h"
@@ -65,6 +66,7 @@ static int next_signal(const struct daemon *d, int ms)
 static void set_signals(struct daemon *d)
 {
     signal(SIGPIPE, SIG_IGN);
+    pl_mapped_guard();
     signal(SIGXFSZ, SIG_IGN); /* a write beyond a limit fails like one on a full disk */
     sigemptyset(&d->signals);
     sigaddset(&d->signals, SIGTERM);

@@ -5,7 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "core/base/mem.h"
 #include "server/apierr.h"
 #include "server/jobs/tuned.h"
 #include "server/server.h"
@@ -89,12 +88,20 @@ static void wake(void *conn)
 
 static void wait_for(struct pl_http_req *req, struct pl_http_resp *resp, const char *name, bool stream, pl_http_handler *handler)
 {
-    struct waiting *w = pl_xcalloc(1, sizeof *w);
+    struct waiting *w = calloc(1, sizeof *w);
     struct pl_err err = {0};
+    char *copy = strdup(name != NULL ? name : pl_registry_first(req->server->models));
+    if (w == NULL || copy == NULL) {
+        free(w);
+        free(copy);
+        err.code = pl_fail(&err, PL_ENOMEM, "out of memory");
+        refuse(req, resp, &err);
+        return;
+    }
     w->base = (struct pl_producer){.produce = produce, .free = free_waiting, .stream = stream};
     w->req = req;
     w->handler = handler;
-    w->name = pl_xstrdup(name != NULL ? name : pl_registry_first(req->server->models));
+    w->name = copy;
     w->want = (struct pl_want){.name = w->name, .done = wake, .arg = req->conn};
     if (pl_registry_want(req->server->models, &w->want, &err) == PL_OK) {
         resp->producer = &w->base;

@@ -9,7 +9,6 @@
 #include <string.h>
 #include <strings.h>
 
-#include "core/base/mem.h"
 #include "core/base/utf8.h"
 
 enum { MAX_BOUNDARY = 70, MAX_NAME = 64, MAX_FILENAME = 255 };
@@ -217,7 +216,9 @@ pl_status pl_multipart_new(struct pl_multipart **out, const char *content_type, 
         return pl_fail(err, PL_EINVAL, "the body must be a form: send Content-Type: multipart/form-data");
     if (parameter(content_type, "boundary", boundary, MAX_BOUNDARY) != 1 || boundary[0] == '\0' || strpbrk(boundary, "\r\n") != NULL)
         return pl_fail(err, PL_EINVAL, "Content-Type: multipart/form-data needs a boundary of 1 to %d characters", MAX_BOUNDARY);
-    struct pl_multipart *m = pl_xcalloc(1, sizeof *m);
+    struct pl_multipart *m = calloc(1, sizeof *m);
+    if (m == NULL)
+        return pl_fail(err, PL_ENOMEM, "out of memory");
     m->sink = *sink;
     strcpy(m->delimiter, "\r\n--");
     strcat(m->delimiter, boundary);

@@ -1,6 +1,6 @@
 /* multipart: reads multipart/form-data piece by piece, whatever the pieces' borders, in bounded memory.
  * Thread: one at a time.  Owns: its state; the callbacks' arg is the caller's.
- * Fails: PL_EINVAL saying what is malformed; nothing may be given to it after that.
+ * Fails: new PL_ENOMEM; PL_EINVAL saying what is malformed; nothing may be given to it after that.
  * Source: RFC 7578, RFC 2046 section 5.1.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef PL_SERVER_MULTIPART_H

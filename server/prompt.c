@@ -142,14 +142,21 @@ pl_status pl_prompt_render(const struct pl_instance *m, const json_t *messages, 
     return pl_chat_render(m->chat, list, json_array_size(messages), add_generation_prompt, a, pieces, n, err);
 }
 
+static pl_status keep_ids(const int32_t *ids, size_t n, struct pl_arena *a, struct pl_prompt *out, struct pl_err *err)
+{
+    int32_t *v = pl_arena_alloc(a, n * sizeof *v + 1);
+    if (v == NULL)
+        return pl_fail(err, PL_ENOMEM, "out of memory");
+    memcpy(v, ids, n * sizeof *v);
+    *out = (struct pl_prompt){v, (uint32_t)n};
+    return PL_OK;
+}
+
 static pl_status keep(struct pl_ids *ids, struct pl_arena *a, struct pl_prompt *out, struct pl_err *err)
 {
-    int32_t *v = pl_arena_alloc(a, ids->n * sizeof *v + 1);
-    if (v != NULL && ids->n > 0)
-        memcpy(v, ids->v, ids->n * sizeof *v);
-    *out = (struct pl_prompt){v, (uint32_t)ids->n};
+    const pl_status st = keep_ids(ids->v, ids->n, a, out, err);
     pl_ids_fini(ids);
-    return v != NULL ? PL_OK : pl_fail(err, PL_ENOMEM, "out of memory");
+    return st;
 }
 
 static pl_status too_long(pl_status st, const char *param, uint32_t max, struct pl_err *err)
@@ -188,18 +195,10 @@ static pl_status from_text(const struct pl_instance *m, const json_t *v, uint32_
     pl_status st = pl_tok_encode(m->tok, json_string_value(v), json_string_length(v), PL_TOK_BOS, max, &ids, err);
     if (st == PL_OK && ids.n == 0) {
         int32_t bos = pl_tok_bos(m->tok) >= 0 ? pl_tok_bos(m->tok) : pl_tok_eos(m->tok); /* something to begin with */
-        if (bos < 0)
-            st = pl_fail_param(err, PL_EINVAL, "prompt", "'prompt' is empty, and the model has no token to begin a text with");
-        else {
-            struct pl_prompt one = {&bos, 1};
-            ids = (struct pl_ids){0};
-            int32_t *p = pl_arena_alloc(a, sizeof *p);
-            if (p == NULL)
-                return pl_fail(err, PL_ENOMEM, "out of memory");
-            *p = one.ids[0];
-            *out = (struct pl_prompt){p, 1};
-            return PL_OK;
-        }
+        pl_ids_fini(&ids);
+        if (bos >= 0)
+            return keep_ids(&bos, 1, a, out, err);
+        st = pl_fail_param(err, PL_EINVAL, "prompt", "'prompt' is empty, and the model has no token to begin a text with");
     }
     if (st != PL_OK) {
         pl_ids_fini(&ids);

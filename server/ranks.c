@@ -89,6 +89,8 @@ static pl_status live(struct member *m, pl_status loaded, struct pl_err *err)
         loaded = pl_model_load_part(&m->model, m->gguf, m->device, m->comm, batch, batch, err);
     if (loaded == PL_OK && m->config->max_adapters > 0)
         loaded = pl_model_reserve_adapters(m->model, err);
+    if (met && loaded == PL_ENOMEM)
+        loaded = err->code = PL_EINVAL; /* as for rank 0: starting again does not help */
     if (loaded == PL_OK)
         pl_log_info("rank %u of %u: %s, %u threads", m->comm->rank, m->comm->size, m->device->ops->name, pl_pool_size(m->pool));
     else if (met || loaded == PL_ERANK)

@@ -22,7 +22,7 @@
 
 #define PL_LOG_MODULE "models"
 
-enum { PATIENCE_S = 1 /* with what the thread reads, at the end */ };
+enum { PATIENCE_MS = 1000 /* with what the thread reads, at the end */ };
 
 /* ---- tables -------------------------------------------------------------------------------------------------------- */
 
@@ -336,6 +336,7 @@ pl_status pl_registry_new(struct pl_registry **out, struct pl_server *s, struct 
     r->wants_end = &r->wants;
     pthread_mutex_init(&r->lock, NULL);
     pl_timed_cond_init(&r->work);
+    pl_timed_cond_init(&r->over);
     const pl_status st = add_configured(r, err);
     if (st != PL_OK)
         pl_registry_free(r);
@@ -398,11 +399,17 @@ bool pl_registry_stop(struct pl_registry *r)
     if (r == NULL)
         return true;
     pl_registry_stop_reading(r);
-    struct timespec until;
-    clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_sec += PATIENCE_S;
-    if (r->thread_made && pthread_timedjoin_np(r->thread, NULL, &until) != 0)
+    const struct timespec until = pl_time_after_ms(PATIENCE_MS);
+    int rc = 0;
+    pthread_mutex_lock(&r->lock);
+    while (r->thread_made && !r->ended && rc == 0)
+        rc = pthread_cond_timedwait(&r->over, &r->lock, &until);
+    const bool stands = r->thread_made && !r->ended;
+    pthread_mutex_unlock(&r->lock);
+    if (stands)
         return false;
+    if (r->thread_made)
+        pthread_join(r->thread, NULL);
     r->thread_made = false;
     for (struct pl_registry_model *m = r->models; m != NULL; m = m->next)
         if (m->instance != NULL)
@@ -424,6 +431,7 @@ void pl_registry_free(struct pl_registry *r)
     pl_pool_free(r->pool);
     pthread_mutex_destroy(&r->lock);
     pthread_cond_destroy(&r->work);
+    pthread_cond_destroy(&r->over);
     free(r);
 }
 

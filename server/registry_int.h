@@ -45,12 +45,13 @@ struct pl_registry {
     bool thread_made;
     pthread_mutex_t lock;    /* of all that follows */
     pthread_cond_t work;     /* for the thread */
+    pthread_cond_t over;     /* ended */
     struct pl_registry_model *models; /* the first one first */
     struct pl_registry_adapter *adapters; /* in order of arrival */
     struct pl_want *wants, **wants_end;
     unsigned n_wants;
     uint64_t last_want;
-    bool stopping;
+    bool stopping, ended; /* the thread is to go, and has gone */
     bool settled; /* the first model was read, or not: */
     pl_status first_status;
     struct pl_err first_err;

@@ -440,6 +440,8 @@ void *pl_registry_main(void *registry)
     while (!r->stopping)
         if (!sweep(r) && !serve_one(r) && !sweep(r)) /* serving may tell a model to leave */
             wait_for_work(r);
+    r->ended = true;
+    pthread_cond_signal(&r->over);
     pthread_mutex_unlock(&r->lock);
     return NULL;
 }

@@ -33,8 +33,11 @@ enum {
     BLOCK = 16 * 1024,      /* of a stream, at most at once */
     OUT_LIMIT = 64 << 20,   /* what a producer may have made and not sent */
     ARENA_LIMIT = 256 << 20, /* per request, besides the body */
+    SMALL_BODY = 256 << 10,  /* that a request may always have */
+    LARGE_BODIES = 16,       /* as large as may be, are kept at a time: what is beyond small ones */
 };
 
+/* NULL when memory is out. */
 static struct pl_http_conn *conn_get(struct pl_http *h, struct pl_http_link *l)
 {
     struct pl_http_conn *c = l->spare;
@@ -46,11 +49,13 @@ static struct pl_http_conn *conn_get(struct pl_http *h, struct pl_http_link *l)
     if (c != NULL) {
         h->free_conns = c->next_free;
     } else {
-        c = pl_xcalloc(1, sizeof *c);
-        pthread_mutex_init(&c->lock, NULL);
-        c->http = h;
-        c->next_all = h->all_conns;
-        h->all_conns = c;
+        c = calloc(1, sizeof *c);
+        if (c != NULL) {
+            pthread_mutex_init(&c->lock, NULL);
+            c->http = h;
+            c->next_all = h->all_conns;
+            h->all_conns = c;
+        }
     }
     pthread_mutex_unlock(&h->lock);
     return c;
@@ -81,7 +86,8 @@ static void conn_put(struct pl_http_conn *c, struct pl_http_link *l)
     if (c->sink != NULL)
         c->sink->free(c->sink);
     c->sink = NULL;
-    c->n_body = 0;
+    atomic_fetch_sub(&c->http->n_large, c->n_large);
+    c->n_body = c->n_large = 0;
     pl_buf_fini(&c->body);
     pl_buf_fini(&c->out);
     pl_arena_free(c->req.arena);
@@ -179,8 +185,12 @@ static void add_headers(struct pl_http_conn *c, struct MHD_Response *r, const ch
         MHD_add_response_header(r, "Connection", "close");
 }
 
+/* A body that could not be made becomes one that takes no memory. */
 static struct MHD_Response *whole(struct pl_buf *body)
 {
+    static const char bare[] = "{\"error\":{\"message\":\"out of memory\",\"type\":\"server_error\",\"param\":null,\"code\":\"out_of_memory\"}}";
+    if (body->failed)
+        return MHD_create_response_from_buffer(sizeof bare - 1, (void *)(uintptr_t)bare, MHD_RESPMEM_PERSISTENT);
     const size_t n = body->len;
     char *bytes = pl_buf_take(body);
     struct MHD_Response *r = MHD_create_response_from_buffer(n, bytes != NULL ? bytes : (void *)"",
@@ -215,6 +225,9 @@ static enum MHD_Result answer(struct pl_http_conn *c, struct pl_http_resp *resp)
         MHD_add_response_header(r, "x-should-retry", "false");
     return queue(c, resp->status, r, PL_WATCH_SEND);
 }
+
+static const struct pl_http_fault no_memory_to_answer = {500, "out_of_memory", "The server has no memory for this answer.", true};
+static const struct pl_http_fault no_memory = {503, "out_of_memory", "The server has no memory for this request.", true};
 
 static const char *fault_type(int status)
 {
@@ -317,10 +330,8 @@ static enum MHD_Result pump(struct pl_http_conn *c)
             return MHD_NO;
         const pl_produced r = p->produce(p, &c->out);
         c->ended = r == PL_PRODUCE_END;
-        if (c->out.failed) {
-            static const struct pl_http_fault memory = {500, "out_of_memory", "The server has no memory for this answer.", true};
-            return refuse(c, &memory, 0, NULL);
-        }
+        if (c->out.failed)
+            return refuse(c, &no_memory_to_answer, 0, NULL);
         if (p->stream && r != PL_PRODUCE_WAIT)
             return start_stream(c, p->status);
         if (r == PL_PRODUCE_END) {
@@ -351,10 +362,8 @@ static enum MHD_Result handle(struct pl_http_conn *c)
         return MHD_NO;
     c->handled = c->counted = true;
     atomic_fetch_add(&c->http->n_active, 1);
-    if (c->body.failed) {
-        static const struct pl_http_fault memory = {503, "out_of_memory", "The server has no memory for this request.", true};
-        return refuse(c, &memory, 1, NULL);
-    }
+    if (c->body.failed)
+        return refuse(c, &no_memory, 1, NULL);
     if (c->route->needs_model && atomic_load(&s->draining)) {
         static const struct pl_http_fault draining = {503, "shutting_down", "The server is shutting down.", true};
         return refuse(c, &draining, 5, NULL);
@@ -376,8 +385,7 @@ static enum MHD_Result handle(struct pl_http_conn *c)
     }
     if (resp.body.failed) {
         pl_buf_fini(&resp.body);
-        static const struct pl_http_fault memory = {500, "out_of_memory", "The server has no memory for this answer.", true};
-        return refuse(c, &memory, 0, NULL);
+        return refuse(c, &no_memory_to_answer, 0, NULL);
     }
     const enum MHD_Result rc = answer(c, &resp);
     pl_buf_fini(&resp.body);
@@ -454,7 +462,7 @@ static enum MHD_Result take_head(struct pl_http_conn *c, const char *url, const 
     struct pl_head head = {0};
     struct pl_http_fault fault;
     name_request(c);
-    c->path = pl_xstrdup(url);
+    c->path = strdup(url);
     c->req = (struct pl_http_req){
         .server = h->server, .conn = c, .id = c->id, .method = method, .path = c->path, .path_arg = "", .body = "",
         .start_ns = pl_now_ns(), .usage = &c->usage,
@@ -464,6 +472,8 @@ static enum MHD_Result take_head(struct pl_http_conn *c, const char *url, const 
     MHD_get_connection_values_n(c->mhd, MHD_HEADER_KIND, add_header, &head);
     if (!pl_head_check(&head, version, &fault))
         return refuse(c, &fault, 0, NULL);
+    if (c->path == NULL)
+        return refuse(c, &no_memory, 1, NULL);
     if (strpbrk(url, " \t") != NULL || !pl_route_decode(c->path)) {
         fault = (struct pl_http_fault){400, NULL, "The path is not a valid URL path.", true};
         return refuse(c, &fault, 0, NULL);
@@ -492,34 +502,57 @@ static enum MHD_Result take_head(struct pl_http_conn *c, const char *url, const 
         fault = (struct pl_http_fault){403, "insufficient_permissions", "This path needs the administrator's key.", true};
         return refuse(c, &fault, 0, NULL);
     }
+    if (m.route->scope != PL_SCOPE_OPEN && h->listen.loopback && h->listen.unix_path[0] == '\0' && !pl_auth_gates(h->auth, m.route->scope) &&
+        !pl_head_check_browser(method, MHD_lookup_connection_value(c->mhd, MHD_HEADER_KIND, "Host"),
+                               MHD_lookup_connection_value(c->mhd, MHD_HEADER_KIND, "Sec-Fetch-Site"), h->opts.host != NULL ? h->opts.host : "", &fault))
+        return refuse(c, &fault, 0, NULL);
     if (!pl_head_check_body(&head, method, sink ? h->opts.max_upload : h->opts.max_body, sink, &fault))
         return refuse(c, &fault, 0, NULL);
     c->req.arena = pl_arena_new(ARENA_LIMIT);
     if (c->req.arena != NULL && m.n_arg > 0)
         c->req.path_arg = pl_arena_strndup(c->req.arena, c->path + m.arg, m.n_arg);
-    if (c->req.arena == NULL || c->req.path_arg == NULL) {
-        fault = (struct pl_http_fault){503, "out_of_memory", "The server has no memory for this request.", true};
-        return refuse(c, &fault, 1, NULL);
-    }
-    if (sink)
+    if (c->req.arena != NULL && sink)
         c->sink = m.route->open_sink(&c->req, MHD_lookup_connection_value(c->mhd, MHD_HEADER_KIND, "Content-Type"));
+    if (c->req.arena == NULL || c->req.path_arg == NULL || (sink && c->sink == NULL))
+        return refuse(c, &no_memory, 1, NULL);
     return MHD_YES;
+}
+
+/* n more bytes of a body: whether there is room for them beside those of others. */
+static bool take_room(struct pl_http_conn *c, size_t n)
+{
+    const uint64_t whole = c->n_body + n, large = whole > SMALL_BODY ? whole - SMALL_BODY : 0, more = large - c->n_large;
+    if (atomic_fetch_add(&c->http->n_large, more) + more > LARGE_BODIES * (uint64_t)c->http->opts.max_body) {
+        atomic_fetch_sub(&c->http->n_large, more);
+        return false;
+    }
+    c->n_large = large;
+    return true;
+}
+
+/* microhttpd cannot answer before the end of the body. */
+static enum MHD_Result refuse_body(struct pl_http_conn *c, int status, const char *reason, const char *code, const char *json)
+{
+    c->status = status;
+    c->usage.error = code;
+    pl_watch_answer_raw(&c->link->item, status, reason, json);
+    c->linger = true;
+    return MHD_NO;
 }
 
 static enum MHD_Result take_body(struct pl_http_conn *c, const char *bytes, size_t *n)
 {
     static const char large[] = "{\"error\":{\"message\":\"The request body is larger than this server accepts (max-body-mb, max-file-mb).\",\"type\":"
                                 "\"invalid_request_error\",\"param\":null,\"code\":\"request_too_large\"}}";
+    static const char many[] = "{\"error\":{\"message\":\"The server has no room for one more large request now; try again.\",\"type\":\"server_error\","
+                               "\"param\":null,\"code\":\"too_many_large_requests\"}}";
     if (!pl_watch_progress(&c->link->item, *n))
         return MHD_NO;
     const uint64_t max = c->sink != NULL ? c->http->opts.max_upload : c->http->opts.max_body;
-    if (*n > max - c->n_body) { /* chunked: microhttpd cannot answer before the end of the body */
-        c->status = 413;
-        c->usage.error = "request_too_large";
-        pl_watch_answer_raw(&c->link->item, 413, "Content Too Large", large);
-        c->linger = true;
-        return MHD_NO;
-    }
+    if (*n > max - c->n_body) /* chunked */
+        return refuse_body(c, 413, "Content Too Large", "request_too_large", large);
+    if (c->sink == NULL && !take_room(c, *n))
+        return refuse_body(c, 503, "Service Unavailable", "too_many_large_requests", many);
     c->n_body += *n;
     if (c->sink != NULL)
         c->sink->take(c->sink, bytes, *n);
@@ -598,6 +631,8 @@ enum MHD_Result pl_request_step(void *cls, struct MHD_Connection *mhd, const cha
         if (l == NULL || atomic_load(&h->stopping) || !pl_watch_enter(&l->item, PL_WATCH_BODY, NULL))
             return MHD_NO;
         *request = c = conn_get(h, l);
+        if (c == NULL)
+            return MHD_NO;
         c->mhd = mhd;
         c->link = l;
         atomic_store(&c->gone, false);

@@ -40,6 +40,7 @@ struct pl_http_conn { /* a request on it; recycled, so that a late wake finds me
     struct pl_buf body, out;
     struct pl_sink *sink;
     uint64_t n_body; /* bytes that came */
+    uint64_t n_large; /* of them, counted in the server's */
     size_t sent;
     int status; /* 0 = nothing answered */
     bool handled, counted, ended, early, looked, linger;
@@ -56,6 +57,7 @@ struct pl_http {
     struct pl_listen listen;
     char *cert, *key;
     atomic_uint n_active;
+    atomic_uint_fast64_t n_large; /* bytes of bodies that are kept, beyond what each may have */
     atomic_uint n_resuming; /* wakes that have claimed a parked connection and not yet resumed it */
     atomic_bool stopping;
     pthread_mutex_t lock; /* the lists of conns */

@@ -50,13 +50,19 @@ struct pl_watch {
     unsigned n_lingers;
     struct notice *notices; /* the watcher's, filled under the lock, delivered without it */
     size_t n_notices, cap_notices;
+    bool missed; /* there was no memory for one: every peer is looked at again */
 };
 
 static void note(struct pl_watch *w, void *conn, pl_watch_event event)
 {
     if (w->n_notices == w->cap_notices) {
-        w->cap_notices = w->cap_notices ? 2 * w->cap_notices : 64;
-        w->notices = pl_xrealloc(w->notices, w->cap_notices * sizeof *w->notices);
+        const size_t cap = w->cap_notices ? 2 * w->cap_notices : 64;
+        struct notice *more = realloc(w->notices, cap * sizeof *more);
+        w->missed |= more == NULL;
+        if (more == NULL)
+            return;
+        w->notices = more;
+        w->cap_notices = cap;
     }
     w->notices[w->n_notices++] = (struct notice){conn, event};
 }
@@ -213,8 +219,12 @@ static void *watch_main(void *arg)
         linger_on(w, now);
         if (now >= next_tick) {
             next_tick = now + TICK_MS * UINT64_C(1000000);
+            const bool missed = w->missed;
+            w->missed = false;
             for (struct pl_watch_item *it = w->first; it != NULL; it = it->next) {
                 pthread_mutex_lock(&it->lock);
+                if (missed)
+                    look_at_peer(w, it);
                 check_deadlines(w, it, now);
                 pthread_mutex_unlock(&it->lock);
             }
@@ -269,6 +279,21 @@ void pl_watch_stop(struct pl_watch *w)
     free(w);
 }
 
+/* Called with the lock held. */
+static bool reserve_fd(struct pl_watch *w, size_t fd)
+{
+    if (fd < w->cap_fd)
+        return true;
+    const size_t cap = (fd + 1) * 2;
+    struct pl_watch_item **more = realloc(w->by_fd, cap * sizeof *more);
+    if (more == NULL)
+        return false;
+    memset(more + w->cap_fd, 0, (cap - w->cap_fd) * sizeof *more);
+    w->by_fd = more;
+    w->cap_fd = cap;
+    return true;
+}
+
 unsigned pl_watch_add(struct pl_watch *w, struct pl_watch_item *item)
 {
     struct epoll_event ev = {.events = EPOLLRDHUP | EPOLLET, .data.fd = item->fd};
@@ -280,17 +305,13 @@ unsigned pl_watch_add(struct pl_watch *w, struct pl_watch_item *item)
         w->first->prev = item;
     w->first = item;
     item->listed = true;
-    if ((size_t)item->fd >= w->cap_fd) {
-        const size_t cap = ((size_t)item->fd + 1) * 2;
-        w->by_fd = pl_xrealloc(w->by_fd, cap * sizeof(struct pl_watch_item *));
-        memset(w->by_fd + w->cap_fd, 0, (cap - w->cap_fd) * sizeof(struct pl_watch_item *));
-        w->cap_fd = cap;
-    }
-    w->by_fd[item->fd] = item;
+    const bool seen = reserve_fd(w, (size_t)item->fd);
+    if (seen)
+        w->by_fd[item->fd] = item;
     const unsigned n = ++w->n_items;
     pthread_mutex_unlock(&w->lock);
-    if (epoll_ctl(w->epoll, EPOLL_CTL_ADD, item->fd, &ev) != 0)
-        pl_log_warn("hang-ups of a connection will go unseen: %s", strerror(errno));
+    if (!seen || epoll_ctl(w->epoll, EPOLL_CTL_ADD, item->fd, &ev) != 0)
+        pl_log_warn("hang-ups of a connection will go unseen: %s", strerror(seen ? errno : ENOMEM));
     return n;
 }
 
@@ -303,7 +324,8 @@ void pl_watch_remove(struct pl_watch *w, struct pl_watch_item *item)
         if (item->next != NULL)
             item->next->prev = item->prev;
         item->listed = false;
-        w->by_fd[item->fd] = NULL;
+        if ((size_t)item->fd < w->cap_fd)
+            w->by_fd[item->fd] = NULL;
         w->n_items--;
     }
     pthread_mutex_unlock(&w->lock);

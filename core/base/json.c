@@ -6,6 +6,8 @@
 #include "core/base/json.h"
 
 #include <stdbool.h>
+#include <stdint.h>
+#include <string.h>
 
 enum { MAX_DEPTH = 64, MAX_NESTED = 1 << 16, MAX_VALUES = 1 << 20 };
 
@@ -65,6 +67,8 @@ pl_status pl_json_read(json_t **out, const char *what, const char *text, size_t 
     if (st != PL_OK)
         return st;
     json_t *v = json_loadb(text, n, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &why);
+    if (v == NULL && why.text[0] == '\0') /* nothing is wrong with it */
+        return pl_fail(err, PL_ENOMEM, "out of memory");
     if (v == NULL)
         return pl_fail(err, PL_EINVAL, "%s is not valid JSON: line %d, column %d: %s", what, why.line, why.column, why.text);
     if (!json_is_object(v)) {
@@ -73,5 +77,20 @@ pl_status pl_json_read(json_t **out, const char *what, const char *text, size_t 
         return st;
     }
     *out = v;
+    return PL_OK;
+}
+
+pl_status pl_json_known(const json_t *object, const char *const *names, struct pl_err *err)
+{
+    const char *key;
+    json_t *ignored;
+    json_object_foreach((json_t *)(uintptr_t)object, key, ignored)
+    {
+        const char *const *name = names;
+        while (*name != NULL && strcmp(*name, key) != 0)
+            name++;
+        if (*name == NULL)
+            return pl_fail_param(err, PL_EINVAL, key, "Unrecognized request argument supplied: %.60s", key);
+    }
     return PL_OK;
 }

@@ -2,6 +2,7 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "core/base/log.h"
 
+#include <poll.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -37,6 +38,16 @@ uint64_t pl_log_dropped(void)
     return atomic_load_explicit(&sink.dropped, memory_order_relaxed);
 }
 
+/* What comes from outside (a model's name for itself, a path) begins no line of its own and moves no terminal's cursor. */
+static void add_in_line(struct pl_buf *b, const char *s)
+{
+    for (; *s != '\0'; s++)
+        if ((unsigned char)*s < 0x20 || *s == 0x7f)
+            pl_buf_addf(b, "\\x%02x", (unsigned char)*s);
+        else
+            pl_buf_addc(b, *s);
+}
+
 static void begin(struct pl_buf *b, pl_log_level level, const char *module, const char *msg)
 {
     struct timespec now;
@@ -48,17 +59,25 @@ static void begin(struct pl_buf *b, pl_log_level level, const char *module, cons
     if (sink.json) {
         pl_buf_addf(b, "{\"ts\":\"%s.%03ldZ\",\"level\":\"%s\",\"module\":\"%s\",\"msg\":\"", stamp,
                     now.tv_nsec / 1000000, level_names[level], module);
-        pl_buf_add_json(b, msg, strlen(msg));
+        pl_buf_add_json_lossy(b, msg, strlen(msg)); /* it may be cut in the middle of a character */
         pl_buf_addc(b, '"');
     } else {
-        pl_buf_addf(b, "%s.%03ldZ %-5s %s: %s", stamp, now.tv_nsec / 1000000, level_names[level], module, msg);
+        pl_buf_addf(b, "%s.%03ldZ %-5s %s: ", stamp, now.tv_nsec / 1000000, level_names[level], module);
+        add_in_line(b, msg);
     }
+}
+
+/* A pipe whose reader stands still would hold up whoever logs. */
+static bool takes_a_line(void)
+{
+    struct pollfd p = {.fd = sink.fd, .events = POLLOUT};
+    return poll(&p, 1, 0) == 1 && (p.revents & POLLOUT) != 0;
 }
 
 static void end(struct pl_buf *b)
 {
     pl_buf_adds(b, sink.json ? "}\n" : "\n");
-    if (b->failed || write(sink.fd, b->data, b->len) != (ssize_t)b->len)
+    if (b->failed || !takes_a_line() || write(sink.fd, b->data, b->len) != (ssize_t)b->len)
         atomic_fetch_add_explicit(&sink.dropped, 1, memory_order_relaxed);
     pl_buf_fini(b);
 }
@@ -88,7 +107,7 @@ static void add_text(struct pl_buf *b, const char *s)
         return;
     }
     pl_buf_addc(b, '"');
-    pl_buf_add_json(b, s, strlen(s));
+    pl_buf_add_json_lossy(b, s, strlen(s));
     pl_buf_addc(b, '"');
 }
 
@@ -108,7 +127,7 @@ void pl_log_event(pl_log_level level, const char *module, const char *msg, const
             pl_buf_addf(&b, "%.1f", f->r);
         } else if (sink.json) {
             pl_buf_addc(&b, '"');
-            pl_buf_add_json(&b, f->s, strlen(f->s));
+            pl_buf_add_json_lossy(&b, f->s, strlen(f->s));
             pl_buf_addc(&b, '"');
         } else {
             add_text(&b, f->s);

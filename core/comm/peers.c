@@ -79,7 +79,7 @@ static pl_status wait_turn(struct peers *p, unsigned peer, uint64_t since)
         return PL_OK;
     }
     if (atomic_load(&p->failed))
-        return PL_ERANK;
+        return fail(p); /* from another thread, which may be in the middle of it: nobody may read what is sent after this returns */
     const unsigned gone = find_gone(p);
     if (gone != p->base.rank) {
         pl_log_error("rank %u of %u has ended", gone, p->base.size);

@@ -10,7 +10,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "core/base/mem.h"
 
 enum {
     NONE = -1,
@@ -212,13 +211,18 @@ static void drop_page(struct pl_kv *kv, int32_t i)
         free_push(kv, i);
 }
 
-static void table_push(struct pl_kv_table *t, uint32_t page)
+/* Room for n pages in all. */
+static bool table_reserve(struct pl_kv_table *t, uint32_t n)
 {
-    if (t->n_pages == t->cap) {
-        t->cap = t->cap ? 2 * t->cap : 16;
-        t->pages = pl_xrealloc(t->pages, t->cap * sizeof *t->pages);
-    }
-    t->pages[t->n_pages++] = page;
+    if (n <= t->cap)
+        return true;
+    const uint32_t cap = n > 2 * t->cap ? (n > 16 ? n : 16) : 2 * t->cap;
+    uint32_t *more = realloc(t->pages, cap * sizeof *more);
+    if (more == NULL)
+        return false;
+    t->pages = more;
+    t->cap = cap;
+    return true;
 }
 
 /* ---- public -------------------------------------------------------------------------------------------------------- */
@@ -267,9 +271,9 @@ static void match_beginning(struct pl_kv *kv, struct pl_kv_table *t, const int32
     if (from == NONE)
         return;
     hold_page(kv, from); /* else it might be the one that is taken */
-    if (pl_kv_available(kv) > 0) {
+    if (pl_kv_available(kv) > 0 && table_reserve(t, t->n_pages + 1)) {
         const uint32_t to = (uint32_t)take_page(kv);
-        table_push(t, to);
+        t->pages[t->n_pages++] = to;
         *copy = (struct pl_kv_copy){(uint32_t)from, to, found};
     }
     drop_page(kv, from);
@@ -286,10 +290,10 @@ uint32_t pl_kv_match(struct pl_kv *kv, struct pl_kv_table *t, uint64_t family, c
         uint64_t chain[2];
         chain_hash(kv, t->chain, tokens + done, chain);
         int32_t i = find_named(kv, t->chain, chain, tokens + done);
-        if (i == NONE)
+        if (i == NONE || !table_reserve(t, t->n_pages + 1))
             break;
         hold_page(kv, i);
-        table_push(t, (uint32_t)i);
+        t->pages[t->n_pages++] = (uint32_t)i;
         memcpy(t->chain, chain, sizeof chain);
         t->n_named++;
     }
@@ -308,8 +312,10 @@ pl_status pl_kv_reserve(struct pl_kv *kv, struct pl_kv_table *t, uint32_t n_toke
         return PL_OK;
     if (need - t->n_pages > pl_kv_available(kv))
         return PL_ENOPAGE;
+    if (!table_reserve(t, need))
+        return PL_ENOMEM;
     while (t->n_pages < need)
-        table_push(t, (uint32_t)take_page(kv));
+        t->pages[t->n_pages++] = (uint32_t)take_page(kv);
     return PL_OK;
 }
 

@@ -10,7 +10,7 @@
  *             named    named    private       the last, partial one never is: others copy its tokens
  *
  * Thread: engine only.  Owns: page arrays and its copies of page tokens.  Borrows: token arrays, during the call.
- * Fails: PL_ENOPAGE when it does not fit; the table is then unchanged.
+ * Fails: PL_ENOPAGE when it does not fit, PL_ENOMEM when there is no memory for the table; it is then unchanged.
  * Invariant: free + cached + held == total after each public call (pl_kv_check proves it).
  * Source: Kwon et al. 2023, "Efficient Memory Management for LLM Serving with PagedAttention".
  * SPDX-License-Identifier: Apache-2.0 */

@@ -1,6 +1,7 @@
 /* forward: one pass of a batch through the model, for every architecture and device. Enqueues device operations only;
  * what differs between architectures is data (which weights are there, which kind of norm, rope and activation).
  * SPDX-License-Identifier: Apache-2.0 */
+#include "core/model/gguf.h"
 #include "core/model/weights.h"
 
 /* Runs the step `op(dev, …)` unless an earlier one failed; the first failure ends the pass. */
@@ -222,6 +223,8 @@ pl_status pl_model_forward(struct pl_model *m, struct pl_kvdev *kv, const struct
     if (rc == PL_OK && wanted && b->draws != NULL)
         rc = m->dev->ops->sample(m->dev, first_rows(m->logits, b->n_rows), b->draws, b->drawn);
     const pl_status end = m->dev->ops->step_end(m->dev);
+    if (rc == PL_OK && !pl_gguf_is_whole(m->file))
+        rc = PL_EIO;
     if (rc != PL_OK)
         return rc;
     if (end != PL_OK || !wanted || b->draws != NULL)

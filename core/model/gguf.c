@@ -16,6 +16,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "core/base/mapped.h"
 #include "core/base/utf8.h"
 
 enum { MAX_KV = 1 << 16, MAX_TENSORS = 1 << 18, MAX_NAME = 64, MAX_KEY = 65535, DEFAULT_ALIGNMENT = 32 };
@@ -41,6 +42,7 @@ struct pl_gguf {
     const uint8_t *data;
     size_t size;
     bool mapped;
+    unsigned guard; /* of the mapping */
     struct kv *kv;
     size_t n_kv;
     const uint8_t *keys; /* where the first key begins */
@@ -378,19 +380,28 @@ pl_status pl_gguf_open(struct pl_gguf **out, const char *path, struct pl_err *er
     if (st != PL_OK)
         return st;
     struct pl_err inner = {0};
+    const unsigned guard = pl_mapped_add(data, (size_t)info.st_size);
     st = pl_gguf_open_memory(out, data, (size_t)info.st_size, &inner);
     if (st != PL_OK) {
+        pl_mapped_remove(guard);
         munmap(data, (size_t)info.st_size);
         return pl_fail(err, st, "%.200s: %.300s", path, inner.msg);
     }
     (*out)->mapped = true;
+    (*out)->guard = guard;
     return PL_OK;
+}
+
+bool pl_gguf_is_whole(const struct pl_gguf *g)
+{
+    return pl_mapped_is_whole(g->guard);
 }
 
 void pl_gguf_close(struct pl_gguf *g)
 {
     if (g == NULL)
         return;
+    pl_mapped_remove(g->guard);
     if (g->mapped)
         munmap((void *)(uintptr_t)g->data, g->size);
     free(g->kv);

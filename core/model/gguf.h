@@ -34,6 +34,8 @@ pl_status pl_gguf_open(struct pl_gguf **out, const char *path, struct pl_err *er
 /* The same over caller's memory (borrowed until close): tests and fuzzing. */
 pl_status pl_gguf_open_memory(struct pl_gguf **out, const void *data, size_t n, struct pl_err *err) PL_MUST_CHECK;
 void pl_gguf_close(struct pl_gguf *g);
+/* False once its file was found to be cut off while it was used (core/base/mapped.h): what was read since may be zeros. */
+bool pl_gguf_is_whole(const struct pl_gguf *g);
 
 size_t pl_gguf_n_tensors(const struct pl_gguf *g);
 const struct pl_gguf_tensor *pl_gguf_tensor_at(const struct pl_gguf *g, size_t i);

@@ -494,6 +494,7 @@ pl_status pl_model_load_part(struct pl_model **out, const struct pl_gguf *g, str
     struct pl_model *m = pl_xcalloc(1, sizeof *m);
     m->dev = dev;
     m->comm = comm;
+    m->file = g;
     m->max_tokens = max_tokens;
     m->max_rows = max_rows;
     pl_status rc = pl_spec_read(&m->spec, &m->arch_bit, g, err);
@@ -507,6 +508,10 @@ pl_status pl_model_load_part(struct pl_model **out, const struct pl_gguf *g, str
     pl_loras_init(&m->loras, max_tokens);
     if ((rc = load_weights(m, g, err)) != PL_OK || (rc = make_work(m, err)) != PL_OK)
         goto out;
+    if (!pl_gguf_is_whole(g)) {
+        rc = pl_fail(err, PL_EIO, "the model's file was cut off while it was read: try again when it is complete");
+        goto out;
+    }
     *out = m;
     m = NULL;
 out:

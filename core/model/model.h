@@ -37,7 +37,7 @@ struct pl_kv_shape pl_model_kv_part(const struct pl_model *m, uint32_t page_size
 
 /* One forward pass over the batch: writes the batch's K and V, and sets *logits to [n_rows, V] (host memory, borrowed
  * until the next forward; V = spec->n_vocab). NULL when n_rows is 0, on ranks other than 0, and where b->draws are given, which takes
- * a device that samples: b->drawn is then what came of the rows. Token ids must be below n_vocab and
+ * a device that samples: b->drawn is then what came of the rows. PL_EIO: the model's file was cut off. Token ids must be below n_vocab and
  * positions below the context: the caller has checked them. */
 pl_status pl_model_forward(struct pl_model *m, struct pl_kvdev *kv, const struct pl_batch *b, const float **logits) PL_MUST_CHECK;
 

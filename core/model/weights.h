@@ -87,6 +87,7 @@ struct pl_model {
     unsigned arch_bit;
     struct pl_device *dev; /* borrowed */
     struct pl_comm *comm;  /* borrowed */
+    const struct pl_gguf *file; /* borrowed: weights that are not repacked lie in it */
     uint64_t n_params;
     float attn_scale; /* of q · k */
 

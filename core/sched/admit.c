@@ -63,6 +63,19 @@ static bool may_start(const struct pl_seq *s)
            s->job->req->prompt_logprobs;
 }
 
+/* Every sequence that runs may be preempted: there is a place for it before it begins. */
+static bool reserve_place(struct pl_engine *e)
+{
+    if (e->n_running + e->n_preempted < e->preempted_cap)
+        return true;
+    struct pl_seq **more = realloc(e->preempted, 2 * e->preempted_cap * sizeof *more);
+    if (more == NULL)
+        return false;
+    e->preempted = more;
+    e->preempted_cap *= 2;
+    return true;
+}
+
 /* Admits the next sequence of a waiting job; false when it has to wait. The job goes to the end of the list if it has more,
  * so that a request with many choices does not keep others out. */
 static bool admit_from(struct pl_engine *e, struct pl_job *job)
@@ -70,7 +83,7 @@ static bool admit_from(struct pl_engine *e, struct pl_job *job)
     struct pl_seq *s = &job->seqs[job->n_admitted];
     if (!may_start(s) || !fits_now(e, s->n_prompt))
         return false;
-    if (pl_seq_prepare(s, e->tok) != PL_OK) {
+    if (!reserve_place(e) || pl_seq_prepare(s, e->tok) != PL_OK) {
         pl_engine_fail_job(e, job, PL_ENOMEM, "out of memory");
         return true;
     }
@@ -88,15 +101,8 @@ static bool admit_from(struct pl_engine *e, struct pl_job *job)
     return true;
 }
 
-bool pl_engine_preempt(struct pl_engine *e, struct pl_seq *s)
+void pl_engine_preempt(struct pl_engine *e, struct pl_seq *s)
 {
-    if (e->n_preempted == e->preempted_cap) {
-        struct pl_seq **more = realloc(e->preempted, 2 * e->preempted_cap * sizeof *more);
-        if (more == NULL)
-            return false;
-        e->preempted = more;
-        e->preempted_cap *= 2;
-    }
     pl_log_debug("preempt choice=%u tokens=%u free=%u", s->choice, s->n_tokens, pl_kv_available(e->kv));
     pl_kv_release(e->kv, &s->table);
     pl_engine_drop_from(e->running, &e->n_running, s);
@@ -107,7 +113,6 @@ bool pl_engine_preempt(struct pl_engine *e, struct pl_seq *s)
         e->preempted[at] = e->preempted[at - 1];
     e->preempted[at] = s;
     e->stats.n_preempted++;
-    return true;
 }
 
 /* The sequence that would run next, NULL = none waits. */
@@ -132,8 +137,8 @@ static void park_paused(struct pl_engine *e)
     const uint64_t now = pl_now_ns();
     for (uint32_t i = e->n_running; i-- > 0;) {
         struct pl_seq *s = e->running[i];
-        if (s->full_since != 0 && now - s->full_since >= PL_ENGINE_PARK_MS * 1000000ull && !pl_seq_has_room(s) && !pl_engine_preempt(e, s))
-            return;
+        if (s->full_since != 0 && now - s->full_since >= PL_ENGINE_PARK_MS * 1000000ull && !pl_seq_has_room(s))
+            pl_engine_preempt(e, s);
     }
 }
 

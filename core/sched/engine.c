@@ -38,41 +38,51 @@ static void kick(void *engine)
     pthread_mutex_unlock(&e->lock);
 }
 
-static const char *lost_text(const struct pl_engine *e)
+/* Under the lock: whether a request can be taken. */
+static pl_status may_take(const struct pl_engine *e, struct pl_err *err)
 {
-    return e->lost_code == PL_ERANK ? "a rank that computes a part of the model was lost" : "the compute device failed";
+    if (e->draining || e->stop)
+        return pl_fail(err, PL_ESTOPPED, "the server is shutting down");
+    if (atomic_load(&e->device_lost))
+        return pl_fail(err, e->lost_code, "%s; the server must be restarted", e->lost_text);
+    if (e->n_queued >= e->opts.queue_limit)
+        return pl_fail(err, PL_EFULL, "%u requests are waiting already; try again later", e->n_queued);
+    return PL_OK;
 }
 
 pl_status pl_engine_submit(struct pl_engine *e, struct pl_request *req, struct pl_reply *reply, struct pl_err *err)
 {
-    struct pl_job *job;
-    uint32_t capacity = pl_engine_max_context(e);
-    pl_status st = PL_OK;
+    struct pl_job *job = NULL;
+    uint32_t n_choices = 0; /* the job may be over as soon as it is in the inbox */
     pthread_mutex_lock(&e->lock);
-    if (e->draining || e->stop)
-        st = pl_fail(err, PL_ESTOPPED, "the server is shutting down");
-    else if (atomic_load(&e->device_lost))
-        st = pl_fail(err, e->lost_code, "%s; the server must be restarted", lost_text(e));
-    else if (e->n_queued >= e->opts.queue_limit)
-        st = pl_fail(err, PL_EFULL, "%u requests are waiting already; try again later", e->n_queued);
+    pl_status st = may_take(e, err); /* before anything is allocated for it */
     pthread_mutex_unlock(&e->lock);
     if (st == PL_OK)
-        st = pl_job_new(&job, req, reply, capacity, err);
-    if (st != PL_OK) {
-        atomic_fetch_add_explicit(&e->n_refused, 1, memory_order_relaxed);
-        return st;
+        st = pl_job_new(&job, req, reply, pl_engine_max_context(e), err);
+    if (st == PL_OK) {
+        n_choices = job->n_seqs;
+        pl_reply_attach(reply, kick, e);
+        pthread_mutex_lock(&e->lock);
+        st = may_take(e, err); /* others came meanwhile, or the end: nobody would look at it any more */
+        if (st == PL_OK) {
+            *e->inbox_end = job;
+            e->inbox_end = &job->next;
+            e->n_queued++;
+            e->n_jobs++;
+            pthread_cond_signal(&e->wake);
+        }
+        pthread_mutex_unlock(&e->lock);
     }
-    uint32_t n_choices = job->n_seqs; /* the job may be over as soon as it is in the inbox */
-    pl_reply_attach(reply, kick, e);
-    pthread_mutex_lock(&e->lock);
-    *e->inbox_end = job;
-    e->inbox_end = &job->next;
-    e->n_queued++;
-    e->n_jobs++;
-    pthread_cond_signal(&e->wake);
-    pthread_mutex_unlock(&e->lock);
-    atomic_fetch_add_explicit(&e->n_submitted, n_choices, memory_order_relaxed);
-    return PL_OK;
+    if (st == PL_OK) {
+        atomic_fetch_add_explicit(&e->n_submitted, n_choices, memory_order_relaxed);
+        return PL_OK;
+    }
+    if (job != NULL) {
+        pl_reply_attach(reply, NULL, NULL);
+        pl_job_forgo(job);
+    }
+    atomic_fetch_add_explicit(&e->n_refused, 1, memory_order_relaxed);
+    return st;
 }
 
 pl_status pl_engine_post(struct pl_engine *e, struct pl_engine_task *task)
@@ -167,9 +177,12 @@ static bool take_inbox(struct pl_engine *e, bool idle)
 void pl_engine_lose(struct pl_engine *e, pl_status code)
 {
     e->lost_code = code == PL_ERANK ? code : PL_EDEVICE;
-    pl_log_error("%s (%s); all requests end", lost_text(e), pl_status_text(code));
+    e->lost_text = code == PL_ERANK ? "a rank that computes a part of the model was lost"
+                   : code == PL_EIO ? "the model's file was cut off while it was used (a new one is put in its place by renaming it)"
+                                    : "the compute device failed";
+    pl_log_error("%s (%s); all requests end", e->lost_text, pl_status_text(code));
     atomic_store(&e->device_lost, true);
-    pl_engine_fail_all(e, e->lost_code, lost_text(e));
+    pl_engine_fail_all(e, e->lost_code, e->lost_text);
     if (e->opts.lost != NULL)
         e->opts.lost(e->opts.lost_arg);
 }
@@ -191,7 +204,7 @@ static void *engine_main(void *arg)
         atomic_store(&e->busy_since, pl_now_ns());
         pl_engine_end_cancelled(e);
         if (atomic_load(&e->device_lost))
-            pl_engine_fail_all(e, e->lost_code, lost_text(e));
+            pl_engine_fail_all(e, e->lost_code, e->lost_text);
         pl_engine_admit(e);
         uint32_t n = pl_engine_plan(e);
         if (n > 0)

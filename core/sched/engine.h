@@ -2,7 +2,7 @@
  * to the batch budget (decodes first, then chunks of prefill), make pages, one forward pass, sample, push, wake.
  * Thread: submit, stats, cancel (through the reply) and stop from any thread; everything else happens on its own thread.
  * Owns: model and device caches are borrowed from the caller until pl_engine_free; requests move in on submit.
- * Fails: submit PL_EFULL (queue at its bound), PL_ETOOLONG (param "messages"/"prompt" is the caller's to set), PL_ESTOPPED,
+ * Fails: submit PL_EFULL (queue at its bound), PL_ETOOLONG (param "messages"/"prompt" is the caller's to set), PL_ESTOPPED, PL_ENOMEM,
  * PL_EDEVICE or PL_ERANK (the device, or a rank that has a part of the model, is lost: health is red until restart).
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef PL_SCHED_ENGINE_H

@@ -44,7 +44,7 @@ struct pl_engine {
     struct pl_job *waiting, **waiting_end; /* jobs with sequences that were never admitted */
     struct pl_seq **running;               /* [n_running] oldest first */
     struct pl_seq **preempted;             /* [n_preempted] newest first: taken from the end; also those whose client reads nothing */
-    uint32_t n_running, n_preempted, preempted_cap;
+    uint32_t n_running, n_preempted, preempted_cap; /* cap: at least both together */
     uint64_t stamp;
     struct pl_step step;
     struct pl_draft_cost cost;
@@ -66,14 +66,14 @@ struct pl_engine {
     atomic_uint_fast64_t n_submitted, n_refused;
     atomic_uint_fast64_t busy_since; /* when the step that runs began; 0 = none runs */
     atomic_bool device_lost;
-    pl_status lost_code; /* of what came to be lost; set before device_lost */
+    pl_status lost_code; /* of what came to be lost; set before device_lost, like its words */
+    const char *lost_text;
 };
 
 /* admit.c */
 void pl_engine_admit(struct pl_engine *e);
-/* Takes a running sequence out: its pages are released (and stay in the cache while nobody needs them), its tokens are kept.
- * False when there is no memory to remember it. */
-bool pl_engine_preempt(struct pl_engine *e, struct pl_seq *s) PL_MUST_CHECK;
+/* Takes a running sequence out: its pages are released (and stay in the cache while nobody needs them), its tokens are kept. */
+void pl_engine_preempt(struct pl_engine *e, struct pl_seq *s);
 
 /* pass.c: plan returns how many sequences get tokens now, with their takes, guesses and pages; run computes them. */
 uint32_t pl_engine_plan(struct pl_engine *e);

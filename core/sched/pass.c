@@ -43,6 +43,22 @@ static void guess(struct pl_engine *e, uint32_t n_seqs)
     }
 }
 
+/* For what each running sequence takes; the newest make room for older ones. */
+static void reserve_pages(struct pl_engine *e)
+{
+    for (uint32_t i = 0; i < e->n_running;) {
+        struct pl_seq *s = e->running[i];
+        pl_status st = PL_OK;
+        while (s->take > 0 && (st = pl_kv_reserve(e->kv, &s->table, s->n_done + s->take)) == PL_ENOPAGE)
+            pl_engine_preempt(e, e->running[e->n_running - 1]); /* maybe s itself, whose take is 0 then */
+        i++;
+        if (s->take > 0 && st == PL_ENOMEM) {
+            pl_engine_fail_job(e, s->job, st, "out of memory");
+            i = 0; /* others may have gone with it */
+        }
+    }
+}
+
 uint32_t pl_engine_plan(struct pl_engine *e)
 {
     const uint64_t now = pl_now_ns();
@@ -57,12 +73,7 @@ uint32_t pl_engine_plan(struct pl_engine *e)
     (void)pl_plan(e->step.plan, e->n_running, e->opts.batch_tokens, pl_pace_room(&e->pace, e->opts.gap_ms * UINT64_C(1000000), n_decode));
     for (uint32_t i = 0; i < e->n_running; i++)
         e->running[i]->take = e->step.plan[i].take, e->running[i]->draft.n = 0;
-    for (uint32_t i = 0; i < e->n_running; i++) {
-        struct pl_seq *s = e->running[i];
-        while (s->take > 0 && pl_kv_reserve(e->kv, &s->table, s->n_done + s->take) != PL_OK)
-            if (!pl_engine_preempt(e, e->running[e->n_running - 1])) /* maybe s itself, whose take is 0 then */
-                s->take = 0;
-    }
+    reserve_pages(e);
     uint32_t n = 0;
     for (uint32_t i = 0; i < e->n_running; i++)
         if (e->running[i]->take > 0)
@@ -144,21 +155,29 @@ static pl_status draw_rows(struct pl_engine *e, struct pl_batch *b)
     return st;
 }
 
+/* st: of what came out for one of its sequences. */
+static void fail_job(struct pl_engine *e, struct pl_job *job, pl_status st)
+{
+    pl_engine_fail_job(e, job, st, st == PL_ENOMEM ? "out of memory" : "the model's output is not a number for this request");
+}
+
 /* Appends what was sampled. Returns whether the sequence goes on; if not, it and maybe its job are gone. *token is what came
  * out, -1 when nothing did. */
 static bool append(struct pl_engine *e, struct pl_seq *s, const struct pl_sampled *sampled, int32_t *token)
 {
     pl_finish finish;
-    *token = sampled->status == PL_OK ? sampled->choice.token : -1;
-    if (sampled->status != PL_OK) {
-        pl_engine_fail_job(e, s->job, sampled->status, "the model's output is not a number for this request");
-        return false;
+    bool over = false;
+    pl_status st = sampled->status;
+    *token = st == PL_OK ? sampled->choice.token : -1;
+    if (st == PL_OK) {
+        count_token(e, s);
+        st = pl_seq_append(s, e->tok, &sampled->choice, &e->text, &over, &finish);
     }
-    count_token(e, s);
-    if (!pl_seq_append(s, e->tok, &sampled->choice, &e->text, &finish))
-        return true;
-    pl_engine_end_seq(e, s, finish);
-    return false;
+    if (st != PL_OK)
+        fail_job(e, s->job, st);
+    else if (over)
+        pl_engine_end_seq(e, s, finish);
+    return st == PL_OK && !over;
 }
 
 /* The token after the sequence's last one, and as long as what comes out is what was guessed, the row after that guess: its
@@ -238,7 +257,7 @@ static void take_result(const struct pass *p, size_t i)
     s->take = 0;
     pl_kv_commit(e->kv, &s->table, s->tokens, s->n_done);
     if (st != PL_OK)
-        pl_engine_fail_job(e, s->job, st, "the model's output is not a number for this request");
+        fail_job(e, s->job, st);
     else if (complete && s->max_new == 0)
         pl_engine_end_seq(e, s, PL_FINISH_LENGTH);
     else if (complete)

@@ -234,7 +234,7 @@ static pl_status start(struct follower *f, pl_status loaded)
     }
     const pl_status all = agree(f->comm, rc);
     f->comm->timeout_ms = f->timeout_ms;
-    return all == PL_ERANK ? all : rc;
+    return all == PL_ERANK ? all : PL_OK; /* rank 0 knows how it went, and says stop */
 }
 
 static pl_status room(struct follower *f)

@@ -160,7 +160,8 @@ bool pl_reply_push(struct pl_reply *r, const struct pl_event *ev, const char *te
     struct slot *s = &r->ring[(r->head + r->n) % r->cap];
     s->ev = *ev;
     pl_buf_clear(&s->text);
-    pl_buf_add(&s->text, text, n_text);
+    if (n_text > 0) /* an end without text can be told without memory */
+        pl_buf_add(&s->text, text, n_text);
     bool ok = !s->text.failed, first = ok && r->n == 0;
     r->n += ok;
     if (first)

@@ -13,7 +13,7 @@ bool pl_reply_has_room(struct pl_reply *r, size_t n);
 /* Events that it has room for now. */
 size_t pl_reply_room(struct pl_reply *r);
 size_t pl_reply_capacity(const struct pl_reply *r);
-/* There is room. False when memory is out (nothing was pushed). */
+/* There is room. False when memory for the text is out (nothing was pushed). */
 bool pl_reply_push(struct pl_reply *r, const struct pl_event *ev, const char *text, size_t n_text);
 /* The reply frees prompt in the end. False when memory is out. */
 bool pl_reply_keep(struct pl_reply *r, struct pl_choice *prompt);

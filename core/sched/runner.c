@@ -131,7 +131,10 @@ static pl_status make_cache(struct model_runner *r, struct pl_comm *comm, const 
                              (unsigned long long)r->dev->ops->kv_bytes(r->dev, &shape) >> 20, key);
     if (own != PL_OK)
         return pl_fail(err, own, "%s cannot make a KV cache: %s", r->dev->ops->name, pl_status_text(own));
-    return all == PL_OK ? PL_OK : pl_fail(err, all, "not every rank could load its part of the model: %s", pl_status_text(all));
+    if (all == PL_ERANK || all == PL_EDEVICE)
+        return pl_fail(err, all, "not every rank could load its part of the model: %s", pl_status_text(all));
+    return all == PL_OK ? PL_OK
+                        : pl_fail_param(err, PL_EINVAL, key, "a rank could not load its part of the model: its own line in the log says what to change");
 }
 
 pl_status pl_engine_new_ranks(struct pl_engine **out, const struct pl_engine_opts *opts, struct pl_device *dev, struct pl_model *model,

@@ -56,6 +56,12 @@ void pl_job_free(struct pl_job *job)
     free(job);
 }
 
+void pl_job_forgo(struct pl_job *job)
+{
+    pl_reply_unref(job->reply);
+    free(job);
+}
+
 pl_status pl_seq_prepare(struct pl_seq *s, const struct pl_tok *tok)
 {
     const struct pl_request *req = s->job->req;
@@ -66,9 +72,9 @@ pl_status pl_seq_prepare(struct pl_seq *s, const struct pl_tok *tok)
     s->sampler = pl_sampler_new(&sampling, prompt->ids, prompt->n);
     if (req->prompt_logprobs)
         s->prompt_logprobs = calloc(s->n_prompt, sizeof *s->prompt_logprobs);
-    pl_detok_init(&s->detok, tok, req->stops, req->n_stops);
+    const pl_status detok = pl_detok_init(&s->detok, tok, req->stops, req->n_stops);
     s->detok.include_stop = req->include_stop;
-    if (s->tokens == NULL || s->sampler == NULL || (req->prompt_logprobs && s->prompt_logprobs == NULL)) {
+    if (detok != PL_OK || s->tokens == NULL || s->sampler == NULL || (req->prompt_logprobs && s->prompt_logprobs == NULL)) {
         pl_seq_fini(s);
         return PL_ENOMEM;
     }
@@ -100,26 +106,27 @@ pl_status pl_seq_push_prompt(struct pl_seq *s)
     return pl_reply_push(s->job->reply, &ev, "", 0) ? PL_OK : PL_ENOMEM;
 }
 
-bool pl_seq_append(struct pl_seq *s, const struct pl_tok *tok, const struct pl_choice *sampled, struct pl_buf *text, pl_finish *finish)
+pl_status pl_seq_append(struct pl_seq *s, const struct pl_tok *tok, const struct pl_choice *sampled, struct pl_buf *text, bool *over, pl_finish *finish)
 {
     const struct pl_request *req = s->job->req;
     s->tokens[s->n_tokens++] = sampled->token;
     pl_sampler_accept(s->sampler, sampled->token);
     *finish = PL_FINISH_STOP;
-    if (!req->ignore_eos && pl_tok_is_eog(tok, sampled->token))
-        return true;
+    *over = !req->ignore_eos && pl_tok_is_eog(tok, sampled->token);
+    if (*over)
+        return PL_OK;
     pl_buf_clear(text);
     s->detok.n_stops = pl_seq_output(s) > req->min_tokens || req->min_tokens == 0 ? req->n_stops : 0;
-    bool stopped = pl_detok_push(&s->detok, sampled->token, text);
-    struct pl_event ev = {.kind = PL_EV_TOKEN, .choice = s->choice, .sampled = *sampled};
-    (void)pl_reply_push(s->job->reply, &ev, pl_buf_str(text), text->len);
-    if (stopped)
-        return true;
-    *finish = PL_FINISH_LENGTH;
-    return pl_seq_output(s) == s->max_new;
+    const bool stopped = pl_detok_push(&s->detok, sampled->token, text);
+    const struct pl_event ev = {.kind = PL_EV_TOKEN, .choice = s->choice, .sampled = *sampled};
+    if (text->failed || !pl_reply_push(s->job->reply, &ev, pl_buf_str(text), text->len))
+        return PL_ENOMEM;
+    *over = stopped || pl_seq_output(s) == s->max_new;
+    *finish = stopped ? PL_FINISH_STOP : PL_FINISH_LENGTH;
+    return PL_OK;
 }
 
-void pl_seq_push_done(struct pl_seq *s, pl_finish finish, uint64_t now_ns, struct pl_buf *text)
+pl_status pl_seq_push_done(struct pl_seq *s, pl_finish finish, uint64_t now_ns, struct pl_buf *text)
 {
     struct pl_event ev = {
         .kind = PL_EV_DONE,
@@ -138,5 +145,5 @@ void pl_seq_push_done(struct pl_seq *s, pl_finish finish, uint64_t now_ns, struc
         pl_detok_flush(&s->detok, text);
     if (s->tokens == NULL)
         ev.stop_index = -1;
-    (void)pl_reply_push(s->job->reply, &ev, pl_buf_str(text), text->len);
+    return !text->failed && pl_reply_push(s->job->reply, &ev, pl_buf_str(text), text->len) ? PL_OK : PL_ENOMEM;
 }

@@ -47,6 +47,8 @@ struct pl_job {
 pl_status pl_job_new(struct pl_job **out, struct pl_request *req, struct pl_reply *reply, uint32_t max_context, struct pl_err *err)
     PL_MUST_CHECK;
 void pl_job_free(struct pl_job *job);
+/* Of a job that no engine took: the request stays the caller's. */
+void pl_job_forgo(struct pl_job *job);
 
 /* Allocates what a sequence needs while it runs. */
 pl_status pl_seq_prepare(struct pl_seq *s, const struct pl_tok *tok) PL_MUST_CHECK;
@@ -75,11 +77,12 @@ static inline bool pl_seq_decodes(const struct pl_seq *s)
     return s->take == 1 && s->n_done + 1 == s->n_tokens && s->max_new > 0 && !pl_seq_wants_all_rows(s);
 }
 
-/* Pushes events. What a step pushes for a sequence is at most pl_reply_needs(1) - 1 events, and one for each guess. */
+/* Pushes events; PL_ENOMEM: an event or a piece of text is missing, so that the request has failed.
+ * What a step pushes for a sequence is at most pl_reply_needs(1) - 1 events, and one for each guess. */
 pl_status pl_seq_push_prompt(struct pl_seq *s) PL_MUST_CHECK;
-/* Appends the token, pushes its event; returns true when the sequence is over, with *finish set. */
-bool pl_seq_append(struct pl_seq *s, const struct pl_tok *tok, const struct pl_choice *sampled, struct pl_buf *text,
-                   pl_finish *finish);
-void pl_seq_push_done(struct pl_seq *s, pl_finish finish, uint64_t now_ns, struct pl_buf *text);
+/* Appends the token, pushes its event; *over: the sequence is, with *finish set. */
+pl_status pl_seq_append(struct pl_seq *s, const struct pl_tok *tok, const struct pl_choice *sampled, struct pl_buf *text, bool *over,
+                        pl_finish *finish) PL_MUST_CHECK;
+pl_status pl_seq_push_done(struct pl_seq *s, pl_finish finish, uint64_t now_ns, struct pl_buf *text) PL_MUST_CHECK;
 
 #endif

@@ -7,7 +7,6 @@
 
 #include <stdlib.h>
 
-#include "core/base/mem.h"
 #include "core/base/utf8.h"
 #include "core/text/tok.h"
 
@@ -19,7 +18,7 @@ static uint32_t step(const struct pl_stop *stop, const uint32_t *border, uint32_
     return stop->s[at] == c ? at + 1 : 0;
 }
 
-void pl_detok_init(struct pl_detok *d, const struct pl_tok *tok, const struct pl_stop *stops, size_t n_stops)
+pl_status pl_detok_init(struct pl_detok *d, const struct pl_tok *tok, const struct pl_stop *stops, size_t n_stops)
 {
     *d = (struct pl_detok){.tok = tok, .stops = stops, .n_stops = n_stops, .matched = -1};
     pl_buf_init(&d->pending, 0);
@@ -27,13 +26,16 @@ void pl_detok_init(struct pl_detok *d, const struct pl_tok *tok, const struct pl
     for (size_t k = 0; k < n_stops; k++)
         total += stops[k].n;
     if (n_stops == 0)
-        return;
-    d->at = pl_xcalloc(total, sizeof *d->at);
+        return PL_OK;
+    d->at = calloc(total, sizeof *d->at);
+    if (d->at == NULL)
+        return PL_ENOMEM;
     d->borders = d->at + n_stops;
     uint32_t *border = d->borders;
     for (size_t k = 0; k < n_stops; border += stops[k++].n)
         for (size_t i = 1; i < stops[k].n; i++)
             border[i] = step(&stops[k], border, border[i - 1], stops[k].s[i]);
+    return PL_OK;
 }
 
 void pl_detok_fini(struct pl_detok *d)

@@ -3,7 +3,7 @@
  * stop string that is complete first ends the text, wherever the borders of tokens lie; of several that end at the same
  * byte the longest counts. Time is linear in the text.
  * Thread: the one that owns it.  Owns: its pending bytes and search tables; borrows tokenizer and stop strings.
- * Fails: when memory for pending bytes is out, *out is marked as failed.
+ * Fails: init PL_ENOMEM; when memory for pending bytes is out, *out is marked as failed.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef PL_TEXT_DETOK_H
 #define PL_TEXT_DETOK_H
@@ -13,6 +13,7 @@
 #include <stdint.h>
 
 #include "core/base/buf.h"
+#include "core/base/status.h"
 
 struct pl_tok;
 
@@ -33,7 +34,8 @@ struct pl_detok {
     uint32_t *borders;     /* in the same allocation: the search tables, see detok.c */
 };
 
-void pl_detok_init(struct pl_detok *d, const struct pl_tok *tok, const struct pl_stop *stops, size_t n_stops);
+/* On failure there is nothing for fini to free. */
+pl_status pl_detok_init(struct pl_detok *d, const struct pl_tok *tok, const struct pl_stop *stops, size_t n_stops) PL_MUST_CHECK;
 void pl_detok_fini(struct pl_detok *d);
 /* Feeds one token; appends what may leave now to *out. Returns true when a stop string is complete (nothing more
  * is to be fed then). */

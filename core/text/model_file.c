@@ -45,6 +45,8 @@ pl_status pl_model_file_open(struct pl_model_file *f, const char *path, const ch
     if (rc == PL_OK && pl_tok_count(f->tok) > (int64_t)f->spec.n_vocab)
         rc = pl_fail(err, PL_EFORMAT, "the tokenizer has %d tokens but the model only %u rows for them: the file is inconsistent",
                      pl_tok_count(f->tok), f->spec.n_vocab);
+    if (rc == PL_OK && !pl_gguf_is_whole(f->gguf))
+        rc = pl_fail(err, PL_EIO, "%.300s was cut off while it was read: try again when it is complete", path);
     if (rc != PL_OK) {
         pl_model_file_close(f);
         return rc;

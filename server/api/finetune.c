@@ -301,23 +301,16 @@ static pl_status name_job(struct pl_jobs *j, struct pl_job_row *row, const struc
 /* preview: NULL where the field does not belong. */
 static pl_status read_job(struct pl_jobs *j, const json_t *root, struct pl_job_row *row, struct pl_train_spec *spec, uint32_t *preview, struct pl_err *err)
 {
-    static const char *const names[] = {"model", "training_file", "validation_file", "suffix", "seed", "method", "hyperparameters", "integrations", "metadata"};
-    const char *key;
-    json_t *v;
-    json_object_foreach((json_t *)(uintptr_t)root, key, v)
-    {
-        size_t i = 0;
-        while (i < PL_COUNT_OF(names) && strcmp(names[i], key) != 0)
-            i++;
-        if (i < PL_COUNT_OF(names))
-            continue;
-        if (preview == NULL || strcmp(key, "preview") != 0)
-            return pl_fail_param(err, PL_EINVAL, key, "Unrecognized request argument supplied: %.60s", key);
-        if (!json_is_integer(v) || json_integer_value(v) < 0 || json_integer_value(v) > MAX_PREVIEW)
-            return pl_fail_param(err, PL_EINVAL, "preview", "'preview' must be an integer from 0 to %d", MAX_PREVIEW);
-        *preview = (uint32_t)json_integer_value(v);
-    }
-    pl_status st = read_method(root, row, spec, err);
+    const char *const names[] = {"model", "training_file", "validation_file", "suffix", "seed", "method", "hyperparameters", "integrations", "metadata",
+                                 preview != NULL ? "preview" : NULL, NULL};
+    const json_t *n = json_object_get(root, "preview");
+    pl_status st = pl_json_known(root, names, err);
+    if (st == PL_OK && n != NULL && (!json_is_integer(n) || json_integer_value(n) < 0 || json_integer_value(n) > MAX_PREVIEW))
+        st = pl_fail_param(err, PL_EINVAL, "preview", "'preview' must be an integer from 0 to %d", MAX_PREVIEW);
+    if (st == PL_OK && n != NULL)
+        *preview = (uint32_t)json_integer_value(n);
+    if (st == PL_OK)
+        st = read_method(root, row, spec, err);
     if (st == PL_OK)
         st = read_model(j, root, row, spec, err);
     if (st == PL_OK)

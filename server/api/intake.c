@@ -8,7 +8,6 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "core/base/mem.h"
 #include "core/base/newfile.h"
 #include "server/api/listing.h"
 #include "server/apierr.h"
@@ -152,7 +151,9 @@ static void nothing(struct pl_sink *self)
 
 struct pl_sink *pl_intake_sink(struct pl_http_req *req, const char *content_type, const struct pl_intake_form *form, uint64_t max)
 {
-    struct pl_intake *u = pl_xcalloc(1, sizeof *u);
+    struct pl_intake *u = calloc(1, sizeof *u);
+    if (u == NULL)
+        return NULL;
     const struct pl_multipart_sink parts = {begin_part, take_data, end_part, u};
     u->sink = (struct pl_sink){sink_take, sink_free};
     u->form = form;
@@ -175,6 +176,9 @@ struct pl_intake *pl_intake_end(struct pl_http_req *req, struct pl_http_resp *re
         u->st = pl_fail_param(&u->err, PL_EINVAL, u->form->file, "'%s' is required", u->form->file);
     if (u->st == PL_OK && check != NULL)
         u->st = check(u, &u->err);
+    struct pl_intake *own = u->st == PL_OK ? malloc(sizeof *own) : NULL;
+    if (u->st == PL_OK && own == NULL)
+        u->st = pl_fail(&u->err, PL_ENOMEM, "out of memory");
     if (u->st != PL_OK) {
         if (u->http != 0)
             pl_apierr_answer_as(req, resp, u->http, u->code, &u->err);
@@ -184,7 +188,6 @@ struct pl_intake *pl_intake_end(struct pl_http_req *req, struct pl_http_resp *re
             pl_apierr_answer(req, resp, &u->err);
         return NULL;
     }
-    struct pl_intake *own = pl_xmalloc(sizeof *own);
     *own = *u;
     *u = (struct pl_intake){.sink = {.take = sink_take, .free = sink_free}, .fd = -1, .st = PL_ESTOPPED};
     pl_multipart_free(own->parser);

@@ -44,14 +44,11 @@ static bool have_checkpoint(struct pl_http_req *req, struct pl_http_resp *resp, 
 
 static pl_status check_projects(const json_t *root, struct pl_err *err)
 {
+    static const char *const names[] = {"project_ids", NULL};
     const json_t *ids = json_object_get(root, "project_ids");
-    const char *key;
-    json_t *v;
-    json_object_foreach((json_t *)(uintptr_t)root, key, v)
-    {
-        if (strcmp(key, "project_ids") != 0)
-            return pl_fail_param(err, PL_EINVAL, key, "Unrecognized request argument supplied: %.60s", key);
-    }
+    const pl_status st = pl_json_known(root, names, err);
+    if (st != PL_OK)
+        return st;
     if (!json_is_array(ids) || json_array_size(ids) < 1 || json_array_size(ids) > MAX_PROJECTS)
         return pl_fail_param(err, PL_EINVAL, "project_ids", "'project_ids' must be an array of 1 to %d strings", MAX_PROJECTS);
     for (size_t i = 0; i < json_array_size(ids); i++) {

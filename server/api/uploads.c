@@ -105,18 +105,10 @@ static pl_status read_expiry(const json_t *root, int64_t *out, struct pl_err *er
 
 static pl_status read_upload(const struct pl_server *s, const json_t *root, struct pl_upload_row *row, struct pl_err *err)
 {
-    static const char *const names[] = {"filename", "purpose", "bytes", "mime_type", "expires_after"};
-    const char *key;
-    json_t *v;
-    json_object_foreach((json_t *)(uintptr_t)root, key, v)
-    {
-        size_t i = 0;
-        while (i < PL_COUNT_OF(names) && strcmp(names[i], key) != 0)
-            i++;
-        if (i == PL_COUNT_OF(names))
-            return pl_fail_param(err, PL_EINVAL, key, "Unrecognized request argument supplied: %.60s", key);
-    }
-    pl_status st = read_text(root, "filename", &row->filename, err);
+    static const char *const names[] = {"filename", "purpose", "bytes", "mime_type", "expires_after", NULL};
+    pl_status st = pl_json_known(root, names, err);
+    if (st == PL_OK)
+        st = read_text(root, "filename", &row->filename, err);
     if (st == PL_OK && strchr(row->filename, '/') != NULL)
         st = pl_fail_param(err, PL_EINVAL, "filename", "'filename' must be a name without folders");
     if (st == PL_OK)
@@ -383,14 +375,11 @@ static void drop_complete(void *arg)
 
 static pl_status read_completion(const json_t *root, struct pl_err *err)
 {
+    static const char *const names[] = {"part_ids", "md5", NULL};
     const json_t *ids = json_object_get(root, "part_ids"), *md5 = json_object_get(root, "md5");
-    const char *key;
-    json_t *v;
-    json_object_foreach((json_t *)(uintptr_t)root, key, v)
-    {
-        if (strcmp(key, "part_ids") != 0 && strcmp(key, "md5") != 0)
-            return pl_fail_param(err, PL_EINVAL, key, "Unrecognized request argument supplied: %.60s", key);
-    }
+    const pl_status st = pl_json_known(root, names, err);
+    if (st != PL_OK)
+        return st;
     if (!json_is_array(ids) || json_array_size(ids) == 0 || json_array_size(ids) > PL_UPLOAD_MAX_PARTS)
         return pl_fail_param(err, PL_EINVAL, "part_ids", "'part_ids' must be an array of 1 to %d ids", PL_UPLOAD_MAX_PARTS);
     for (size_t i = 0; i < json_array_size(ids); i++)

@@ -55,6 +55,7 @@ static pl_produced produce(struct pl_producer *self, struct pl_buf *out)
     self->retry_after = e->resp.retry_after;
     self->final = e->resp.final;
     pl_buf_add(out, e->resp.body.data, e->resp.body.len);
+    out->failed |= e->resp.body.failed;
     return PL_PRODUCE_END;
 }
 
@@ -122,6 +123,7 @@ pl_status pl_tasks_start(struct pl_tasks **out, struct pl_err *err)
     t->last = &t->first;
     sigset_t all, before; /* whatever the caller does with signals, this thread takes none */
     sigfillset(&all);
+    sigdelset(&all, SIGBUS); /* core/base/mapped.h */
     pthread_sigmask(SIG_SETMASK, &all, &before);
     const int why = pthread_create(&t->thread, NULL, work, t);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
@@ -161,9 +163,15 @@ void pl_tasks_stop(struct pl_tasks *t)
     free(t);
 }
 
+/* NULL when memory is out: the task is dropped then. */
 static struct entry *new_entry(const struct pl_task *task, struct pl_http_conn *conn)
 {
-    struct entry *e = pl_xcalloc(1, sizeof *e);
+    struct entry *e = calloc(1, sizeof *e);
+    if (e == NULL) {
+        if (task->drop != NULL)
+            task->drop(task->arg);
+        return NULL;
+    }
     e->producer = (struct pl_producer){.produce = produce, .free = free_producer};
     e->task = *task;
     e->conn = conn;
@@ -190,6 +198,12 @@ static pl_status push(struct pl_tasks *t, struct entry *e)
 void pl_tasks_answer(struct pl_tasks *t, const struct pl_task *task, struct pl_http_req *req, struct pl_http_resp *resp)
 {
     struct entry *e = new_entry(task, req->conn);
+    struct pl_err err = {0};
+    if (e == NULL) {
+        err.code = pl_fail(&err, PL_ENOMEM, "out of memory");
+        pl_apierr_answer(req, resp, &err);
+        return;
+    }
     resp->producer = &e->producer;
     const pl_status st = push(t, e);
     if (st != PL_OK)
@@ -199,6 +213,8 @@ void pl_tasks_answer(struct pl_tasks *t, const struct pl_task *task, struct pl_h
 pl_status pl_tasks_add(struct pl_tasks *t, const struct pl_task *task, const char *name, struct pl_err *err)
 {
     struct entry *e = new_entry(task, NULL);
+    if (e == NULL)
+        return pl_fail(err, PL_ENOMEM, "out of memory");
     e->name = name;
     const pl_status st = push(t, e);
     if (st == PL_OK)

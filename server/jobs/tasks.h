@@ -1,7 +1,7 @@
 /* tasks: long work of requests (checking a file of half a gigabyte) on a thread of its own, niced, one piece after another, so that the
  * workers of the HTTP server stay free.
  * Thread: add from any; run and drop are called on the tasks' thread, drop in any case.  Owns: its thread, waiting tasks.
- * Fails: start PL_EIO; add PL_EFULL, PL_ESTOPPED.
+ * Fails: start PL_EIO; add PL_EFULL, PL_ESTOPPED, PL_ENOMEM.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef PL_JOBS_TASKS_H
 #define PL_JOBS_TASKS_H

@@ -489,7 +489,7 @@ def test_rate_limit(start, long):
     body = json.dumps({"model": "long", "prompt": "a", "max_tokens": 15000, "ignore_eos": True}).encode()
     with d.socket() as runs, d.socket() as waits:
         for s, state in ((runs, "running"), (waits, "waiting")):
-            s.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+            s.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
             until(lambda: d.metrics()[f"parley_num_requests_{state}"] == 1)
         for stream in (False, True):
             with pytest.raises(openai.RateLimitError) as e:

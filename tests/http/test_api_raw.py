@@ -203,7 +203,7 @@ def test_error_in_a_stream(start, long):
     d = start("--drain-timeout", 0, "--speculation", "off", model=long)
     data = json.dumps({"model": "long", "prompt": "a", "stream": True, "max_tokens": 9000, "ignore_eos": True}).encode()
     with d.socket(30) as s:
-        s.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(data) + data)
+        s.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(data) + data)
         got = s.recv(65536)
         assert got.startswith(b"HTTP/1.1 200")
         while b"data: " not in got:

@@ -249,7 +249,7 @@ def test_uploads_under_way_are_in_the_quota(start, tmp_path, tiny):
     d = start("--files-quota-mb", 4, model=tiny)
     s = d.socket()
     body = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + b"y" * (3 << 20)
-    s.sendall(f"POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: {4 << 20}\r\n\r\n".encode() + body)
+    s.sendall(f"POST /v1/files HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: {4 << 20}\r\n\r\n".encode() + body)
     c = client_of(d)
     until(lambda: sum(p.stat().st_size for p in data_dir(d).glob("uploads/*")) >= 3 << 20)
     with pytest.raises(openai.BadRequestError) as e:

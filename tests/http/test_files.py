@@ -215,7 +215,7 @@ def test_quota(client):
 def test_a_client_that_leaves(client, daemon):
     body, headers = form([("purpose", None, b"batch"), ("file", "a", b"x" * (1 << 20))])
     s = daemon.socket()
-    head = "".join(f"{k}: {v}\r\n" for k, v in {**headers, "Content-Length": len(body), "Host": "x"}.items())
+    head = "".join(f"{k}: {v}\r\n" for k, v in {**headers, "Content-Length": len(body), "Host": "localhost"}.items())
     s.sendall(f"POST /v1/files HTTP/1.1\r\n{head}\r\n".encode() + body[:500000])
     until(lambda: os.listdir(data_dir(daemon) / "uploads"))
     s.close()

@@ -195,6 +195,18 @@ def test_a_broken_model_fails_alone(start, three, tmp_path):
     assert "missing" in [m["id"] for m in json.loads(d.get("/v1/models")[2])["data"]]
 
 
+def test_a_model_that_is_cut_off_while_it_serves(start, three, tmp_path):
+    """`cp new.gguf model.gguf` cuts the file that the daemon has in memory: its clients are told, and it ends to be started again."""
+    path = tmp_path / "model.gguf"
+    shutil.copy(three["one"], path)
+    d = start("--alias", "one", *further(three, "two"), model=path)
+    complete(d, "one")
+    os.truncate(path, 0)
+    error, _ = complete(d, "one", status=503)
+    assert error["code"] == "device_failed" and "cut off while it was used" in error["message"] and "renaming" in error["message"], error
+    assert d.process.wait(20 * SLOW) == 3, d.log
+
+
 def larger_than_memory(model, path):
     """The model as a file of more bytes than any machine has; most of it is a hole."""
     shutil.copy(model, path)
@@ -222,7 +234,7 @@ def test_memory_of_a_model_that_is_done(start, three, tmp_path):
     complete(d, "two")
     body = json.dumps({"model": "two", "prompt": ["x"] * 16, "n": 8, "max_tokens": 400, "ignore_eos": True, "logprobs": 5}).encode()
     with d.socket(60) as s, concurrent.futures.ThreadPoolExecutor(5) as pool:
-        s.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        s.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         until(lambda: d.metrics()["parley_generation_tokens_total"] >= 51200 and d.idle(), 60)
         began = time.monotonic()
         waiting = [pool.submit(complete, d, "huge", status=503) for _ in range(5)]

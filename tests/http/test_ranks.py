@@ -428,6 +428,7 @@ def test_bad_numbers(start, models, args, line):
     (2, ["--rank-exchange", "host"], {"PARLEY_EMU_FAULT": "mixed"}, "ranks need GPUs of one kind"),
     (2, [], {"PARLEY_EMU_OTHERS_MB": "1:1024"}, "rank 1 of 2: cuda:1 (emulated) has 0 of 1024 MiB free, the weights of the model take 0 on each rank: end what else uses the GPU "
                                                 "(nvidia-smi lists it)"),
+    (3, ["--batch-tokens", 8192, "--kv-cache-mb", 1], {"PARLEY_EMU_OTHERS_MB": "1:1000"}, "a rank could not load its part of the model: its own line in the log"),
     (2, ["--kv-cache-mb", 4096], {}, "which is 11184800 tokens: cuda:0 (emulated), with the other ranks' GPUs, has 14"),
     (2, ["--kv-cache-mb", 4096, "--device", "cuda:0"], {}, "cuda:0 (emulated), with the other ranks' GPUs, has 7"),
     (2, ["--kv-cache-mb", 1000], {"PARLEY_EMU_OTHERS_MB": "1:900"}, "no memory for a KV cache of 1000 MiB"),

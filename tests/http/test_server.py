@@ -318,6 +318,32 @@ def test_many_clients_at_once(server):
     until(server.idle)
 
 
+def test_large_bodies_are_bounded_together(server):
+    """Sixteen times the largest one are kept at a time, beside 256 KiB of each; what is larger than that waits its turn, small ones never."""
+    body = json.dumps(completion(1, user="x" * 1000_000)).encode()
+    request = bytes_of(completion(1, user="x" * 1000_000))
+    held = []
+    try:
+        for _ in range(30):
+            s = server.socket()
+            s.sendall(request[:-1])  # all but the end
+            s.settimeout(0.3)
+            try:
+                answer = s.recv(4096)
+            except TimeoutError:
+                held.append(s)
+                continue
+            assert b" 503 " in answer and b"too_many_large_requests" in answer, answer
+            s.close()
+            break
+        assert 20 < len(held) < 25, len(held)
+        assert server.post("/v1/completions", completion(1))[0] == 200
+    finally:
+        for s in held:
+            s.close()
+    until(lambda: server.request("POST", "/v1/completions", body)[0] == 200)
+
+
 # keys
 
 def test_no_keys_needed_by_default(server):
@@ -328,6 +354,52 @@ def test_no_keys_needed_by_default(server):
 BAD_KEYS = [{}, {"Authorization": "Bearer "}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic dTpzZWNyZXQta2V5"},
             {"Authorization": "secret-key"}, {"Authorization": "Bearer secret-key-x"}, {"Authorization": "Bearer secret-ke"},
             {"Authorization": "Bearer  secret-key"}, {"X-Api-Key": "nope"}, {"X-Api-Key": ""}, {"Authorization": "Bearer " + "k" * 5000}]
+
+
+BROWSER = {  # what a page in a browser on this machine could make it send: another's name for the daemon, or for another site
+    "a name that was made to point here": ("GET", "/v1/models", b"evil.example:8000", None, "host_not_allowed"),
+    "a name that begins like localhost": ("GET", "/v1/models", b"localhost.evil.example", None, "host_not_allowed"),
+    "a name that ends like localhost": ("GET", "/v1/models", b"evillocalhost", None, "host_not_allowed"),
+    "no name": ("GET", "/v1/models", b":80", None, "host_not_allowed"),
+    "half an address": ("GET", "/v1/models", b"[::1", None, "host_not_allowed"),
+    "a form across sites": ("POST", "/v1/files", b"localhost", b"cross-site", "cross_site"),
+    "a body without type across sites": ("POST", "/v1/fine_tuning/jobs", b"127.0.0.1", b"Cross-Site", "cross_site"),
+}
+
+
+@pytest.mark.parametrize("name", BROWSER)
+def test_pages_of_others_are_refused_without_keys(server, name):
+    method, path, host, site, code = BROWSER[name]
+    lines = [b"%s %s HTTP/1.1" % (method.encode(), path.encode()), b"Host: " + host, *([b"Sec-Fetch-Site: " + site] if site else []), b"", b""]
+    answer, closed = server.raw(b"\r\n".join(lines))
+    assert closed and statuses(answer) == [403] and error_of(answer)["code"] == code and error_of(answer)["type"] == "permission_error"
+    assert "api-key" in error_of(answer)["message"]
+
+
+@pytest.mark.parametrize("host", [b"localhost", b"LocalHost:8000", b"chat.localhost", b"127.0.0.1:80", b"192.168.0.7", b"[::1]", b"[fe80::1]:8000"])
+@pytest.mark.parametrize("site", [b"same-origin", b"none", b"same-site"])
+def test_pages_of_this_machine_are_answered(server, host, site):
+    answer, _ = server.raw(b"GET /v1/models HTTP/1.1\r\nConnection: close\r\nHost: %s\r\nSec-Fetch-Site: %s\r\n\r\n" % (host, site))
+    assert statuses(answer) == [200]
+
+
+def test_links_and_probes_need_no_name_of_this_machine(server):
+    for extra in (b"GET /health HTTP/1.1\r\nHost: probe.example", b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nSec-Fetch-Site: cross-site"):
+        assert statuses(server.raw(extra + b"\r\nConnection: close\r\n\r\n")[0]) == [200]
+
+
+def test_a_key_or_another_address_lets_any_name_in(start, tiny):
+    keyed = start("--api-key", "secret-key", model=tiny)
+    other = {"Host": "models.example", "Sec-Fetch-Site": "cross-site"}
+    assert keyed.get("/v1/models", {"Authorization": "Bearer secret-key", **other})[0] == 200
+    assert keyed.get("/v1/models", other)[0] == 401
+    named = start("--host", "localhost", "--admin-key", "boss-key-1234567", model=tiny)
+    assert named.get("/metrics", {"Authorization": "Bearer boss-key-1234567", **other})[0] == 200
+    assert named.get("/v1/models", other)[0] == 403
+    everywhere = start("--host", "0.0.0.0", model=tiny, ready=False)
+    until(lambda: "ready:" in everywhere.log, 20)
+    everywhere.port = int(re.search(r"listening on http://0\.0\.0\.0:(\d+)", everywhere.log).group(1))
+    assert everywhere.get("/v1/models", other)[0] == 200
 
 
 def test_api_key(start, tiny):

@@ -16,7 +16,7 @@ N, TOKENS = 400, 24
 
 def request(max_tokens, stream=True):
     body = json.dumps({"model": "long", "prompt": "a b c", "max_tokens": max_tokens, "ignore_eos": True, "stream": stream}).encode()
-    return b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    return b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body
 
 
 @pytest.fixture
@@ -66,3 +66,16 @@ def test_hundreds_of_streams(start, long, descriptors):
         print(f"a parked stream takes {grown / 1024:.0f} KiB")
         assert grown < 128 << 10, f"a parked stream takes {grown / 1024:.0f} KiB"
     until(d.idle)
+
+
+def test_answers_are_bounded(start, models):
+    """What many choices and log-probabilities add up to is refused before it fills the memory; the same as a stream is not."""
+    d = start(model=models("wordy", "--ctx", 4096))
+    body = {"model": "wordy", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2000, "ignore_eos": True, "n": 40, "logprobs": True, "top_logprobs": 20}
+    status, _, text = d.request("POST", "/v1/chat/completions", body, timeout=120)
+    assert status == 400 and json.loads(text)["error"]["param"] == "n" and "60 MiB" in json.loads(text)["error"]["message"], text[:300]
+    until(d.idle)
+    body = {"model": "wordy", "prompt": [7] * 4000, "max_tokens": 1, "n": 120, "echo": True, "logprobs": 1}
+    status, _, text = d.request("POST", "/v1/completions", body)
+    assert status == 400 and "4000 prompt tokens" in json.loads(text)["error"]["message"], text[:300]
+    assert d.request("POST", "/v1/completions", {**body, "n": 2}, timeout=120)[0] == 200

@@ -111,7 +111,7 @@ static struct pl_buf run(const int32_t *ids, size_t n, const struct pl_stop *sto
     struct pl_buf out, piece;
     pl_buf_init(&out, 0);
     pl_buf_init(&piece, 0);
-    pl_detok_init(&d, tok, stops, n_stops);
+    ck_assert_int_eq(pl_detok_init(&d, tok, stops, n_stops), PL_OK);
     d.include_stop = include;
     bool stopped = false;
     for (size_t i = 0; i < n && !stopped; i++) {
@@ -152,7 +152,7 @@ START_TEST(characters)
     struct pl_detok d;
     struct pl_buf out;
     pl_buf_init(&out, 0);
-    pl_detok_init(&d, tok, NULL, 0);
+    ck_assert_int_eq(pl_detok_init(&d, tok, NULL, 0), PL_OK);
     size_t n = single(text, sizeof text - 1, ids);
     for (size_t i = 0; i < n; i++) {
         size_t before = out.len;
@@ -227,7 +227,7 @@ START_TEST(prompt_release)
     struct pl_detok d;
     struct pl_buf out;
     pl_buf_init(&out, 0);
-    pl_detok_init(&d, tok, &stop, 1);
+    ck_assert_int_eq(pl_detok_init(&d, tok, &stop, 1), PL_OK);
     ck_assert(!pl_detok_push(&d, id_of("Hello", 5), &out));
     ck_assert_str_eq(pl_buf_str(&out), "Hello");
     ck_assert(!pl_detok_push(&d, id_of("\n\n", 2), &out));
@@ -249,7 +249,7 @@ START_TEST(late_stops)
     struct pl_detok d;
     struct pl_buf out;
     pl_buf_init(&out, 0);
-    pl_detok_init(&d, tok, &stop, 1);
+    ck_assert_int_eq(pl_detok_init(&d, tok, &stop, 1), PL_OK);
     for (const char *s = "abaXbab"; *s != '\0'; s++) {
         d.n_stops = *s == 'X' || out.len >= 3 ? 1 : 0;
         bool stopped = pl_detok_push(&d, id_of(s, 1), &out);
@@ -330,7 +330,7 @@ START_TEST(linear)
     struct pl_detok d;
     struct pl_buf out;
     pl_buf_init(&out, 0);
-    pl_detok_init(&d, tok, &stop, 1);
+    ck_assert_int_eq(pl_detok_init(&d, tok, &stop, 1), PL_OK);
     int32_t a = id_of("a", 1);
     clock_t from = clock();
     for (int i = 0; i < N; i++)

@@ -2,6 +2,7 @@
  * be the same whatever else runs, and every request gets its answers to the end.
  * SPDX-License-Identifier: Apache-2.0 */
 #include <check.h>
+#include <limits.h>
 #include <math.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -35,23 +36,28 @@ void *__wrap_realloc(void *p, size_t n);
 
 static _Thread_local bool counting;
 static atomic_uint allocations; /* each test is a process of its own */
+static atomic_int n_good = INT_MAX, n_bad; /* allocations that succeed from now on, and that fail after these */
+static _Thread_local bool spared;          /* of that: the test's own, libcheck allocates too */
+
+static bool fails(void)
+{
+    atomic_fetch_add(&allocations, counting);
+    return !spared && atomic_load(&n_good) != INT_MAX && atomic_fetch_sub(&n_good, 1) <= 0 && atomic_fetch_sub(&n_bad, 1) > 0;
+}
 
 void *__wrap_malloc(size_t n)
 {
-    atomic_fetch_add(&allocations, counting);
-    return __real_malloc(n);
+    return fails() ? NULL : __real_malloc(n);
 }
 
 void *__wrap_calloc(size_t n, size_t size)
 {
-    atomic_fetch_add(&allocations, counting);
-    return __real_calloc(n, size);
+    return fails() ? NULL : __real_calloc(n, size);
 }
 
 void *__wrap_realloc(void *p, size_t n)
 {
-    atomic_fetch_add(&allocations, counting);
-    return __real_realloc(p, n);
+    return fails() ? NULL : __real_realloc(p, n);
 }
 
 /* ---- a model: the next token is a hash of all tokens before it, read from what was written into the pages ------------- */
@@ -323,6 +329,72 @@ START_TEST(beginnings)
         ck_assert_uint_eq(a.cached[1], prompts[i].n - 1);
         pl_reply_unref(r);
     }
+    close_world(&w);
+}
+END_TEST
+
+/* All that can be asked for. */
+static pl_status submit_rich(struct world *w, struct pl_reply *reply, struct pl_err *err)
+{
+    static const struct pl_stop stop = {"never to be seen", 16};
+    struct pl_arena *a = pl_arena_new(0);
+    struct pl_request *r = a != NULL ? pl_arena_zalloc(a, sizeof *r) : NULL;
+    struct pl_prompt *p = r != NULL ? pl_arena_zalloc(a, sizeof *p) : NULL;
+    int32_t *ids = p != NULL ? pl_arena_alloc(a, 40 * sizeof *ids) : NULL;
+    if (ids == NULL) {
+        pl_arena_free(a);
+        return PL_ENOMEM;
+    }
+    for (int32_t i = 0; i < 40; i++)
+        ids[i] = i;
+    *p = (struct pl_prompt){ids, 40};
+    *r = (struct pl_request){.arena = a, .prompts = p, .n_prompts = 1, .n = 2, .max_tokens = 120, .ignore_eos = true, .stops = &stop, .n_stops = 1,
+                             .prompt_logprobs = true};
+    r->sampling = (struct pl_sampling){.top_p = 1, .repetition_penalty = 1.01f, .presence_penalty = 0.1f, .n_top_logprobs = 2};
+    const pl_status st = pl_engine_submit(w->engine, r, reply, err);
+    if (st != PL_OK)
+        pl_arena_free(a);
+    return st;
+}
+
+/* Whichever allocation of a request fails, alone (0) or with all that follow (1), the request ends, whole or with an error, and the next one is
+ * answered. */
+START_TEST(no_memory)
+{
+    struct world w;
+    struct pl_err err;
+    struct answer a;
+    bool untouched = false;
+    open_world(&w, 64, 4, 16);
+    start(&w);
+    for (int good = 0; !untouched; good++) {
+        struct pl_reply *r = new_reply(2);
+        atomic_store(&n_bad, _i == 0 ? 1 : INT_MAX);
+        atomic_store(&n_good, good);
+        const pl_status st = submit_rich(&w, r, &err);
+        spared = true;
+        if (st == PL_OK)
+            collect(r, 2, &a);
+        const int left = atomic_exchange(&n_good, INT_MAX);
+        untouched = left > 0;
+        pl_reply_unref(r);
+        ck_assert(st == PL_OK || st == PL_ENOMEM);
+        ck_assert(st != PL_OK || a.error == PL_OK || a.error == PL_ENOMEM);
+        ck_assert(!untouched || (st == PL_OK && a.error == PL_OK));
+        for (uint32_t k = 0; k < 2 && st == PL_OK && a.error == PL_OK; k++)
+            expect(&w, &a, k, 0, 40, 120);
+        r = new_reply(1);
+        ck_assert_int_eq(submit(&w, 3, 30, 1, 4, r, &err), PL_OK);
+        collect(r, 1, &a);
+        expect(&w, &a, 0, 3, 30, 4);
+        pl_reply_unref(r);
+        spared = false;
+    }
+    struct pl_engine_stats stats;
+    ck_assert(pl_engine_drain(w.engine, 5000));
+    do
+        pl_engine_stats(w.engine, &stats);
+    while (stats.pages_held > 0); /* the test's time limit ends it */
     close_world(&w);
 }
 END_TEST
@@ -634,6 +706,7 @@ Suite *suite_engine(void)
     tcase_add_loop_test(t, together, 0, 3);
     tcase_add_loop_test(t, steady, 0, 2);
     tcase_add_test(t, beginnings);
+    tcase_add_loop_test(t, no_memory, 0, 2);
     tcase_add_test(t, refusals);
     tcase_add_test(t, slow_and_gone);
     tcase_add_test(t, parked);

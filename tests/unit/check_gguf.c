@@ -4,10 +4,17 @@
 #include <check.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
+#include "core/base/mapped.h"
+#include "core/base/newfile.h"
+#include "core/base/pool.h"
+#include "core/device/device.h"
 #include "core/model/gguf.h"
+#include "core/model/model.h"
 #include "core/text/tok.h"
 #include "tests/tools/tiny_model.h"
+#include "tests/unit/scratch.h"
 
 Suite *suite_gguf(void);
 
@@ -420,6 +427,64 @@ START_TEST(no_file)
 }
 END_TEST
 
+/* Somebody copies another file over a model's, which cuts it first: what has gone reads as zeros, and is known to. */
+START_TEST(cut_off)
+{
+    struct pl_err err = {0};
+    struct pl_gguf *g, *other;
+    size_t n;
+    uint8_t *bytes = good(&n);
+    scratch_make();
+    ck_assert_int_eq(pl_newfile_write(scratch_path("model.gguf"), bytes, n, &err), PL_OK);
+    ck_assert_int_eq(pl_newfile_write(scratch_path("other.gguf"), bytes, n, &err), PL_OK);
+    pl_mapped_guard();
+    ck_assert_int_eq(pl_gguf_open(&g, scratch_path("model.gguf"), &err), PL_OK);
+    ck_assert_int_eq(pl_gguf_open(&other, scratch_path("other.gguf"), &err), PL_OK);
+    const struct pl_gguf_tensor *last = pl_gguf_tensor_at(g, pl_gguf_n_tensors(g) - 1);
+    const volatile uint8_t *data = last->data;
+    ck_assert_int_eq(truncate(scratch_path("model.gguf"), 5000), 0);
+    ck_assert(pl_gguf_is_whole(g));
+    for (uint64_t i = 0; i < last->n_bytes; i += 512)
+        ck_assert_int_eq(data[i], 0);
+    ck_assert(!pl_gguf_is_whole(g));
+    ck_assert(pl_gguf_is_whole(other));
+    pl_gguf_close(g);
+    ck_assert_int_eq(pl_gguf_open(&g, scratch_path("other.gguf"), &err), PL_OK); /* in the place of that one */
+    ck_assert(pl_gguf_is_whole(g));
+    pl_gguf_close(g);
+    pl_gguf_close(other);
+    free(bytes);
+    scratch_remove();
+}
+END_TEST
+
+/* The same while it is read. */
+START_TEST(cut_off_while_it_is_read)
+{
+    struct pl_err err = {0};
+    struct pl_gguf *g;
+    struct pl_pool *pool;
+    struct pl_device *dev;
+    struct pl_model *m;
+    size_t n;
+    uint8_t *bytes = good(&n);
+    scratch_make();
+    ck_assert_int_eq(pl_newfile_write(scratch_path("model.gguf"), bytes, n, &err), PL_OK);
+    pl_mapped_guard();
+    ck_assert_int_eq(pl_gguf_open(&g, scratch_path("model.gguf"), &err), PL_OK);
+    ck_assert_int_eq(pl_pool_new(&pool, 1, &err), PL_OK);
+    ck_assert_int_eq(pl_device_open(&dev, "cpu", "", pool, &err), PL_OK);
+    ck_assert_int_eq(truncate(scratch_path("model.gguf"), (off_t)n / 2), 0);
+    ck_assert_int_eq(pl_model_load(&m, g, dev, 16, 16, &err), PL_EIO);
+    ck_assert_msg(strstr(err.msg, "cut off while it was read") != NULL, "%s", err.msg);
+    dev->ops->close(dev);
+    pl_pool_free(pool);
+    pl_gguf_close(g);
+    free(bytes);
+    scratch_remove();
+}
+END_TEST
+
 Suite *suite_gguf(void)
 {
     Suite *s = suite_create("gguf");
@@ -435,6 +500,8 @@ Suite *suite_gguf(void)
     tcase_add_test(t, alignment);
     tcase_add_test(t, tokenizers);
     tcase_add_test(t, no_file);
+    tcase_add_test(t, cut_off);
+    tcase_add_test(t, cut_off_while_it_is_read);
     suite_add_tcase(s, t);
     return s;
 }
