@@ -210,6 +210,7 @@ static void note_usage(struct pl_gen *g)
     g->usage->completion_tokens = g->completion_tokens;
     g->usage->queue_ms = g->queue_ms;
     g->usage->ttft_ms = g->ttft_ms;
+    snprintf(g->usage->model, sizeof g->usage->model, "%s", g->model);
     g->usage->tok_s = g->completion_tokens > 1 && decode_ms > 0 ? (g->completion_tokens - 1) / decode_ms * 1000 : 0;
 }
 

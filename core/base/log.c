@@ -82,13 +82,13 @@ static void add_text(struct pl_buf *b, const char *s)
 {
     bool plain = *s != '\0';
     for (const char *p = s; *p != '\0' && plain; p++)
-        plain = (unsigned char)*p > ' ' && *p != '"' && *p != '=' && *p != '\\';
+        plain = *p > ' ' && *p < 0x7f && *p != '"' && *p != '=' && *p != '\\';
     if (plain) {
         pl_buf_adds(b, s);
         return;
     }
     pl_buf_addc(b, '"');
-    pl_buf_add_json(b, s, strlen(s));
+    pl_buf_add_json_lossy(b, s, strlen(s));
     pl_buf_addc(b, '"');
 }
 
@@ -108,7 +108,7 @@ void pl_log_event(pl_log_level level, const char *module, const char *msg, const
             pl_buf_addf(&b, "%.1f", f->r);
         } else if (sink.json) {
             pl_buf_addc(&b, '"');
-            pl_buf_add_json(&b, f->s, strlen(f->s));
+            pl_buf_add_json_lossy(&b, f->s, strlen(f->s));
             pl_buf_addc(&b, '"');
         } else {
             add_text(&b, f->s);

@@ -79,6 +79,14 @@ def test_unknown_path_and_method(server):
     assert not [h for h in headers if h.startswith("access-control")]
 
 
+@pytest.mark.parametrize("path, meant", [("/chat/completions", "/v1/chat/completions"), ("/v1/v1/models", "/v1/models"), ("/models/a", "/v1/models/a"),
+                                         ("/v1/embeddings", None), ("/", None), ("/v1/v1/", None)])
+def test_base_urls_that_are_wrong(server, path, meant):
+    """What a client asks for whose base URL lacks /v1, or has it twice."""
+    said = json.loads(server.request("POST" if path.endswith("completions") else "GET", path)[2])["error"]["message"]
+    assert f"did you mean {meant}?" in said if meant else "no such endpoint" in said, said
+
+
 def test_head_has_no_body(server):
     answer, closed = server.raw(head("HEAD", "/health", b"Connection: close"))
     assert closed and statuses(answer) == [200] and answer.endswith(b"\r\n\r\n")
@@ -550,9 +558,23 @@ def test_one_log_line_per_request_without_prompt(server):
     event = json.loads(line[0])
     assert event["level"] == "info" and event["msg"] == "request" and event["id"] == ident and event["status"] == 200
     assert event["method"] == "POST" and event["path"] == "/v1/completions"
+    assert event["model"] == "long"
     assert event["prompt"] > 0 and event["completion"] == 4 and event["cached"] >= 0
     assert event["queue_ms"] >= 0 and event["ttft_ms"] > 0 and event["tok_s"] > 0 and event["total_ms"] >= event["ttft_ms"]
     assert secret not in server.log
+
+
+def test_log_lines_say_what_was_wrong(server):
+    """The field at fault, and a path that is none: as it was asked for, without its query."""
+    def event(path, body):
+        ident = f"wrong-{time.monotonic_ns()}"
+        server.post(path, body, {"X-Request-Id": ident})
+        return json.loads(until(lambda: [x for x in server.log.splitlines() if ident in x])[0])
+    e = event("/v1/completions", completion(4, temperature=3))
+    assert e["status"] == 400 and e["error"] == "invalid_request_error" and e["param"] == "temperature"
+    assert event("/v1/em%22be%C3%A9ddings?key=secret", {})["path"] == '/v1/em"beéddings'
+    assert len(event("/" + "%C3%A9" * 1000, {})["path"]) <= 51
+    assert "param" not in event("/v1/completions", "{")
 
 
 # starting and stopping
