@@ -6,6 +6,7 @@
 #include "core/base/json.h"
 
 #include <stdbool.h>
+#include <string.h>
 
 enum { MAX_DEPTH = 64, MAX_NESTED = 1 << 16, MAX_VALUES = 1 << 20 };
 
@@ -45,6 +46,7 @@ static pl_status measure(const char *what, const char *s, size_t n, struct pl_er
         case '}':
         case ']': depth -= depth > 0; break;
         case ',': values++; break;
+        case '\0': return pl_fail(err, PL_EINVAL, "%s is not valid JSON: it has a NUL byte", what); /* which the parser passes over after a number */
         }
         if (depth > MAX_DEPTH)
             return pl_fail(err, PL_EINVAL, "%s is nested more than %d levels deep", what, MAX_DEPTH);
@@ -65,6 +67,8 @@ pl_status pl_json_read(json_t **out, const char *what, const char *text, size_t 
     if (st != PL_OK)
         return st;
     json_t *v = json_loadb(text, n, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &why);
+    if (v == NULL && strstr(why.text, "JSON_ALLOW_NUL") != NULL) /* the parser's flag means nothing to a client */
+        return pl_fail(err, PL_EINVAL, "%s has the character \\u0000 in a string (line %d, column %d): leave it out", what, why.line, why.column);
     if (v == NULL)
         return pl_fail(err, PL_EINVAL, "%s is not valid JSON: line %d, column %d: %s", what, why.line, why.column, why.text);
     if (!json_is_object(v)) {
