@@ -150,7 +150,8 @@ START_TEST(check_files)
     free(text), pl_config_fini(&c);
     ck_assert_int_eq(LOAD(&c, &text, "--model", "/tmp", "--adapter-dir", path, "--add-model", "b=/no/such/file", "--check-config"), PL_EINVAL);
     char want[256];
-    snprintf(want, sizeof want, "model: /tmp is not a regular file\nadd-model: cannot read /no/such/file: No such file or directory\nadapter-dir: %s is not a folder", path);
+    snprintf(want, sizeof want,
+             "model: /tmp is not a regular file\nadd-model: cannot read /no/such/file: No such file or directory\nadapter-dir: %s is not a folder", path);
     ck_assert_str_eq(text, want);
     free(text), pl_config_fini(&c);
     ck_assert_int_eq(LOAD(&c, &text, "--model", "/no/such/file"), PL_OK);
