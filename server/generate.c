@@ -264,6 +264,7 @@ static void free_gen(struct pl_producer *self)
         pl_reply_cancel(g->reply);
         g->prompt_tokens = g->n_planned;
         note_usage(g);
+        g->usage->cut = true;
     }
     pl_reply_unref(g->reply);
     for (uint32_t i = 0; i < g->n_choices; i++) {

@@ -644,8 +644,10 @@ static void log_request(const struct pl_http_conn *c, int status, double total_m
         f[n++] = (struct pl_log_field){.key = "model", .kind = PL_LOG_STR, .s = u->model};
     if (u->prompt_tokens > 0 || u->completion_tokens > 0) {
         f[n++] = (struct pl_log_field){.key = "prompt", .kind = PL_LOG_INT, .i = u->prompt_tokens};
-        f[n++] = (struct pl_log_field){.key = "cached", .kind = PL_LOG_INT, .i = u->cached_tokens};
         f[n++] = (struct pl_log_field){.key = "completion", .kind = PL_LOG_INT, .i = u->completion_tokens};
+    }
+    if ((u->prompt_tokens > 0 || u->completion_tokens > 0) && !u->cut) {
+        f[n++] = (struct pl_log_field){.key = "cached", .kind = PL_LOG_INT, .i = u->cached_tokens};
         f[n++] = (struct pl_log_field){.key = "queue_ms", .kind = PL_LOG_REAL, .r = u->queue_ms};
         f[n++] = (struct pl_log_field){.key = "ttft_ms", .kind = PL_LOG_REAL, .r = u->ttft_ms};
         f[n++] = (struct pl_log_field){.key = "tok_s", .kind = PL_LOG_REAL, .r = u->tok_s};

@@ -577,6 +577,18 @@ def test_log_lines_say_what_was_wrong(server):
     assert "param" not in event("/v1/completions", "{")
 
 
+def test_log_line_of_a_client_that_left(server):
+    """What only the end would tell is left out: a time to the first token of 0.0 would be a lie."""
+    ident = f"left-{time.monotonic_ns()}"
+    with server.socket() as s:
+        s.sendall(head("POST", "/v1/completions", b"X-Request-Id: " + ident.encode(), body=json.dumps(completion(8000, stream=True)).encode()))
+        assert b" 200 OK" in s.recv(2000)
+    e = json.loads(until(lambda: [x for x in server.log.splitlines() if ident in x])[0])
+    assert e["error"] == "client_closed" and e["model"] == "long" and e["prompt"] > 0 and e["completion"] > 0
+    assert not {"cached", "queue_ms", "ttft_ms", "tok_s"} & set(e)
+    until(server.idle)
+
+
 # starting and stopping
 
 def test_health_while_loading(tmp_path, models):
