@@ -82,6 +82,9 @@ int main(int argc, char **argv)
     for (size_t i = 0; argc > 1 && i < sizeof verbs / sizeof verbs[0]; i++)
         if (strcmp(argv[1], verbs[i].name) == 0)
             return argc == 3 && strcmp(argv[2], "--help") == 0 ? print_verb(argv[1]) : verbs[i].run(argc - 2, argv + 2);
-    fputs(help, stderr);
+    if (argc > 1)
+        fprintf(stderr, "parley: there is no verb %s; parley help has them all\n", argv[1]);
+    else
+        fputs(help, stderr);
     return 2;
 }

@@ -698,6 +698,9 @@ def test_start_errors(tmp_path, start, tiny):
     assert code == 2 and "admin-key" in log
     code, log = refused(tmp_path, "--tls-cert", "/nonexistent.pem", model=tiny)
     assert code == 2 and "tls-key" in log
+    for name in (b"a\xff", "a\nb", "a" * 1000):  # the list of models and the metrics would be no text, or a flood
+        code, log = refused(tmp_path, "--alias", name, model=tiny)
+        assert code == 2 and "alias" in log and "UTF-8" in log
     d = start(model=tiny)
     code, log = refused(tmp_path, "--port", d.port, model=tiny)
     assert code == 2 and str(d.port) in log and "--port" in log
