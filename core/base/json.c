@@ -1,14 +1,14 @@
 /* json: the door for every JSON text from outside.
  *
  * A parsed value takes up to eighty times its bytes (an empty object most of all), so a limit on the text is no limit on memory:
- * brackets and commas are counted, and the depth measured, before the parser sees the text.
+ * brackets, colons and commas are counted, and the depth measured, before the parser sees the text.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "core/base/json.h"
 
 #include <stdbool.h>
 #include <string.h>
 
-enum { MAX_DEPTH = 64, MAX_NESTED = 1 << 16, MAX_VALUES = 1 << 20 };
+enum { MAX_DEPTH = 64, MAX_NESTED = 1 << 16, MAX_KEYS = 1 << 18, MAX_VALUES = 1 << 20 };
 
 const char *pl_json_kind(const json_t *v)
 {
@@ -29,7 +29,7 @@ const char *pl_json_kind(const json_t *v)
 
 static pl_status measure(const char *what, const char *s, size_t n, struct pl_err *err)
 {
-    size_t depth = 0, nested = 0, values = 0;
+    size_t depth = 0, nested = 0, keys = 0, values = 0;
     bool in_string = false;
     for (size_t i = 0; i < n; i++) {
         if (in_string) {
@@ -45,6 +45,7 @@ static pl_status measure(const char *what, const char *s, size_t n, struct pl_er
         case '[': depth++, nested++; break;
         case '}':
         case ']': depth -= depth > 0; break;
+        case ':': keys++; break;
         case ',': values++; break;
         case '\0': return pl_fail(err, PL_EINVAL, "%s is not valid JSON: it has a NUL byte", what); /* which the parser passes over after a number */
         }
@@ -52,6 +53,8 @@ static pl_status measure(const char *what, const char *s, size_t n, struct pl_er
             return pl_fail(err, PL_EINVAL, "%s is nested more than %d levels deep", what, MAX_DEPTH);
         if (nested > MAX_NESTED)
             return pl_fail(err, PL_EINVAL, "%s has more than %d objects and arrays", what, MAX_NESTED);
+        if (keys > MAX_KEYS)
+            return pl_fail(err, PL_EINVAL, "%s has more than %d keys", what, MAX_KEYS);
         if (values > MAX_VALUES)
             return pl_fail(err, PL_EINVAL, "%s has more than %d values", what, MAX_VALUES);
     }

@@ -16,7 +16,7 @@
 #include "server/server.h"
 
 enum {
-    MAX_TOKENIZE = 4 << 20, /* bytes; one word of so many takes seconds, in which the worker's other connections wait */
+    MAX_TOKENIZE = 1 << 20, /* bytes; one word of so many takes a third of a second, in which the worker's other connections wait */
     MAX_DETOKENIZE = 1 << 20,
 };
 
