@@ -65,8 +65,9 @@ MPI ?= $(if $(shell command -v mpicc),1,0)
 ifeq ($(MPI),1)
 $(B)/libparley_mpi.so: core/comm/mpi/plugin.c core/comm/link.h $(B)/.flags
 	OMPI_CC=$(CC) MPICH_CC=$(CC) mpicc $(CPPFLAGS) -std=gnu17 -O2 -g $(WARN) -fPIC -shared -fvisibility=hidden -Wl,-z,relro,-z,now $< -o $@
-mpi: $(B)/libparley_mpi.so
-	ln -sfn $(BUILD)/libparley_mpi.so build/libparley_mpi.so
+build/libparley_mpi.so: $(B)/libparley_mpi.so
+	ln -sfn $(BUILD)/libparley_mpi.so $@
+mpi: build/libparley_mpi.so
 else
 mpi:
 endif
@@ -184,7 +185,7 @@ install: all
 	install -D -m 755 $(B)/parley $(DESTDIR)$(PREFIX)/bin/parley
 	if [ -e $(B)/libparley_mpi.so ]; then install -D -m 755 $(B)/libparley_mpi.so $(DESTDIR)$(PREFIX)/lib/parley/libparley_mpi.so; fi
 	if [ -e $(B)/libparley_cuda.so ]; then install -D -m 755 $(B)/libparley_cuda.so $(DESTDIR)$(PREFIX)/lib/parley/libparley_cuda.so; fi
-	install -D -m 640 deploy/parley.conf $(DESTDIR)/etc/parley/parley.conf
+	if [ ! -e $(DESTDIR)/etc/parley/parley.conf ]; then install -D -m 640 deploy/parley.conf $(DESTDIR)/etc/parley/parley.conf; fi
 
 clean:
 	rm -rf build
@@ -192,12 +193,12 @@ clean:
 help:
 	@echo 'all (default), cuda, cuda-emu, mpi, test, test-unit, ops, mutants, test-http, test-http-emulated, faults, oracle, bench, bench-tools, lint, tools, install, clean; BUILD=release|debug|asan|tsan'
 
-# The flags stamp: objects are rebuilt when the flags change.
+# The flags stamp: objects are rebuilt when the flags change. It is written while this is read, so that `make -q all` can say yes.
 FLAGS := $(CC) $(CPPFLAGS) $(CFLAGS)
-$(B)/.flags: FORCE
-	@mkdir -p $(B)
-	@echo '$(FLAGS)' | cmp -s - $@ || echo '$(FLAGS)' > $@
+ifneq ($(strip $(shell cat $(B)/.flags 2>/dev/null)),$(strip $(FLAGS)))
+$(shell mkdir -p $(B) && echo '$(FLAGS)' > $(B)/.flags)
+endif
 
-.PHONY: all test-http-emulated mpi cuda cuda-emu mutants tools test test-unit ops test-http faults oracle bench bench-tools lint install clean help FORCE
+.PHONY: all test-http-emulated mpi cuda cuda-emu mutants tools test test-unit ops test-http faults oracle bench bench-tools lint install clean help
 .SECONDARY:
 -include $(shell find $(B) -name '*.d' 2>/dev/null)

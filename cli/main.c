@@ -1,5 +1,6 @@
 /* parley: the engine for a terminal. A thin main: each verb is a file.
  * SPDX-License-Identifier: Apache-2.0 */
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,7 +10,7 @@
 #include "core/base/version.h"
 
 static const char help[] =
-    "parley - the engine of parleyd for a terminal\n\n"
+    "parley - the engine of parleyd for a terminal; parley VERB --help has one verb alone\n\n"
     "    parley chat --model FILE [--system TEXT] [--temperature X] [--max-tokens N] [--seed N] [--threads N]\n"
     "        talk to a model; /reset forgets, /quit or Ctrl-D leaves\n"
     "    parley bench --model FILE [--prompt 128,512] [--batch 1,16] [--context 0] [--gen 64] [--repeat 3] [--batch-tokens 512]\n"
@@ -45,6 +46,23 @@ static int print_help(int argc, char **argv)
     return EXIT_SUCCESS;
 }
 
+/* The lines about one verb: from each "    parley VERB" to the next verb. */
+static int print_verb(const char *verb)
+{
+    static const char start[] = "    parley ";
+    bool wanted = false;
+    for (const char *line = help, *end; *line != '\0'; line = end) {
+        end = strchr(line, '\n') + 1;
+        if (strncmp(line, start, sizeof start - 1) == 0) {
+            const char *name = line + sizeof start - 1;
+            wanted = strcspn(name, " \n") == strlen(verb) && strncmp(name, verb, strlen(verb)) == 0;
+        }
+        if (wanted)
+            fwrite(line, 1, (size_t)(end - line), stdout);
+    }
+    return EXIT_SUCCESS;
+}
+
 static int print_version(int argc, char **argv)
 {
     (void)argc, (void)argv;
@@ -63,7 +81,10 @@ int main(int argc, char **argv)
     pl_log_setup(PL_LOG_WARN, false, 2);
     for (size_t i = 0; argc > 1 && i < sizeof verbs / sizeof verbs[0]; i++)
         if (strcmp(argv[1], verbs[i].name) == 0)
-            return verbs[i].run(argc - 2, argv + 2);
-    fputs(help, stderr);
+            return argc == 3 && strcmp(argv[2], "--help") == 0 ? print_verb(argv[1]) : verbs[i].run(argc - 2, argv + 2);
+    if (argc > 1)
+        fprintf(stderr, "parley: there is no verb %s; parley help has them all\n", argv[1]);
+    else
+        fputs(help, stderr);
     return 2;
 }

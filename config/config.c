@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "core/base/buf.h"
@@ -21,14 +22,14 @@
 
 #define BLANKS " \t\r\n"
 
-enum kind { STR_KEY, SECRET_KEY, CHOICE_KEY, LIST_KEY, INT_KEY };
+enum kind { STR_KEY, PATH_KEY, SECRET_KEY, CHOICE_KEY, LIST_KEY, INT_KEY };
 
 struct key {
     enum kind kind;
     const char *section; /* printed before the key; NULL = the same as before */
     const char *name;
     size_t offset;
-    const char *def, *words, *help; /* words: of a choice; the form of a list's value */
+    const char *def, *words, *help; /* words: of a choice; FILE or FOLDER; the form of a list's value */
     int def_int, min, max;
 };
 
@@ -36,6 +37,7 @@ static const struct key keys[] = {
 #define AT(field) offsetof(struct pl_config, field)
 #define SECTION(title) {.section = title},
 #define STR(f, n, d, h) {.kind = STR_KEY, .name = n, .offset = AT(f), .def = d, .help = h},
+#define PATH(f, n, w, h) {.kind = PATH_KEY, .name = n, .offset = AT(f), .def = "", .words = w, .help = h},
 #define SECRET(f, n, h) {.kind = SECRET_KEY, .name = n, .offset = AT(f), .def = "", .help = h},
 #define CHOICE(f, n, d, w, h) {.kind = CHOICE_KEY, .name = n, .offset = AT(f), .def = d, .words = w, .help = h},
 #define LIST(f, n, form, h) {.kind = LIST_KEY, .name = n, .offset = AT(f), .words = form, .help = h},
@@ -93,6 +95,8 @@ static bool is_word(const char *words, const char *value)
     while (digits < n && value[n - 1 - digits] >= '0' && value[n - 1 - digits] <= '9')
         digits++;
     const size_t stem = n - digits; /* with the colon */
+    if (strchr(value, '|') != NULL)
+        return false; /* several words */
     for (const char *w = words; w != NULL; w = strchr(w, '|') != NULL ? strchr(w, '|') + 1 : NULL) {
         if (n > 0 && strncmp(w, value, n) == 0 && (w[n] == '|' || w[n] == '\0') && value[n - 1] != 'N')
             return true;
@@ -415,7 +419,8 @@ static char *help_text(void)
                 "gets SIGTERM or SIGINT; running requests are finished then. Each setting below is a flag (--port 8001), "
                 "a line of the configuration file (port = 8001) and an environment variable (PARLEY_PORT=8001); a flag "
                 "beats the environment, that beats the file, and that the default.");
-    pl_buf_adds(&b, "\nVERBS\n    --config FILE    read settings from FILE\n    --check-config   say whether the settings are valid, and exit\n"
+    pl_buf_adds(&b, "\nVERBS\n    --config FILE    read settings from FILE\n    --check-config   say whether the settings are valid and the files they name\n"
+                    "                     are there, and exit\n"
                     "    --dump-config    print them as a configuration file, and exit\n    --version, --help\n");
     for (size_t i = 0; i < N_KEYS; i++) {
         if (keys[i].section != NULL) {
@@ -423,13 +428,13 @@ static char *help_text(void)
             continue;
         }
         static const char *const values[] = {[STR_KEY] = "TEXT", [SECRET_KEY] = "KEY", [CHOICE_KEY] = "WORD", [INT_KEY] = "N"};
-        pl_buf_addf(&b, "    --%s %s   (", keys[i].name, keys[i].kind == LIST_KEY ? keys[i].words : values[keys[i].kind]);
+        pl_buf_addf(&b, "    --%s %s   (", keys[i].name, values[keys[i].kind] != NULL ? values[keys[i].kind] : keys[i].words);
         add_range(&b, &keys[i]);
         pl_buf_adds(&b, ")\n");
         add_wrapped(&b, "        ", keys[i].help);
     }
-    pl_buf_adds(&b, "\nSIGNALS\n    SIGTERM, SIGINT   finish running requests within drain-timeout, then exit 0;\n"
-                    "                      a second one ends them at once\n\n"
+    pl_buf_adds(&b, "\nSIGNALS\n    SIGTERM, SIGINT, SIGHUP   finish running requests within drain-timeout,\n"
+                    "                              then exit 0; a second one ends them at once\n\n"
                     "EXIT STATUS\n    0  stopped by a signal     1  failed at run time     2  wrong settings\n"
                     "    3  what computes was lost (a rank, a GPU, a model's file): to be started again\n\n"
                     "EXAMPLES\n    parleyd --model SmolLM2-135M-Instruct.Q4_1.gguf --port 8000\n"
@@ -487,6 +492,33 @@ static void check_together(struct loader *l)
         mistake(l, "admin-key", "admin-key must differ from api-key");
 }
 
+/* what: FILE, FOLDER, or a list's form, where either will do. */
+static void check_path(struct loader *l, const char *name, const char *path, const char *what)
+{
+    const bool file = strcmp(what, "FILE") == 0, folder = strcmp(what, "FOLDER") == 0;
+    struct stat st;
+    if (path[0] == '\0')
+        return;
+    if (stat(path, &st) != 0 || access(path, R_OK) != 0)
+        mistake(l, name, "cannot read %.280s: %s", path, strerror(errno));
+    else if ((file && !S_ISREG(st.st_mode)) || (folder && !S_ISDIR(st.st_mode)))
+        mistake(l, name, "%.280s is not a %s", path, file ? "regular file" : "folder");
+}
+
+/* What --check-config sees beyond the settings themselves: the daemon would tell one after the other, some only when they are needed. */
+static void check_files(struct loader *l)
+{
+    if (l->c->model[0] == '\0' && l->c->model_dir[0] == '\0')
+        mistake(l, "model", "is not set: name a GGUF file");
+    for (size_t i = 0; i < N_KEYS; i++) {
+        const struct key *k = &keys[i];
+        if (k->name != NULL && k->kind == PATH_KEY)
+            check_path(l, k->name, *text_of(l->c, k), k->words);
+        for (size_t n = 0; k->name != NULL && k->kind == LIST_KEY && n < list_of(l->c, k)->n; n++)
+            check_path(l, k->name, strchr(list_of(l->c, k)->values[n], '=') + 1, k->words);
+    }
+}
+
 pl_status pl_config_load(struct pl_config *c, int argc, char **argv, char **text, struct pl_err *err)
 {
     struct loader l = {.c = c};
@@ -517,6 +549,8 @@ pl_status pl_config_load(struct pl_config *c, int argc, char **argv, char **text
         read_flag(&l, argc, argv, &i, NULL);
     if (l.mistakes.len == 0)
         check_together(&l);
+    if (l.mistakes.len == 0 && v.check)
+        check_files(&l);
     if (l.mistakes.len > 0) {
         *text = pl_buf_take(&l.mistakes);
         return pl_fail_param(err, PL_EINVAL, "config", "%s", *text);

@@ -18,6 +18,7 @@ struct pl_config_list {
 struct pl_config {
 #define SECTION(title)
 #define STR(field, name, def, help) const char *field;
+#define PATH(field, name, what, help) const char *field;
 #define SECRET(field, name, help) const char *field;
 #define CHOICE(field, name, def, words, help) const char *field;
 #define LIST(field, name, form, help) struct pl_config_list field;
@@ -25,6 +26,7 @@ struct pl_config {
 #include "config/keys.def"
 #undef SECTION
 #undef STR
+#undef PATH
 #undef SECRET
 #undef CHOICE
 #undef LIST

@@ -2,6 +2,7 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "server/apierr.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "server/http.h"
@@ -58,10 +59,16 @@ void pl_apierr_write(struct pl_buf *out, const struct pl_err *err)
     pl_apierr_write_as(out, err, a.type, a.code, NULL);
 }
 
+static void note(struct pl_http_usage *u, const char *code, const struct pl_err *err)
+{
+    u->error = code;
+    snprintf(u->param, sizeof u->param, "%s", err->param);
+}
+
 void pl_apierr_answer(struct pl_http_req *req, struct pl_http_resp *resp, const struct pl_err *err)
 {
     struct pl_apierr a = pl_apierr_of(err->code);
-    req->usage->error = a.code != NULL ? a.code : a.type;
+    note(req->usage, a.code != NULL ? a.code : a.type, err);
     resp->status = a.http;
     resp->retry_after = a.retry_after;
     resp->final = a.http == 507; /* a full disk is still full a second later */
@@ -72,7 +79,7 @@ void pl_apierr_answer(struct pl_http_req *req, struct pl_http_resp *resp, const 
 void pl_apierr_answer_as(struct pl_http_req *req, struct pl_http_resp *resp, int status, const char *code, const struct pl_err *err)
 {
     const char *type = status >= 500 ? "server_error" : "invalid_request_error";
-    req->usage->error = code != NULL ? code : type;
+    note(req->usage, code != NULL ? code : type, err);
     resp->status = status;
     resp->final = status >= 500;
     pl_buf_clear(&resp->body);

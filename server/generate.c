@@ -215,6 +215,7 @@ static void note_usage(struct pl_gen *g)
     g->usage->completion_tokens = g->completion_tokens;
     g->usage->queue_ms = g->queue_ms;
     g->usage->ttft_ms = g->ttft_ms;
+    snprintf(g->usage->model, sizeof g->usage->model, "%s", g->model);
     g->usage->tok_s = g->completion_tokens > 1 && decode_ms > 0 ? (g->completion_tokens - 1) / decode_ms * 1000 : 0;
 }
 
@@ -280,6 +281,7 @@ static void free_gen(struct pl_producer *self)
         pl_reply_cancel(g->reply);
         g->prompt_tokens = g->n_planned;
         note_usage(g);
+        g->usage->cut = true;
     }
     pl_reply_unref(g->reply);
     for (uint32_t i = 0; i < g->n_choices; i++) {

@@ -22,7 +22,9 @@ struct pl_http_conn;
 struct pl_http_usage {
     uint32_t prompt_tokens, cached_tokens, completion_tokens;
     double queue_ms, ttft_ms, tok_s; /* tok_s: completion tokens by decode time; 0 = not known */
+    bool cut;                        /* the client left before the end, which would have told these and cached_tokens */
     const char *error;               /* the error's code or type, a literal; NULL = none */
+    char param[64], model[128];      /* the field at fault; the model that answers, cut where it is longer. "" = none */
 };
 
 struct pl_http_req {

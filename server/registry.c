@@ -189,6 +189,15 @@ static pl_status choose_in_dir(const char *dir, char **path, struct pl_err *err)
     return rc;
 }
 
+/* param: the key that has it. */
+static pl_status check_name(const char *name, const char *value, const char *param, struct pl_err *err)
+{
+    struct pl_err why = {0};
+    if (pl_adapters_check_name(name, &why) == PL_OK)
+        return PL_OK;
+    return pl_fail_param(err, PL_EINVAL, param, "%s %.100s: a name has 1 to %d bytes of UTF-8 without control characters", param, value, PL_ADAPTER_NAME_MAX);
+}
+
 pl_status pl_registry_choose(const struct pl_config *c, char **path, char **id, struct pl_err *err)
 {
     *path = *id = NULL;
@@ -201,20 +210,19 @@ pl_status pl_registry_choose(const struct pl_config *c, char **path, char **id, 
     } else {
         return pl_fail_param(err, PL_EINVAL, "model", "no model: name a GGUF file with --model FILE");
     }
-    if (c->alias[0] != '\0') {
-        *id = pl_xstrdup(c->alias);
-        return PL_OK;
-    }
     const char *slash = strrchr(*path, '/');
-    *id = pl_xstrdup(slash != NULL ? slash + 1 : *path);
+    *id = pl_xstrdup(c->alias[0] != '\0' ? c->alias : slash != NULL ? slash + 1 : *path);
     const size_t n = strlen(*id);
-    if (n > 5 && strcmp(*id + n - 5, ".gguf") == 0)
+    if (c->alias[0] == '\0' && n > 5 && strcmp(*id + n - 5, ".gguf") == 0)
         (*id)[n - 5] = '\0';
-    if (!pl_utf8_valid(*id, strlen(*id))) {
+    pl_status rc = check_name(*id, *id, "alias", err);
+    if (rc != PL_OK && c->alias[0] == '\0')
+        rc = pl_fail_param(err, PL_EINVAL, "alias", "the model file's name is not UTF-8, or has control characters: give it a name with --alias NAME");
+    if (rc != PL_OK) {
         free(*id);
         free(*path);
         *path = *id = NULL;
-        return pl_fail_param(err, PL_EINVAL, "alias", "the model file's name is not UTF-8: give it a name with --alias NAME");
+        return rc;
     }
     return PL_OK;
 }
@@ -225,15 +233,6 @@ static void probe(struct pl_registry_model *m)
     struct pl_err err = {0};
     if (pl_registry_probe(m, &err) != PL_OK)
         pl_log_error("model %s cannot be served: %s", m->name, err.msg);
-}
-
-/* param: the key that has it. */
-static pl_status check_name(const char *name, const char *value, const char *param, struct pl_err *err)
-{
-    struct pl_err why = {0};
-    if (pl_adapters_check_name(name, &why) == PL_OK)
-        return PL_OK;
-    return pl_fail_param(err, PL_EINVAL, param, "%s %.100s: a name has 1 to %d bytes of UTF-8 without control characters", param, value, PL_ADAPTER_NAME_MAX);
 }
 
 /* NAME=PATH */

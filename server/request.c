@@ -427,15 +427,29 @@ static void name_request(struct pl_http_conn *c)
     c->id[4 + 2 * N] = '\0';
 }
 
+/* The path that a client means whose base URL lacks /v1 or has it twice, "" = none. */
+static const char *meant_path(const char *method, const char *path, char *out, size_t n)
+{
+    struct pl_route_match m;
+    const bool twice = strncmp(path, "/v1/v1/", 7) == 0;
+    snprintf(out, n, "%s%s", twice ? "" : "/v1", path + (twice ? 3 : 0));
+    pl_route_find(method, out, &m);
+    return m.route != NULL ? out : "";
+}
+
 static enum MHD_Result refuse_path(struct pl_http_conn *c, const char *method, const char *allow)
 {
-    char text[256];
+    char text[400], meant[128];
     struct pl_http_fault f = {404, "unknown_url", text, false};
     if (allow == NULL) {
         size_t n = strlen(c->path) < 100 ? strlen(c->path) : 100;
         while (n > 0 && ((unsigned char)c->path[n] & 0xc0) == 0x80)
             n--; /* not in the middle of a character */
-        snprintf(text, sizeof text, "Invalid URL (%.16s %.*s)", method, (int)n, c->path);
+        c->path[n] = '\0'; /* the log has it, too */
+        if (meant_path(method, c->path, meant, sizeof meant)[0] != '\0')
+            snprintf(text, sizeof text, "Invalid URL (%.16s %s): did you mean %s? A client's base URL ends with /v1.", method, c->path, meant);
+        else
+            snprintf(text, sizeof text, "Invalid URL (%.16s %s): this server has no such endpoint.", method, c->path);
     } else {
         f.status = 405;
         f.code = "method_not_allowed";
@@ -654,16 +668,21 @@ static void log_request(const struct pl_http_conn *c, int status, double total_m
     if (!pl_log_enabled(level))
         return;
     const struct pl_http_usage *u = &c->usage;
-    struct pl_log_field f[12];
+    struct pl_log_field f[14];
     size_t n = 0;
     f[n++] = (struct pl_log_field){.key = "id", .kind = PL_LOG_STR, .s = c->id};
     f[n++] = (struct pl_log_field){.key = "method", .kind = PL_LOG_STR, .s = pl_metrics_method(c->req.method)};
-    f[n++] = (struct pl_log_field){.key = "path", .kind = PL_LOG_STR, .s = c->pattern != NULL ? c->pattern : "unknown"};
+    const char *path = c->pattern != NULL ? c->pattern : c->status == 404 ? c->path : "unknown"; /* one that could not be decoded is no text */
+    f[n++] = (struct pl_log_field){.key = "path", .kind = PL_LOG_STR, .s = path};
     f[n++] = (struct pl_log_field){.key = "status", .kind = PL_LOG_INT, .i = status};
+    if (u->model[0] != '\0')
+        f[n++] = (struct pl_log_field){.key = "model", .kind = PL_LOG_STR, .s = u->model};
     if (u->prompt_tokens > 0 || u->completion_tokens > 0) {
         f[n++] = (struct pl_log_field){.key = "prompt", .kind = PL_LOG_INT, .i = u->prompt_tokens};
-        f[n++] = (struct pl_log_field){.key = "cached", .kind = PL_LOG_INT, .i = u->cached_tokens};
         f[n++] = (struct pl_log_field){.key = "completion", .kind = PL_LOG_INT, .i = u->completion_tokens};
+    }
+    if ((u->prompt_tokens > 0 || u->completion_tokens > 0) && !u->cut) {
+        f[n++] = (struct pl_log_field){.key = "cached", .kind = PL_LOG_INT, .i = u->cached_tokens};
         f[n++] = (struct pl_log_field){.key = "queue_ms", .kind = PL_LOG_REAL, .r = u->queue_ms};
         f[n++] = (struct pl_log_field){.key = "ttft_ms", .kind = PL_LOG_REAL, .r = u->ttft_ms};
         f[n++] = (struct pl_log_field){.key = "tok_s", .kind = PL_LOG_REAL, .r = u->tok_s};
@@ -671,6 +690,8 @@ static void log_request(const struct pl_http_conn *c, int status, double total_m
     f[n++] = (struct pl_log_field){.key = "total_ms", .kind = PL_LOG_REAL, .r = total_ms};
     if (u->error != NULL)
         f[n++] = (struct pl_log_field){.key = "error", .kind = PL_LOG_STR, .s = u->error};
+    if (u->error != NULL && u->param[0] != '\0')
+        f[n++] = (struct pl_log_field){.key = "param", .kind = PL_LOG_STR, .s = u->param};
     pl_log_event(level, PL_LOG_MODULE, "request", f, n);
 }
 

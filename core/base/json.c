@@ -1,7 +1,7 @@
 /* json: the door for every JSON text from outside.
  *
  * A parsed value takes up to eighty times its bytes (an empty object most of all), so a limit on the text is no limit on memory:
- * brackets and commas are counted, and the depth measured, before the parser sees the text.
+ * brackets, colons and commas are counted, and the depth measured, before the parser sees the text.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "core/base/json.h"
 
@@ -9,7 +9,7 @@
 #include <stdint.h>
 #include <string.h>
 
-enum { MAX_DEPTH = 64, MAX_NESTED = 1 << 16, MAX_VALUES = 1 << 20 };
+enum { MAX_DEPTH = 64, MAX_NESTED = 1 << 16, MAX_KEYS = 1 << 18, MAX_VALUES = 1 << 20 };
 
 const char *pl_json_kind(const json_t *v)
 {
@@ -30,7 +30,7 @@ const char *pl_json_kind(const json_t *v)
 
 static pl_status measure(const char *what, const char *s, size_t n, struct pl_err *err)
 {
-    size_t depth = 0, nested = 0, values = 0;
+    size_t depth = 0, nested = 0, keys = 0, values = 0;
     bool in_string = false;
     for (size_t i = 0; i < n; i++) {
         if (in_string) {
@@ -46,12 +46,16 @@ static pl_status measure(const char *what, const char *s, size_t n, struct pl_er
         case '[': depth++, nested++; break;
         case '}':
         case ']': depth -= depth > 0; break;
+        case ':': keys++; break;
         case ',': values++; break;
+        case '\0': return pl_fail(err, PL_EINVAL, "%s is not valid JSON: it has a NUL byte", what); /* which the parser passes over after a number */
         }
         if (depth > MAX_DEPTH)
             return pl_fail(err, PL_EINVAL, "%s is nested more than %d levels deep", what, MAX_DEPTH);
         if (nested > MAX_NESTED)
             return pl_fail(err, PL_EINVAL, "%s has more than %d objects and arrays", what, MAX_NESTED);
+        if (keys > MAX_KEYS)
+            return pl_fail(err, PL_EINVAL, "%s has more than %d keys", what, MAX_KEYS);
         if (values > MAX_VALUES)
             return pl_fail(err, PL_EINVAL, "%s has more than %d values", what, MAX_VALUES);
     }
@@ -69,6 +73,8 @@ pl_status pl_json_read(json_t **out, const char *what, const char *text, size_t 
     json_t *v = json_loadb(text, n, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &why);
     if (v == NULL && why.text[0] == '\0') /* nothing is wrong with it */
         return pl_fail(err, PL_ENOMEM, "out of memory");
+    if (v == NULL && strstr(why.text, "JSON_ALLOW_NUL") != NULL) /* the parser's flag means nothing to a client */
+        return pl_fail(err, PL_EINVAL, "%s has the character \\u0000 in a string (line %d, column %d): leave it out", what, why.line, why.column);
     if (v == NULL)
         return pl_fail(err, PL_EINVAL, "%s is not valid JSON: line %d, column %d: %s", what, why.line, why.column, why.text);
     if (!json_is_object(v)) {

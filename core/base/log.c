@@ -101,7 +101,7 @@ static void add_text(struct pl_buf *b, const char *s)
 {
     bool plain = *s != '\0';
     for (const char *p = s; *p != '\0' && plain; p++)
-        plain = (unsigned char)*p > ' ' && *p != '"' && *p != '=' && *p != '\\';
+        plain = *p > ' ' && *p < 0x7f && *p != '"' && *p != '=' && *p != '\\';
     if (plain) {
         pl_buf_adds(b, s);
         return;

@@ -58,6 +58,7 @@ struct arena_chunk {
 struct pl_arena {
     struct arena_chunk *head;
     size_t used, limit;
+    bool full;
 };
 
 struct pl_arena *pl_arena_new(size_t limit)
@@ -81,11 +82,12 @@ void pl_arena_free(struct pl_arena *a)
 
 void *pl_arena_alloc(struct pl_arena *a, size_t n)
 {
-    if (n > SIZE_MAX / 2)
+    const size_t rounded = (n + ARENA_ALIGN - 1) & ~(size_t)(ARENA_ALIGN - 1);
+    if (rounded < n || rounded > a->limit - a->used) {
+        a->full = true;
         return NULL;
-    n = (n + ARENA_ALIGN - 1) & ~(size_t)(ARENA_ALIGN - 1);
-    if (n > a->limit - a->used)
-        return NULL;
+    }
+    n = rounded;
     struct arena_chunk *c = a->head;
     if (c == NULL || c->size - c->used < n) {
         size_t size = n > ARENA_CHUNK ? n : ARENA_CHUNK;
@@ -120,4 +122,9 @@ char *pl_arena_strndup(struct pl_arena *a, const char *s, size_t n)
 size_t pl_arena_used(const struct pl_arena *a)
 {
     return a->used;
+}
+
+bool pl_arena_full(const struct pl_arena *a)
+{
+    return a->full;
 }

@@ -29,5 +29,7 @@ void *pl_arena_zalloc(struct pl_arena *a, size_t n);
 /* A NUL-terminated copy of n bytes. */
 char *pl_arena_strndup(struct pl_arena *a, const char *s, size_t n);
 size_t pl_arena_used(const struct pl_arena *a);
+/* Whether something was refused for its limit: the request's fault, not the machine's. */
+bool pl_arena_full(const struct pl_arena *a);
 
 #endif

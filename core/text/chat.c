@@ -88,6 +88,8 @@ pl_status pl_chat_render(const struct pl_chat *c, const struct pl_chat_message *
     if (st != PL_OK)
         return pl_fail(err, st, "no memory for the prompt");
     st = pl_jinja_render(c->template, vars, NULL, a, &out, err);
+    if (st == PL_ENOMEM && pl_arena_full(a))
+        return pl_fail_param(err, PL_ETOOLONG, "messages", "the messages are too long for the chat template: shorten 'messages'");
     if (st != PL_OK) { /* whatever the template cannot do with these messages is the messages' fault to its caller */
         if (err != NULL && st != PL_ENOMEM) {
             strcpy(err->param, "messages");

@@ -122,7 +122,12 @@ static pl_status fragment(void *arg, const char *s, size_t n)
     int32_t whole = n == 1 ? w->t->byte_id[(unsigned char)s[0]] : w->t->ignore_merges ? pl_tok_map_find(w->t, s, n) : -1;
     if (whole >= 0)
         return pl_ids_push(w->ids, whole);
-    pl_status st = reserve(w, n);
+    size_t written = 0;
+    for (size_t i = 0; i < n; i++)
+        written += w->t->byte_id[(unsigned char)s[i]] >= 0 || w->t->unk >= 0;
+    if (w->max > 0 && w->ids->n + written / w->t->longest > w->max)
+        return PL_ETOOLONG; /* before the work that a fragment of millions of bytes would be */
+    pl_status st = reserve(w, written);
     if (st != PL_OK)
         return st;
     int32_t count = 0;

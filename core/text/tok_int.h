@@ -30,7 +30,7 @@ struct pl_tok {
     uint32_t *start;    /* [n + 1] into blob */
     struct pl_tok_map map; /* of the blob's texts, normal and user-defined tokens only */
     int32_t byte_id[256];
-    size_t longest;     /* bytes of the longest normal token */
+    size_t longest;     /* bytes of the longest normal token, at least 1 */
     /* byte-level BPE */
     struct pl_pretok *pretok;
     struct pl_tok_merge *merges;

@@ -167,6 +167,7 @@ static pl_status read_texts(struct loader *l)
     uint32_t at = 0;
     for (int32_t i = 0; i < 256; i++)
         t->byte_id[i] = -1;
+    t->longest = 1;
     for (int32_t i = 0; i < t->n; i++) {
         struct pl_gguf_str s = l->texts[i];
         char *out = t->blob + at;

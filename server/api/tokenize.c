@@ -15,7 +15,10 @@
 #include "server/prompt.h"
 #include "server/server.h"
 
-enum { MAX_DETOKENIZE = 1 << 20 };
+enum {
+    MAX_TOKENIZE = 1 << 20, /* bytes; one word of so many takes a third of a second, in which the worker's other connections wait */
+    MAX_DETOKENIZE = 1 << 20,
+};
 
 static pl_status read_bool(const json_t *root, const char *name, bool *v, struct pl_err *err)
 {
@@ -34,6 +37,9 @@ static pl_status tokenize(const struct pl_instance *m, const json_t *root, struc
     const json_t *content = json_object_get(root, "content");
     if (!json_is_string(content))
         return pl_fail_param(err, PL_EINVAL, "content", "'content' must be a string; it is %s", pl_json_kind(content));
+    if (json_string_length(content) > MAX_TOKENIZE)
+        return pl_fail_param(err, PL_EINVAL, "content", "'content' may have at most %d bytes, not %zu: send it in parts", MAX_TOKENIZE,
+                             json_string_length(content));
     pl_status st = read_bool(root, "add_special", &add_special, err);
     if (st == PL_OK)
         st = read_bool(root, "parse_special", &parse_special, err);

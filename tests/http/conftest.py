@@ -53,7 +53,7 @@ class Daemon:
         self.log_path = Path(directory) / f"parleyd-{time.monotonic_ns()}.log"
         data = [] if "--data-dir" in args else ["--data-dir", str(Path(directory) / f"data-{time.monotonic_ns()}")]
         device = [] if "--device" in args else device_args()
-        command = [*map(str, launcher), str(PARLEYD), "--port", "0", *data, *device, *(["--model", str(model)] if model else []), *map(str, args)]
+        command = [*map(str, launcher), str(PARLEYD), "--port", "0", *data, *device, *(["--model", str(model)] if model else []), *(a if isinstance(a, bytes) else str(a) for a in args)]
         clean = {k: v for k, v in os.environ.items() if not k.startswith("PARLEY_")}
         with open(self.log_path, "wb") as log:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**clean, **(env or {})})

@@ -138,12 +138,29 @@ def test_text_that_needs_escapes(api):
 
 @pytest.mark.parametrize("path", [CHAT, TEXT, "/tokenize", "/detokenize", "/apply-template"])
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b'"x"', b"{} {}", b'{"a":1,"a":2}', b'{"a":01}', b'{"a":NaN}', b'{"a":1e400}',
-                                  b'{"a":9223372036854775808}', b"\xff\xfe{\x00}\x00", b'{"a":"\\ud800"}', b'{"a":"\xff"}', b'{"a":"\\u0000"}',
-                                  b"[" * 100000, b'{"a":' * 65 + b"1" + b"}" * 65, b'{"x":[' + b"{}," * 70000 + b"{}]}"],
+                                  b'{"a":9223372036854775808}', b"\xff\xfe{\x00}\x00", b'{"a":"\\ud800"}', b'{"a":"\xff"}', b'{"a":"\\u0000"}', b'{"a":1\0}', b'{"a":true}\0',
+                                  b"[" * 100000, b'{"a":' * 65 + b"1" + b"}" * 65, b'{"x":[' + b"{}," * 70000 + b"{}]}",
+                                  b'{"y":{' + b",".join(b'"%d":1' % i for i in range(270000)) + b"}}"],
                          ids=lambda b: repr(b[:20]))
 def test_malformed(api, path, body):
     status, e = error(api.post(path, body, {"Content-Type": "application/json"}))
     assert status == 400 and e["type"] == "invalid_request_error" and e["param"] is None
+
+
+def test_messages_for_people(api):
+    """No word of the parser's own."""
+    said = error(api.post(CHAT, b'{"a":"x\\u0000"}', {"Content-Type": "application/json"}))[1]["message"]
+    assert "JSON_" not in said and "\\u0000" in said and "line 1" in said
+
+
+def test_megabytes_are_the_requests_fault(start, tiny):
+    """A 5xx would be sent again."""
+    d = start("--alias", "tiny", model=tiny)
+    for path in (CHAT, "/apply-template"):
+        status, e = error(d.post(path, chat(messages=[{"role": "user", "content": "x " * 15_000_000}])))
+        assert status == 400 and e["code"] == "context_length_exceeded" and e["param"] == "messages", e
+    status, e = error(d.post("/tokenize", {"content": "a" * ((1 << 20) + 1)}))
+    assert status == 400 and e["param"] == "content" and "1048576" in e["message"], e
 
 
 PROMPTS = [[], [[]], ["a", 1], [1, "a"], [1.0], [-1], [10 ** 9], [2 ** 62], [True], [[1], "a", None], [[1, [2]]], [None], ["a"] * 129, {"a": 1}]

@@ -79,6 +79,14 @@ def test_unknown_path_and_method(server):
     assert not [h for h in headers if h.startswith("access-control")]
 
 
+@pytest.mark.parametrize("path, meant", [("/chat/completions", "/v1/chat/completions"), ("/v1/v1/models", "/v1/models"), ("/models/a", "/v1/models/a"),
+                                         ("/v1/embeddings", None), ("/", None), ("/v1/v1/", None)])
+def test_base_urls_that_are_wrong(server, path, meant):
+    """What a client asks for whose base URL lacks /v1, or has it twice."""
+    said = json.loads(server.request("POST" if path.endswith("completions") else "GET", path)[2])["error"]["message"]
+    assert f"did you mean {meant}?" in said if meant else "no such endpoint" in said, said
+
+
 def test_head_has_no_body(server):
     answer, closed = server.raw(head("HEAD", "/health", b"Connection: close"))
     assert closed and statuses(answer) == [200] and answer.endswith(b"\r\n\r\n")
@@ -622,9 +630,35 @@ def test_one_log_line_per_request_without_prompt(server):
     event = json.loads(line[0])
     assert event["level"] == "info" and event["msg"] == "request" and event["id"] == ident and event["status"] == 200
     assert event["method"] == "POST" and event["path"] == "/v1/completions"
+    assert event["model"] == "long"
     assert event["prompt"] > 0 and event["completion"] == 4 and event["cached"] >= 0
     assert event["queue_ms"] >= 0 and event["ttft_ms"] > 0 and event["tok_s"] > 0 and event["total_ms"] >= event["ttft_ms"]
     assert secret not in server.log
+
+
+def test_log_lines_say_what_was_wrong(server):
+    """The field at fault, and a path that is none: as it was asked for, without its query."""
+    def event(path, body):
+        ident = f"wrong-{time.monotonic_ns()}"
+        server.post(path, body, {"X-Request-Id": ident})
+        return json.loads(until(lambda: [x for x in server.log.splitlines() if ident in x])[0])
+    e = event("/v1/completions", completion(4, temperature=3))
+    assert e["status"] == 400 and e["error"] == "invalid_request_error" and e["param"] == "temperature"
+    assert event("/v1/em%22be%C3%A9ddings?key=secret", {})["path"] == '/v1/em"beéddings'
+    assert len(event("/" + "%C3%A9" * 1000, {})["path"]) <= 51
+    assert "param" not in event("/v1/completions", "{")
+
+
+def test_log_line_of_a_client_that_left(server):
+    """What only the end would tell is left out: a time to the first token of 0.0 would be a lie."""
+    ident = f"left-{time.monotonic_ns()}"
+    with server.socket() as s:
+        s.sendall(head("POST", "/v1/completions", b"X-Request-Id: " + ident.encode(), body=json.dumps(completion(8000, stream=True)).encode()))
+        assert b" 200 OK" in s.recv(2000)
+    e = json.loads(until(lambda: [x for x in server.log.splitlines() if ident in x])[0])
+    assert e["error"] == "client_closed" and e["model"] == "long" and e["prompt"] > 0 and e["completion"] > 0
+    assert not {"cached", "queue_ms", "ttft_ms", "tok_s"} & set(e)
+    until(server.idle)
 
 
 # starting and stopping
@@ -736,6 +770,9 @@ def test_start_errors(tmp_path, start, tiny):
     assert code == 2 and "admin-key" in log
     code, log = refused(tmp_path, "--tls-cert", "/nonexistent.pem", model=tiny)
     assert code == 2 and "tls-key" in log
+    for name in (b"a\xff", "a\nb", "a" * 1000):  # the list of models and the metrics would be no text, or a flood
+        code, log = refused(tmp_path, "--alias", name, model=tiny)
+        assert code == 2 and "alias" in log and "UTF-8" in log
     d = start(model=tiny)
     code, log = refused(tmp_path, "--port", d.port, model=tiny)
     assert code == 2 and str(d.port) in log and "--port" in log

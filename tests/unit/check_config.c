@@ -103,6 +103,7 @@ START_TEST(mistakes)
         {"adapter = a=/x\nadapter = /y", ":2: adapter must look like NAME=PATH"},
         {"adapter = =/y", ":1: adapter must look like NAME=PATH"},
         {"adapter = a = ", ":1: adapter must look like NAME=PATH"},
+        {"kv-type = f16|bf16", ":1: kv-type must be one of"},
         {"port = x\nthreads = y", ":2: threads must be"}, /* all of them at once */
     };
     struct pl_config c;
@@ -132,6 +133,30 @@ START_TEST(flags)
     for (const char *line = text, *end; (end = strchr(line, '\n')) != NULL; line = end + 1)
         ck_assert_msg(end - line <= 100, "%.*s", (int)(end - line), line);
     free(text), pl_config_fini(&c);
+}
+END_TEST
+
+/* --check-config opens the eyes for files, all of them at once; a start has its own say about each. */
+START_TEST(check_files)
+{
+    struct pl_config c;
+    char *text;
+    write_file("a file\n");
+    ck_assert_int_eq(LOAD(&c, &text, "--check-config"), PL_EINVAL);
+    ck_assert_str_eq(text, "model: is not set: name a GGUF file");
+    free(text), pl_config_fini(&c);
+    ck_assert_int_eq(LOAD(&c, &text, "--model", path, "--adapter-dir", "/tmp", "--adapter", "a=/tmp", "--check-config"), PL_OK);
+    ck_assert_str_eq(text, "the configuration is valid\n");
+    free(text), pl_config_fini(&c);
+    ck_assert_int_eq(LOAD(&c, &text, "--model", "/tmp", "--adapter-dir", path, "--add-model", "b=/no/such/file", "--check-config"), PL_EINVAL);
+    char want[256];
+    snprintf(want, sizeof want,
+             "model: /tmp is not a regular file\nadd-model: cannot read /no/such/file: No such file or directory\nadapter-dir: %s is not a folder", path);
+    ck_assert_str_eq(text, want);
+    free(text), pl_config_fini(&c);
+    ck_assert_int_eq(LOAD(&c, &text, "--model", "/no/such/file"), PL_OK);
+    pl_config_fini(&c);
+    unlink(path);
 }
 END_TEST
 
@@ -165,8 +190,9 @@ Suite *suite_config(void)
     TCase *t = tcase_create("config");
     tcase_add_test(t, precedence);
     tcase_add_test(t, lists);
-    tcase_add_loop_test(t, mistakes, 0, 13);
+    tcase_add_loop_test(t, mistakes, 0, 14);
     tcase_add_test(t, flags);
+    tcase_add_test(t, check_files);
     tcase_add_test(t, dump);
     suite_add_tcase(s, t);
     return s;
