@@ -102,7 +102,7 @@ static void add_work(const struct ops *o, struct row *r, const struct timed_span
         r->operations += 4.0 * spec->n_heads * spec->head_dim * (double)s->scores;
         r->bytes += 2 * out + 4.0 * spec->n_kv_heads * spec->head_dim * (double)s->cells; /* keys and values in 16 bits */
         break;
-    case TIMED_kv_write: r->bytes += 1.5 * out; break;
+    case TIMED_kv_write: r->bytes += 2 * out - 4.0 * rows * spec->n_kv_heads * spec->head_dim; break; /* the same */
     default: r->bytes += 2 * out; break;
     }
 }

@@ -51,14 +51,11 @@ static pl_status matmul(struct pl_device *dev, pl_view out, pl_view x, const str
     FORWARD(matmul, (dev, out, x, w, bias, add), .w = w, .rows = out.rows, .cols = out.cols, .inner = x.cols);
 }
 
-static pl_status rope(struct pl_device *dev, pl_rope_kind kind, pl_view x, uint32_t head_dim, uint32_t n_dims, pl_view freq, const uint32_t *pos)
+static pl_status kv_write(struct pl_device *dev, struct pl_kvdev *kv, uint32_t layer, const struct pl_rotation *r, pl_view q, pl_view k, pl_view v,
+                          const struct pl_batch *b)
 {
-    FORWARD(rope, (dev, kind, x, head_dim, n_dims, freq, pos), .rows = x.rows, .cols = x.cols);
-}
-
-static pl_status kv_write(struct pl_device *dev, struct pl_kvdev *kv, uint32_t layer, pl_view k, pl_view v, const struct pl_batch *b)
-{
-    FORWARD(kv_write, (dev, kv, layer, k, v, b), .rows = k.rows, .cols = k.cols + v.cols);
+    const uint32_t rotated = r == NULL || r->kind == PL_ROPE_NONE ? 0 : q.cols;
+    FORWARD(kv_write, (dev, kv, layer, r, q, k, v, b), .rows = k.rows, .cols = rotated + k.cols + v.cols);
 }
 
 static pl_status attn(struct pl_device *dev, pl_view out, pl_view q, const struct pl_kvdev *kv, uint32_t layer, float scale,

@@ -8,7 +8,7 @@
 #include "core/device/device.h"
 
 /* The operations of a forward pass. */
-#define TIMED_OPS(X) X(embed) X(norm) X(matmul) X(rope) X(kv_write) X(attn) X(matmul_glu) X(act) X(gather) X(lora)
+#define TIMED_OPS(X) X(embed) X(norm) X(matmul) X(kv_write) X(attn) X(matmul_glu) X(act) X(gather) X(lora)
 
 enum timed_op {
 #define X(op) TIMED_##op,

@@ -430,7 +430,7 @@ static const struct pl_device_ops cuda_ops = {
     .step_begin = step_begin, .step_end = step_end,
     .record_set = pl_cuda_record_set, .record_tokens = pl_cuda_record_tokens, .record = pl_cuda_record_op, .repeat = pl_cuda_repeat_op,
     .only_for = pl_cuda_only_for, .embed = pl_cuda_embed_op, .norm = pl_cuda_norm_op, .matmul = pl_cuda_matmul_op, .matmul_glu = pl_cuda_matmul_glu_op,
-    .lora = pl_cuda_lora_op, .rope = pl_cuda_rope_op, .kv_write = pl_cuda_kv_write_op, .attn = pl_cuda_attn_op, .act = pl_cuda_act_op,
+    .lora = pl_cuda_lora_op, .kv_write = pl_cuda_kv_write_op, .attn = pl_cuda_attn_op, .act = pl_cuda_act_op,
     .gather = pl_cuda_gather_op, .sample = pl_cuda_sample_op, .links = &pl_nccl_links,
     .train = &pl_cuda_train_ops,
 };

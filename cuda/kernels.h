@@ -70,9 +70,6 @@ struct pl_cuda_batch {
 /* layer: LayerNorm, else RMSNorm. bias: NULL = none. out may be x. */
 cudaError_t pl_cuda_norm(cudaStream_t s, bool layer, struct pl_cuda_mat out, struct pl_cuda_mat x, const float *gain, const float *bias,
                          float eps, void *narrow);
-/* Rotates the first n_dims of each head; halves: pairs (i, i + n/2), else (2i, 2i + 1). */
-cudaError_t pl_cuda_rope(cudaStream_t s, bool halves, struct pl_cuda_mat x, uint32_t head_dim, uint32_t n_dims, const float *freq,
-                         const uint32_t *pos);
 cudaError_t pl_cuda_activate(cudaStream_t s, bool gelu, struct pl_cuda_mat x);
 cudaError_t pl_cuda_gather(cudaStream_t s, struct pl_cuda_mat out, struct pl_cuda_mat x, const uint32_t *rows);
 /* out[T, F] = act(gate) * up, gate and up the halves of gu[T, 2F] + bias[2F] (NULL = none) + plus[T, 2F], in the rows of
@@ -87,8 +84,16 @@ cudaError_t pl_cuda_embed(cudaStream_t s, struct pl_cuda_mat out, struct pl_cuda
 
 /* ---- kv.cu ------------------------------------------------------------------------------------------------------------- */
 
-cudaError_t pl_cuda_kv_write(cudaStream_t s, struct pl_cuda_kv kv, uint32_t layer, struct pl_cuda_mat k, struct pl_cuda_mat v,
-                             const uint32_t *slot);
+/* How the first n_dims of each head are turned (0 = not at all); halves: pairs (i, i + n/2), else (2i, 2i + 1). */
+struct pl_cuda_rope {
+    uint32_t n_dims;
+    bool halves;
+    const float *freq;
+    const uint32_t *pos;
+};
+/* k and v to their slots, turned as q is where it stands. q has a whole number of heads for each of k's; none where nothing is turned. */
+cudaError_t pl_cuda_kv_write(cudaStream_t s, struct pl_cuda_kv kv, uint32_t layer, struct pl_cuda_rope rope, struct pl_cuda_mat q, struct pl_cuda_mat k,
+                             struct pl_cuda_mat v, const uint32_t *slot);
 
 /* ---- dense.cu: products of f32, f16 and bf16 weights ---------------------------------------------------------------------- */
 

@@ -71,11 +71,26 @@ pl_status pl_cuda_kv_copy(struct pl_device *dev, struct pl_kvdev *kv, uint32_t f
     return rc;
 }
 
-pl_status pl_cuda_kv_write_op(struct pl_device *dev, struct pl_kvdev *kv, uint32_t layer, pl_view k, pl_view v, const struct pl_batch *b)
+pl_status pl_cuda_kv_write_op(struct pl_device *dev, struct pl_kvdev *kv, uint32_t layer, const struct pl_rotation *r, pl_view q, pl_view k, pl_view v,
+                              const struct pl_batch *b)
 {
     struct pl_cuda *c = pl_cuda_of(dev);
+    struct pl_cuda_rope turn = {.n_dims = 0};
+    struct pl_cuda_mat queries = {NULL, 0, 0, 0};
     if (b->n_tokens == 0)
         return PL_OK;
-    const uint32_t *slot = pl_cuda_bring(c, b->slot, b->n_tokens * sizeof *slot);
-    return slot == NULL ? pl_cuda_failed(c) : pl_cuda_check(c, pl_cuda_kv_write(c->stream, kv->kv, layer, pl_cuda_mat(k), pl_cuda_mat(v), slot), "kv_write");
+    const pl_status rc = pl_cuda_begin(c);
+    const uint32_t *slot = rc == PL_OK ? pl_cuda_upload(c, b->slot, b->n_tokens * sizeof *slot) : NULL;
+    if (slot == NULL)
+        return pl_cuda_failed(c);
+    if (r != NULL && r->kind != PL_ROPE_NONE) {
+        if (q.cols % k.cols != 0)
+            return PL_ENOTSUP;
+        turn = (struct pl_cuda_rope){r->n_dims, r->kind == PL_ROPE_HALVES, pl_cuda_vector(r->freq),
+                                     pl_cuda_upload(c, b->pos, b->n_tokens * sizeof *turn.pos)};
+        if (turn.pos == NULL)
+            return pl_cuda_failed(c);
+        queries = pl_cuda_mat(q);
+    }
+    return pl_cuda_check(c, pl_cuda_kv_write(c->stream, kv->kv, layer, turn, queries, pl_cuda_mat(k), pl_cuda_mat(v), slot), "kv_write");
 }

@@ -14,17 +14,6 @@ pl_status pl_cuda_norm_op(struct pl_device *dev, pl_norm_kind kind, pl_view out,
                                                             pl_cuda_vector(bias), eps, narrow), "norm");
 }
 
-pl_status pl_cuda_rope_op(struct pl_device *dev, pl_rope_kind kind, pl_view x, uint32_t head_dim, uint32_t n_dims, pl_view freq, const uint32_t *pos)
-{
-    struct pl_cuda *c = pl_cuda_of(dev);
-    if (x.rows == 0)
-        return PL_OK;
-    const uint32_t *p = pl_cuda_bring(c, pos, x.rows * sizeof *pos);
-    if (p == NULL)
-        return pl_cuda_failed(c);
-    return pl_cuda_check(c, pl_cuda_rope(c->stream, kind == PL_ROPE_HALVES, pl_cuda_mat(x), head_dim, n_dims, pl_cuda_vector(freq), p), "rope");
-}
-
 pl_status pl_cuda_act_op(struct pl_device *dev, pl_act_kind kind, pl_view x)
 {
     struct pl_cuda *c = pl_cuda_of(dev);

@@ -1,9 +1,9 @@
-/* rows: kernels that work row by row: norms, rotations, activations, gathering.
+/* rows: kernels that work row by row: norms, activations, gathering.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "cuda/activate.h"
 #include "cuda/four.h"
 
-enum { NORM_THREADS = 512, ROPE_THREADS = 128, ACT_THREADS = 256 };
+enum { NORM_THREADS = 512, ACT_THREADS = 256 };
 
 /* ---- norm: a block for a row --------------------------------------------------------------------------------------------- */
 
@@ -60,32 +60,6 @@ cudaError_t pl_cuda_norm(cudaStream_t s, bool layer, struct pl_cuda_mat out, str
         LAUNCH((norm_kernel<true>), x.rows, NORM_THREADS, 0, s, j);
     else
         LAUNCH((norm_kernel<false>), x.rows, NORM_THREADS, 0, s, j);
-    return cudaGetLastError();
-}
-
-/* ---- rope: a block for a row --------------------------------------------------------------------------------------------- */
-
-static __global__ void rope_kernel(bool halves, pl_cuda_mat x, uint32_t head_dim, uint32_t n_dims, const float *freq, const uint32_t *pos)
-{
-    SHARED_DYNAMIC(float, cosines); /* n_dims / 2, then as many sines */
-    const uint32_t n = n_dims / 2, pairs = x.cols / head_dim * n;
-    float *const sines = cosines + n, *const row = x.p + blockIdx.x * x.stride;
-    const float at = static_cast<float>(pos[blockIdx.x]);
-    for (uint32_t i = threadIdx.x; i < n; i += ROPE_THREADS)
-        sincosf(at * freq[i], &sines[i], &cosines[i]);
-    __syncthreads();
-    for (uint32_t k = threadIdx.x; k < pairs; k += ROPE_THREADS) {
-        const uint32_t i = k % n;
-        float *const head = row + k / n * head_dim, *const a = halves ? head + i : head + 2 * i, *const b = halves ? a + n : a + 1;
-        const float va = *a, vb = *b;
-        *a = fmaf(va, cosines[i], -__fmul_rn(vb, sines[i]));
-        *b = fmaf(va, sines[i], __fmul_rn(vb, cosines[i]));
-    }
-}
-
-cudaError_t pl_cuda_rope(cudaStream_t s, bool halves, struct pl_cuda_mat x, uint32_t head_dim, uint32_t n_dims, const float *freq, const uint32_t *pos)
-{
-    LAUNCH(rope_kernel, x.rows, ROPE_THREADS, n_dims * sizeof(float), s, halves, x, head_dim, n_dims, freq, pos);
     return cudaGetLastError();
 }
 

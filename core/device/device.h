@@ -148,6 +148,13 @@ typedef enum { PL_NORM_RMS, PL_NORM_LAYER } pl_norm_kind;
 typedef enum { PL_ROPE_NONE, PL_ROPE_INTERLEAVED /* pairs (2i, 2i+1) */, PL_ROPE_HALVES /* pairs (i, i + n/2) */ } pl_rope_kind;
 typedef enum { PL_ACT_SILU, PL_ACT_GELU_TANH } pl_act_kind;
 
+/* How the heads of a layer are rotated by their token's position: their first n_dims elements, in pairs, pair i by the angle pos[t] * freq[i]. */
+struct pl_rotation {
+    pl_rope_kind kind; /* NONE: not at all */
+    uint32_t n_dims;
+    pl_view freq; /* [1, n_dims / 2]; base, linear scaling and frequency factors are in it */
+};
+
 /* What ranks tell each other of their devices, before they compute side by side. */
 struct pl_device_id {
     char name[96];
@@ -244,12 +251,9 @@ struct pl_device_ops {
     /* out[r] (+)= what use u makes of x[r], for each row r of each use; other rows are not touched. Without add, outputs that
      * no part is for become 0. */
     pl_status (*lora)(struct pl_device *dev, pl_view out, pl_view x, const struct pl_lora_use *uses, size_t n_uses, bool add);
-    /* Rotates the first n_dims of each head of x[T, n_heads * D] in place, by angle pos[t] * freq[i];
-     * freq is [1, n_dims / 2] (base, linear scaling and frequency factors already in it). */
-    pl_status (*rope)(struct pl_device *dev, pl_rope_kind kind, pl_view x, uint32_t head_dim, uint32_t n_dims, pl_view freq,
-                      const uint32_t *pos);
-    /* Writes k, v [T, G * D] of a layer to the batch's slots. */
-    pl_status (*kv_write)(struct pl_device *dev, struct pl_kvdev *kv, uint32_t layer, pl_view k, pl_view v,
+    /* Rotates q[T, H * D] in place, and writes k, rotated too, and v [T, G * D] of a layer to the batch's slots. What k holds afterwards is not
+     * said. r NULL or of kind NONE: nothing is rotated, and q is not looked at. */
+    pl_status (*kv_write)(struct pl_device *dev, struct pl_kvdev *kv, uint32_t layer, const struct pl_rotation *r, pl_view q, pl_view k, pl_view v,
                           const struct pl_batch *b);
     /* out[T, H * D] = causal softmax(q · Kᵀ * scale) · V for each token over its own sequence's pages (positions
      * 0 .. pos[t]); query head h reads key/value head h / (H / G). Online soft-max, no T × T matrix. */

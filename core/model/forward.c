@@ -105,11 +105,8 @@ static pl_status attention(struct pl_model *m, uint32_t layer, struct pl_kvdev *
     STEP(norm, s->norm, h, x, l->attn_norm, l->attn_norm_b, s->norm_eps);
     STEP(matmul, qkv, h, l->qkv, l->qkv_b, false);
     ADAPT(layer, PL_PRODUCT_QKV, qkv, h);
-    if (s->rope != PL_ROPE_NONE) {
-        const pl_view qk = pl_view_cols(qkv, 0, Q + K); /* one after the other: rotated together */
-        STEP(rope, s->rope, qk, D, s->rope_dims, m->top.rope_freq, b->pos);
-    }
-    STEP(kv_write, kv, layer, k, v, b);
+    const struct pl_rotation r = {s->rope, s->rope_dims, m->top.rope_freq};
+    STEP(kv_write, kv, layer, &r, q, k, v, b);
     if (b->n_rows == 0 && layer + 1 == s->n_layers)
         return PL_OK; /* nobody reads what follows */
     if (layer + 1 < s->n_layers && (m->part.size == 1 || m->part.sums))

@@ -85,7 +85,7 @@ static void fill_cache(struct world *w)
     for (uint32_t i = 0; i < CONTEXT; i++)
         w->slot[i] = i;
     const pl_view k = new_view(w->dev, CONTEXT, G * D), v = new_view(w->dev, CONTEXT, G * D);
-    must(w->dev->ops->kv_write(w->dev, w->kv, 0, k, v, &(struct pl_batch){.n_tokens = CONTEXT, .slot = w->slot}));
+    must(w->dev->ops->kv_write(w->dev, w->kv, 0, NULL, pl_view_none(), k, v, &(struct pl_batch){.n_tokens = CONTEXT, .slot = w->slot}));
     w->dev->ops->buf_free(w->dev, k.buf), w->dev->ops->buf_free(w->dev, v.buf);
 }
 

@@ -117,9 +117,9 @@ static void free_view(struct machine *m, pl_view v)
 
 struct row {
     enum { MATMUL, MATMUL_GLU, NORM, ROPE, ACT, EMBED, GATHER, ATTN } op;
-    int kind;        /* dtype, norm, rope or activation */
-    uint32_t T, N, K; /* tokens, outputs, inputs; attention: query heads, kv heads, head width */
-    bool extra;      /* bias and residual; bias of a norm; accumulate; a second part of another type */
+    int kind;        /* dtype, norm, rope (and a cache's dtype) or activation */
+    uint32_t T, N, K; /* tokens, outputs, inputs; attention, rope: query heads, kv heads, head width */
+    bool extra;      /* bias and residual; bias of a norm; accumulate; a second part of another type; half of each head */
     double tolerance;
     const uint32_t *ctx; /* attention: contexts of the sequences, 0 ends; the last one's T newest tokens are queries */
 };
@@ -203,20 +203,15 @@ static size_t run_matmul_glu(struct machine *m, const struct row *r, float *out)
 static size_t run_rows(struct machine *m, const struct row *r, float *out)
 {
     const struct pl_device_ops *ops = m->dev->ops;
-    uint32_t n_out = r->op == GATHER ? (r->T + 1) / 2 : r->T, pos[512], rows[512];
+    uint32_t n_out = r->op == GATHER ? (r->T + 1) / 2 : r->T, rows[512];
     float *x = fill((size_t)r->T * r->N), *gain = fill(r->N), *bias = fill(r->N);
     pl_view vx = new_view(m, r->T, r->N, r->N + 7, x), vo = new_view(m, n_out, r->N, r->N, NULL), result = vo;
     pl_view vg = new_view(m, 1, r->N, r->N, gain), vb = new_view(m, 1, r->N, r->N, bias);
     for (uint32_t t = 0; t < r->T; t++)
-        pos[t] = t * 37 % 4000, rows[t / 2] = t / 2 * 2;
-    for (uint32_t i = 0; r->op == ROPE && i < r->K / 2; i++)
-        gain[i] = powf(10000, -2.0f * (float)i / (float)r->K);
-    if (r->op == ROPE)
-        must(ops->put(m->dev, vg.buf, 0, gain, r->K / 2));
+        rows[t / 2] = t / 2 * 2;
     must(ops->step_begin(m->dev, NULL));
     switch (r->op) {
     case NORM: must(ops->norm(m->dev, (pl_norm_kind)r->kind, vo, vx, vg, r->extra ? vb : pl_view_none(), 1e-5f)); break;
-    case ROPE: must(ops->rope(m->dev, (pl_rope_kind)r->kind, result = vx, r->K, r->K, pl_view_cols(vg, 0, r->K / 2), pos)); break;
     case ACT: must(ops->act(m->dev, (pl_act_kind)r->kind, result = vx)); break;
     default: must(ops->gather(m->dev, vo, vx, rows));
     }
@@ -311,7 +306,7 @@ static size_t run_attn_of(struct machine *m, const struct row *r, int only, floa
             }
             struct pl_batch b = {.n_tokens = c, .pos = one_pos, .slot = one_slot};
             pl_view vk = new_view(m, c, G * D, G * D, k), vv = new_view(m, c, G * D, G * D, v);
-            must(ops->kv_write(m->dev, kv, 1, vk, vv, &b));
+            must(ops->kv_write(m->dev, kv, 1, NULL, pl_view_none(), vk, vv, &b));
             free_view(m, vk), free_view(m, vv), free(k), free(v);
         }
         if (only >= 0 && (uint32_t)only != s)
@@ -337,16 +332,67 @@ static size_t run_attn_of(struct machine *m, const struct row *r, int only, floa
     return (size_t)T * H * D;
 }
 
+/* Turned queries, then what they find when they attend to the keys and values that were written with them. joined: all by one operation; else keys
+ * are turned as queries are, and then written. */
+static size_t run_rope(struct machine *m, const struct row *r, bool joined, float *out)
+{
+    enum { LAYER = 1, MOST = 64, PAGES = 5 };
+    const struct pl_device_ops *ops = m->dev->ops;
+    const uint32_t T = r->T, G = r->K >> 16, D = r->K & 0xffff, Q = r->N * D, K = G * D, n_dims = r->extra ? D / 2 : D;
+    uint32_t at[MOST], pos[MOST], slot[MOST], q_start[] = {0, T}, page_start[] = {0, 2}, pages[] = {3, 1};
+    const struct pl_kv_shape shape = {LAYER + 1, G, D, PL_KV_PAGE, PAGES, (pl_dtype)(r->kind >> 8)};
+    struct pl_kvdev *kv;
+    float *qkv = fill((size_t)T * (Q + 2 * K)), *freq = fill(n_dims / 2);
+    for (uint32_t t = 0; t < T; t++) {
+        at[t] = t * 37 % 4000;
+        pos[t] = t;
+        slot[t] = pages[t / PL_KV_PAGE] * PL_KV_PAGE + t % PL_KV_PAGE;
+    }
+    for (uint32_t i = 0; i < n_dims / 2; i++)
+        freq[i] = powf(10000, -2.0f * (float)i / (float)n_dims);
+    const struct pl_batch write = {.n_tokens = T, .pos = at, .slot = slot};
+    const struct pl_batch read = {.n_tokens = T, .n_seqs = 1, .pos = pos, .slot = slot, .q_start = q_start, .ctx = &T, .page_start = page_start,
+                                  .pages = pages};
+    pl_view all = new_view(m, T, Q + 2 * K, Q + 2 * K + 7, qkv), vf = new_view(m, 1, n_dims / 2, n_dims / 2, freq), vo = new_view(m, T, Q, Q, NULL);
+    const pl_view q = pl_view_cols(all, 0, Q), k = pl_view_cols(all, Q, K), v = pl_view_cols(all, Q + K, K);
+    const struct pl_rotation rope = {(pl_rope_kind)(r->kind & 0xff), n_dims, vf};
+    must(ops->kv_new(m->dev, &shape, &kv));
+    must(ops->step_begin(m->dev, NULL));
+    if (!joined) {
+        const pl_view spare = new_view(m, T, K, K, qkv);
+        must(ops->kv_write(m->dev, kv, LAYER, &rope, k, spare, v, &write));
+        must(ops->kv_write(m->dev, kv, LAYER, &rope, q, spare, v, &write));
+        free_view(m, spare);
+        must(ops->kv_write(m->dev, kv, LAYER, NULL, pl_view_none(), k, v, &write));
+    } else {
+        must(ops->kv_write(m->dev, kv, LAYER, &rope, q, k, v, &write));
+    }
+    must(ops->attn(m->dev, vo, q, kv, LAYER, 1 / sqrtf((float)D), &read));
+    must(ops->step_end(m->dev));
+    read_view(m, q, out);
+    read_view(m, vo, out + (size_t)T * Q);
+    free_view(m, all), free_view(m, vf), free_view(m, vo);
+    ops->kv_free(m->dev, kv);
+    free(qkv), free(freq);
+    return (size_t)2 * T * Q;
+}
+
+static uint64_t seed_of(const struct row *r)
+{
+    return 12345 + (uint64_t)r->op * 1000 + r->T * 10 + r->N;
+}
+
 static size_t run(struct machine *m, const struct row *r, float *out)
 {
     if (device_is_cuda(m->name))
         emulated_reverse(m->reverse);
-    seed = 12345 + (uint64_t)r->op * 1000 + r->T * 10 + r->N;
+    seed = seed_of(r);
     switch (r->op) {
     case MATMUL: return run_matmul(m, r, out);
     case MATMUL_GLU: return run_matmul_glu(m, r, out);
     case EMBED: return run_embed(m, r, out);
     case ATTN: return run_attn_of(m, r, -1, out);
+    case ROPE: return run_rope(m, r, true, out);
     default: return run_rows(m, r, out);
     }
 }
@@ -354,6 +400,7 @@ static size_t run(struct machine *m, const struct row *r, float *out)
 /* ---- the table --------------------------------------------------------------------------------------------------------- */
 
 #define GD(g, d) ((g) << 16 | (d))
+#define CACHED(rope, type) ((rope) | (type) << 8)
 static const uint32_t ctx_short[] = {1, 31, 32, 33, 5, 0}, ctx_long[] = {300, 700, 257, 40, 0}, ctx_one[] = {700, 0}, ctx_edge[] = {257, 0};
 
 /* F16: the same; weights to 15 bits, and to 9 where 256 of them are equal */
@@ -364,8 +411,6 @@ static const uint32_t ctx_short[] = {1, 31, 32, 33, 5, 0}, ctx_long[] = {300, 70
 static const struct row fixed[] = {
     {NORM, PL_NORM_RMS, 5, 576, 0, false, 1e-11, NULL},  {NORM, PL_NORM_LAYER, 33, 100, 0, true, 1e-11, NULL},
     {NORM, PL_NORM_LAYER, 2, 48, 0, false, 1e-11, NULL}, {NORM, PL_NORM_LAYER, 3, 2112, 0, true, 1e-11, NULL},
-    {ROPE, PL_ROPE_INTERLEAVED, 20, 192, 64, false, 1e-11, NULL},
-    {ROPE, PL_ROPE_HALVES, 3, 80, 16, false, 1e-11, NULL},
     {MATMUL_GLU, PL_F32, 7, 37, 67, true, 1e-9, NULL},   {MATMUL_GLU, PL_Q4_1, 40, 1536, 96, false, 1e-9, NULL},
     {MATMUL_GLU, PL_Q4_1, 131, 80, 576, true, 1e-9, NULL}, {MATMUL_GLU, PL_Q6_K, 1, 64, 256, true, 1e-9, NULL},
     {ACT, PL_ACT_SILU, 1, 33, 0, false, 1e-11, NULL},    {ACT, PL_ACT_GELU_TANH, 9, 300, 0, false, 1e-11, NULL},
@@ -387,6 +432,13 @@ static const struct row fixed[] = {
     {ATTN, PL_F8, 5, 9, GD(3, 64), false, 1e-10, ctx_short}, {ATTN, PL_F8, 17, 6, GD(2, 80), false, 1e-10, ctx_long},
     {ATTN, PL_F8, 1, 16, GD(1, 256), false, 1e-10, ctx_one}, {ATTN, PL_F8, 3, 2, GD(1, 24), false, 1e-10, ctx_short},
     {ATTN, PL_BF16, 1, 4, GD(2, 32), false, 1e-10, ctx_edge},
+    {ROPE, CACHED(PL_ROPE_INTERLEAVED, PL_F32), 20, 6, GD(3, 64), false, 1e-11, NULL},
+    {ROPE, CACHED(PL_ROPE_HALVES, PL_F32), 3, 5, GD(1, 16), false, 1e-11, NULL},
+    {ROPE, CACHED(PL_ROPE_INTERLEAVED, PL_F32), 33, 16, GD(1, 256), true, 1e-11, NULL},
+    {ROPE, CACHED(PL_ROPE_INTERLEAVED, PL_BF16), 1, 8, GD(2, 128), false, 1e-10, NULL},
+    {ROPE, CACHED(PL_ROPE_HALVES, PL_F16), 40, 4, GD(4, 80), true, ROUNDED16, NULL},
+    {ROPE, CACHED(PL_ROPE_HALVES, PL_Q8_0), 17, 9, GD(3, 64), false, ROUNDED, NULL},
+    {ROPE, CACHED(PL_ROPE_INTERLEAVED, PL_Q8_0), 5, 2, GD(1, 24), true, ROUNDED, NULL},
     /* few rows of gates and their like, fused; rows whose lanes have several pieces and some that are left over */
     {MATMUL_GLU, PL_Q4_K, 3, 40, 512, false, 1e-9, NULL}, {MATMUL_GLU, PL_BF16, 1, 37, 2216, false, 1e-9, NULL},
     {MATMUL_GLU, PL_F16, 3, 41, 1064, false, 1e-9, NULL}, {MATMUL_GLU, PL_F32, 21, 9, 1100, false, 1e-9, NULL},
@@ -454,7 +506,7 @@ static void invariant(struct machine *m, struct machine *other, const char *isa,
     check(memcmp(a, b, n * sizeof *a) == 0, isa, r, "differs with the number or order of threads", 0);
     if (r->op == ATTN && r->ctx[1] != 0) {
         size_t width = (size_t)r->N * (r->K & 0xffff);
-        seed = 12345 + (uint64_t)r->op * 1000 + r->T * 10 + r->N;
+        seed = seed_of(r);
         run_attn_of(m, r, 1, b);
         check(memcmp(a + width, b, width * sizeof *a) == 0, isa, r, "differs alone", 0);
     }
@@ -541,7 +593,7 @@ static void nan_in_attn(struct machine *m, const char *isa, pl_dtype t)
         for (size_t i = 0; bad > 0 && i < G * D; i++)
             (bad == 1 ? v : k)[(size_t)BAD * G * D + i] = NAN;
         pl_view vk = new_view(m, T, G * D, G * D, k), vv = new_view(m, T, G * D, G * D, v);
-        must(ops->kv_write(m->dev, kv, 0, vk, vv, &batch));
+        must(ops->kv_write(m->dev, kv, 0, NULL, pl_view_none(), vk, vv, &batch));
         must(ops->attn(m->dev, vo, vq, kv, 0, 0.2f, &batch));
         read_view(m, vo, bad ? b : a);
         free_view(m, vk), free_view(m, vv);
@@ -580,7 +632,7 @@ static void copied_page(struct machine *m, const char *isa, pl_dtype t)
         for (uint32_t layer = 0; layer < L; layer++) {
             const size_t at = ((size_t)layer * T + from) * G * D;
             pl_view vk = new_view(m, T - from, G * D, G * D, k + at), vv = new_view(m, T - from, G * D, G * D, v + at);
-            must(ops->kv_write(m->dev, kv, layer, vk, vv, copied ? &rest : &all));
+            must(ops->kv_write(m->dev, kv, layer, NULL, pl_view_none(), vk, vv, copied ? &rest : &all));
             free_view(m, vk), free_view(m, vv);
         }
         for (uint32_t layer = 0; layer < L; layer++) {
@@ -596,6 +648,28 @@ static void copied_page(struct machine *m, const char *isa, pl_dtype t)
     free_view(m, vq), free_view(m, vo);
     ops->kv_free(m->dev, kv);
     free(q), free(k), free(v);
+}
+
+/* What turns and writes at once gives the bits of the two by themselves. */
+static void turned_keys(struct machine *m, const char *isa, pl_rope_kind kind, pl_dtype t, bool part)
+{
+    const struct row rows[] = {{ROPE, CACHED(kind, t), 1, 4, GD(2, 64), part, 0, NULL}, {ROPE, CACHED(kind, t), 50, 3, GD(1, 40), part, 0, NULL}};
+    for (size_t i = 0; i < PL_COUNT_OF(rows); i++) {
+        const size_t n = run(m, &rows[i], a);
+        seed = seed_of(&rows[i]);
+        run_rope(m, &rows[i], false, b);
+        check(memcmp(a, b, n * sizeof *a) == 0, isa, &rows[i], "differs from turning and writing by themselves", 0);
+    }
+}
+
+static void turned(struct machine *m, const char *isa)
+{
+    static const pl_dtype types[] = {PL_F32, PL_F16, PL_BF16, PL_Q8_0, PL_F8};
+    for (size_t t = 0; t < PL_COUNT_OF(types); t++)
+        for (int part = 0; part < 2 && (types[t] != PL_F8 || device_is_cuda(isa)); part++) {
+            turned_keys(m, isa, PL_ROPE_INTERLEAVED, types[t], part);
+            turned_keys(m, isa, PL_ROPE_HALVES, types[t], part);
+        }
 }
 
 static void copies(struct machine *m, const char *isa)
@@ -626,7 +700,7 @@ static void reference(struct machine *ref, pl_dtype t)
     void *data[2];
     size_t bytes = row_stride(t, r.K);
     run(ref, &r, a);
-    seed = 12345 + (uint64_t)r.op * 1000 + r.T * 10 + r.N;
+    seed = seed_of(&r);
     float *x = fill((size_t)r.T * r.K), *row = malloc(r.K * sizeof *row);
     free(fill(r.N)), free(fill((size_t)r.T * r.N));
     struct pl_weight *w = new_weight(ref, &r, data);
@@ -684,6 +758,7 @@ int main(int argc, char **argv)
     if (only == NULL) {
         nans(&ref, "ref");
         copies(&ref, "ref");
+        turned(&ref, "ref");
         cache_types(&ref);
     }
     ops_sample(only, &passed, &failed, &skipped);
@@ -709,6 +784,7 @@ int main(int argc, char **argv)
             }
         nans(&m, isas[i]);
         copies(&m, isas[i]);
+        turned(&m, isas[i]);
         machine_close(&m), machine_close(&one);
     }
     machine_close(&ref);

@@ -181,6 +181,7 @@ static void rope_row(const struct row_job *j, uint32_t r)
 {
     const float *cos = j->cpu->rope_cos + (size_t)r * (j->n_dims / 2), *sin = j->cpu->rope_sin + (size_t)r * (j->n_dims / 2);
     j->cpu->k->rope(j->rope, pl_cpu_row(j->x, r), j->x.cols / j->head_dim, j->head_dim, j->n_dims, cos, sin);
+    j->cpu->k->rope(j->rope, pl_cpu_row(j->out, r), j->out.cols / j->head_dim, j->head_dim, j->n_dims, cos, sin);
 }
 
 static void angle_row(const struct row_job *j, uint32_t r)
@@ -193,12 +194,12 @@ static void angle_row(const struct row_job *j, uint32_t r)
     }
 }
 
-static pl_status rope(struct pl_device *dev, pl_rope_kind kind, pl_view x, uint32_t head_dim, uint32_t n_dims, pl_view freq,
-                      const uint32_t *pos)
+pl_status pl_cpu_rotate(struct pl_cpu *cpu, const struct pl_rotation *how, pl_view q, pl_view k, uint32_t head_dim, const uint32_t *pos)
 {
-    struct pl_cpu *cpu = pl_cpu_of(dev);
-    struct row_job j = {.cpu = cpu, .x = x, .gain = freq, .rope = kind, .head_dim = head_dim, .n_dims = n_dims, .idx = pos};
-    size_t n = (size_t)x.rows * (n_dims / 2), cap = cpu->rope_cap;
+    const pl_view freq = how->freq;
+    const uint32_t n_dims = how->n_dims;
+    struct row_job j = {.cpu = cpu, .x = q, .out = k, .gain = freq, .rope = how->kind, .head_dim = head_dim, .n_dims = n_dims, .idx = pos};
+    size_t n = (size_t)q.rows * (n_dims / 2), cap = cpu->rope_cap;
     if (pl_cpu_grow(&cpu->rope_cos, &cap, n) != PL_OK || pl_cpu_grow(&cpu->rope_sin, &cpu->rope_cap, n) != PL_OK)
         return PL_ENOMEM;
     if (cpu->rope_freq != pl_cpu_row(freq, 0) || cpu->rope_pos != pos) {
@@ -208,7 +209,7 @@ static pl_status rope(struct pl_device *dev, pl_rope_kind kind, pl_view x, uint3
         cpu->rope_pos = pos;
     }
     j.row = rope_row;
-    x.buf->n_quantized = 0;
+    q.buf->n_quantized = k.buf->n_quantized = 0;
     return run_rows(&j);
 }
 
@@ -277,7 +278,7 @@ static void attach(struct pl_device *dev)
         .kv_bytes = pl_cpu_kv_bytes, .kv_new = pl_cpu_kv_new, .kv_free = pl_cpu_kv_free, .kv_copy = pl_cpu_kv_copy,   \
         .kv_prepare = pl_cpu_kv_prepare,                                                                              \
         .step_begin = step_begin, .step_end = step_end, .embed = pl_cpu_embed, .norm = norm, .matmul = pl_cpu_matmul, \
-        .matmul_glu = pl_cpu_matmul_glu, .rope = rope,                                                                \
+        .matmul_glu = pl_cpu_matmul_glu,                                                                              \
         .kv_write = pl_cpu_kv_write, .attn = pl_cpu_attn_op, .act = act, .gather = gather,                            \
         .lora_new = pl_cpu_lora_new, .lora_free = pl_cpu_lora_free, .lora = pl_cpu_lora,                              \
         .train = &pl_cpu_train_ops                                                                                    \

@@ -204,9 +204,13 @@ static void kv_item(void *arg, size_t item, unsigned worker)
         write_token(j, t);
 }
 
-pl_status pl_cpu_kv_write(struct pl_device *dev, struct pl_kvdev *kv, uint32_t layer, pl_view k, pl_view v,
+pl_status pl_cpu_kv_write(struct pl_device *dev, struct pl_kvdev *kv, uint32_t layer, const struct pl_rotation *r, pl_view q, pl_view k, pl_view v,
                           const struct pl_batch *b)
 {
+    const bool turn = r != NULL && r->kind != PL_ROPE_NONE;
+    const pl_status rotated = turn ? pl_cpu_rotate(pl_cpu_of(dev), r, q, k, kv->shape.head_dim, b->pos) : PL_OK;
+    if (rotated != PL_OK)
+        return rotated;
     struct pl_pool *pool = pl_cpu_of(dev)->pool;
     const uint32_t share = b->n_tokens / (ITEMS_PER_WORKER * pl_pool_size(pool));
     struct kv_job j = {pl_cpu_of(dev)->k, kv, layer, k, v, b, share < 1 ? 1 : share < MOST_TOKENS ? share : MOST_TOKENS};
