@@ -17,8 +17,8 @@
 
 namespace {
 
-constexpr unsigned QUERIES = 16, SPAN = PL_CUDA_SPAN, MAX_WARPS = 4;
-constexpr unsigned PAGE_TILES = PL_CUDA_PAGE / 8 /* of 8 positions */, SPAN_TILES = SPAN / 8, SPAN_STEPS = SPAN / 16;
+constexpr unsigned QUERIES = 16, SPAN = PL_CUDA_SPAN, MAX_WARPS = 4, MAX_DIM = 256;
+constexpr unsigned PAGE_TILES = PL_CUDA_PAGE / 8 /* of 8 positions */, SPAN_TILES = SPAN / 8, SPAN_STEPS = SPAN / 16, SPAN_PAGES = SPAN / PL_CUDA_PAGE;
 
 struct job {
     pl_cuda_mat out, q;
@@ -143,6 +143,7 @@ struct tile {
     uint32_t end[2];                  /* positions that each of the lane's queries sees; 0 = no such query */
     float factor[2];                  /* of its scores */
     const uint32_t *pages;
+    uint32_t page;                    /* of the span's pages, one in each of the first lanes */
     uint4 *scores; /* shared: this lane's, WARP apart */
     uint32_t *q;   /* shared: high halves [QUERIES][pitch], then low ones */
     uint32_t pitch;
@@ -172,38 +173,56 @@ __device__ __forceinline__ size_t column_of(const tile &it, const job &j, uint32
     return static_cast<size_t>(it.head * j.per_kv + query % j.per_kv) * j.kv.head_dim;
 }
 
-/* Writes the queries' halves to shared memory, each row divided by the power of two that makes its largest element 1 … 2. */
+/* Writes the queries' halves to shared memory, each row divided by the power of two that makes its largest element 1 … 2. Several rows are on
+ * their way at once: one after the other would cost as many times the memory's latency. */
 template <bool BF16> __device__ __forceinline__ void put_queries(tile &it, const job &j)
 {
+    constexpr unsigned ROWS = 4, EACH = MAX_DIM / WARP;
     unsigned short *q = reinterpret_cast<unsigned short *>(it.q);
     const unsigned lane = threadIdx.x % WARP, D = j.kv.head_dim, padded = (D + 31) / 32 * 32;
 #pragma unroll 1
-    for (uint32_t i = 0; i < QUERIES; i++) {
-        const bool there = i < it.n_queries;
-        const float *from = j.q.p + token_of(it, j, there ? i : 0) * j.q.stride + column_of(it, j, there ? i : 0);
-        float most = 0;
-#pragma unroll 1
-        for (unsigned d = lane; d < D; d += WARP)
-            most = fmaxf(most, there ? fabsf(from[d]) : 0.f);
-        most = warp_max(most);
-        const int exponent = most >= 1e-30f && most <= 1e30f ? static_cast<int>(__float_as_uint(most) >> 23) - 127 : 0;
-        const float down = __uint_as_float(static_cast<unsigned>(127 - exponent) << 23), up = __uint_as_float(static_cast<unsigned>(127 + exponent) << 23);
-        if (i == it.g)
-            it.factor[0] = __fmul_rn(j.scale, up);
-        if (i == it.g + 8)
-            it.factor[1] = __fmul_rn(j.scale, up);
-#pragma unroll 1
-        for (unsigned d = lane; d < padded; d += WARP) {
-            uint32_t high, low;
-            split<BF16>(there && d < D ? __fmul_rn(from[d], down) : 0.f, 0.f, high, low);
-            q[i * it.pitch * 2 + d] = static_cast<unsigned short>(high);
-            q[(QUERIES + i) * it.pitch * 2 + d] = static_cast<unsigned short>(low);
+    for (uint32_t first = 0; first < QUERIES; first += ROWS) {
+        float x[ROWS][EACH], down[ROWS];
+#pragma unroll
+        for (unsigned r = 0; r < ROWS; r++) {
+            const bool there = first + r < it.n_queries;
+            const float *from = j.q.p + token_of(it, j, there ? first + r : 0) * j.q.stride + column_of(it, j, there ? first + r : 0) + lane;
+#pragma unroll
+            for (unsigned i = 0; i < EACH; i++)
+                x[r][i] = there && i * WARP + lane < D ? from[i * WARP] : 0.f;
         }
+#pragma unroll
+        for (unsigned r = 0; r < ROWS; r++) {
+            float most = 0;
+#pragma unroll
+            for (unsigned i = 0; i < EACH; i++)
+                most = fmaxf(most, fabsf(x[r][i]));
+            most = warp_max(most);
+            const int exponent = most >= 1e-30f && most <= 1e30f ? static_cast<int>(__float_as_uint(most) >> 23) - 127 : 0;
+            const float up = __uint_as_float(static_cast<unsigned>(127 + exponent) << 23);
+            down[r] = __uint_as_float(static_cast<unsigned>(127 - exponent) << 23);
+            if (first + r == it.g)
+                it.factor[0] = __fmul_rn(j.scale, up);
+            if (first + r == it.g + 8)
+                it.factor[1] = __fmul_rn(j.scale, up);
+        }
+#pragma unroll
+        for (unsigned r = 0; r < ROWS; r++)
+#pragma unroll
+            for (unsigned i = 0; i < EACH; i++) {
+                const unsigned d = i * WARP + lane;
+                uint32_t high, low;
+                if (d >= padded)
+                    break;
+                split<BF16>(__fmul_rn(x[r][i], down[r]), 0.f, high, low);
+                q[(first + r) * it.pitch * 2 + d] = static_cast<unsigned short>(high);
+                q[(QUERIES + first + r) * it.pitch * 2 + d] = static_cast<unsigned short>(low);
+            }
     }
     __syncwarp();
 }
 
-template <bool BF16> __device__ __forceinline__ tile open_tile(const job &j, uint32_t number, uint32_t head, uint32_t *shared)
+__device__ __forceinline__ tile open_tile(const job &j, uint32_t number, uint32_t head, uint32_t *shared)
 {
     const pl_cuda_attn_tile from = j.tiles[number];
     const unsigned lane = threadIdx.x % WARP;
@@ -220,14 +239,21 @@ template <bool BF16> __device__ __forceinline__ tile open_tile(const job &j, uin
     it.scores = reinterpret_cast<uint4 *>(shared) + lane;
     it.q = shared + SCORES;
     it.pitch = pitch_of(j.kv.head_dim);
-    put_queries<BF16>(it, j);
     return it;
 }
 
-/* This head's share of the page that has a position */
+/* Learns which pages a span has: asked for one by one, each would cost the memory's latency before its keys and values can be asked for. */
+__device__ __forceinline__ void enter_span(tile &it, uint32_t span)
+{
+    const uint32_t position = span * SPAN + threadIdx.x % SPAN_PAGES * PL_CUDA_PAGE;
+    it.page = position < it.limit ? it.pages[position / PL_CUDA_PAGE] : 0;
+}
+
+/* This head's share of the page that has a position of the span. For all lanes at once. */
 __device__ __forceinline__ const uint8_t *page_of(const tile &it, const job &j, uint32_t position)
 {
-    return j.kv.data + j.layer * j.kv.layer_bytes + it.pages[position / PL_CUDA_PAGE] * j.kv.page_bytes + static_cast<size_t>(it.head) * j.kv.head_bytes;
+    const uint32_t page = __shfl_sync(ALL_LANES, it.page, static_cast<int>(position / PL_CUDA_PAGE % SPAN_PAGES));
+    return j.kv.data + j.layer * j.kv.layer_bytes + page * j.kv.page_bytes + static_cast<size_t>(it.head) * j.kv.head_bytes;
 }
 
 /* What a span gives, for the lane's two queries */
@@ -236,16 +262,18 @@ struct softmax {
 };
 
 /* A part of the keys of a page: elements d … d + 7 of positions 8 i + g. Nothing is read behind the context or the head. */
-template <int TYPE> struct keys {
+template <int TYPE> struct page_keys {
     eight<TYPE> k[PAGE_TILES];
 };
 
-template <int TYPE> __device__ __forceinline__ keys<TYPE> load_keys(const tile &it, const job &j, uint32_t first, uint32_t d)
+template <int TYPE> __device__ __forceinline__ page_keys<TYPE> load_page(const tile &it, const job &j, uint32_t first, uint32_t d)
 {
-    keys<TYPE> k = {};
-    if (first >= it.limit || d >= j.kv.head_dim)
+    page_keys<TYPE> k = {};
+    if (first >= it.limit)
         return k;
     const uint8_t *head = page_of(it, j, first);
+    if (d >= j.kv.head_dim)
+        return k;
 #pragma unroll
     for (unsigned i = 0; i < PAGE_TILES; i++)
         if (first + i * 8 + it.g < it.limit)
@@ -253,45 +281,71 @@ template <int TYPE> __device__ __forceinline__ keys<TYPE> load_keys(const tile &
     return k;
 }
 
-/* c[i][e] += the part's products, for query g + e / 2 * 8 and position 8 i + 2 t + e % 2 of the page */
-template <int TYPE> __device__ __forceinline__ void multiply_keys(float (*c)[4], const tile &it, const keys<TYPE> &k, uint32_t d)
+/* Of PAGES pages at once: what a warp has under way while it multiplies the part before. */
+template <int TYPE, unsigned PAGES> struct keys {
+    page_keys<TYPE> page[PAGES];
+
+    __device__ __forceinline__ void load(const tile &it, const job &j, uint32_t first, uint32_t d)
+    {
+#pragma unroll
+        for (unsigned p = 0; p < PAGES; p++)
+            page[p] = load_page<TYPE>(it, j, first + p * PL_CUDA_PAGE, d);
+    }
+};
+
+/* A part of the queries g and g + 8, as the tensor cores take them */
+struct query_part {
+    uint32_t high[2][4], low[2][4];
+};
+
+__device__ __forceinline__ query_part load_queries(const tile &it, uint32_t d)
 {
     uint4 rows[4]; /* high halves of queries g and g + 8, low halves */
 #pragma unroll
     for (unsigned i = 0; i < 4; i++)
         rows[i] = *reinterpret_cast<const uint4 *>(it.q + (i / 2 * QUERIES + i % 2 * 8 + it.g) * it.pitch + d / 2);
-    const uint32_t high[2][4] = {{rows[0].x, rows[1].x, rows[0].y, rows[1].y}, {rows[0].z, rows[1].z, rows[0].w, rows[1].w}};
-    const uint32_t low[2][4] = {{rows[2].x, rows[3].x, rows[2].y, rows[3].y}, {rows[2].z, rows[3].z, rows[2].w, rows[3].w}};
+    return {{{rows[0].x, rows[1].x, rows[0].y, rows[1].y}, {rows[0].z, rows[1].z, rows[0].w, rows[1].w}},
+            {{rows[2].x, rows[3].x, rows[2].y, rows[3].y}, {rows[2].z, rows[3].z, rows[2].w, rows[3].w}}};
+}
+
+/* c[i][e] += the part's products, for query g + e / 2 * 8 and position 8 i + 2 t + e % 2 of the page */
+template <int TYPE> __device__ __forceinline__ void multiply_keys(float (*c)[4], const query_part &q, const page_keys<TYPE> &k)
+{
 #pragma unroll
     for (unsigned i = 0; i < PAGE_TILES * 2; i++) {
         const eight<TYPE> &e = k.k[i / 2];
-        multiply<TYPE>(c[i / 2], high[i % 2], low[i % 2], e.high + 2 * (i % 2), e.low + (kv_type<TYPE>::wide ? 2 * (i % 2) : 0));
+        multiply<TYPE>(c[i / 2], q.high[i % 2], q.low[i % 2], e.high + 2 * (i % 2), e.low + (kv_type<TYPE>::wide ? 2 * (i % 2) : 0));
     }
 }
 
-/* Puts the span's scores into shared memory; the next part is loaded while one is multiplied. */
-template <int TYPE> __device__ __forceinline__ void scores(const tile &it, const job &j, uint32_t span)
+/* Puts the span's scores into shared memory; the next part is loaded while one is multiplied. ahead: the first part. */
+template <int TYPE, unsigned PAGES> __device__ __forceinline__ void scores(const tile &it, const job &j, uint32_t span, keys<TYPE, PAGES> ahead)
 {
-    const uint32_t chunks = (j.kv.head_dim + 31) / 32, parts = SPAN / PL_CUDA_PAGE * chunks;
-    keys<TYPE> next = load_keys<TYPE>(it, j, span * SPAN, 8 * it.t);
-    float c[PAGE_TILES][4];
+    const uint32_t chunks = (j.kv.head_dim + 31) / 32, parts = SPAN_PAGES / PAGES * chunks;
+    float c[PAGES][PAGE_TILES][4];
 #pragma unroll 1
     for (uint32_t part = 0, chunk = 0, page = 0; part < parts; part++) {
-        const keys<TYPE> k = next;
-        const uint32_t d = chunk * 32 + 8 * it.t, this_page = page;
+        const query_part q = load_queries(it, chunk * 32 + 8 * it.t);
+        const uint32_t this_page = page;
         const bool first = chunk == 0, last = ++chunk == chunks;
         if (last)
-            chunk = 0, page++;
-        if (part + 1 < parts)
-            next = load_keys<TYPE>(it, j, span * SPAN + page * PL_CUDA_PAGE, chunk * 32 + 8 * it.t);
+            chunk = 0, page += PAGES;
 #pragma unroll
-        for (unsigned i = 0; first && i < PAGE_TILES * 4; i++)
-            c[i / 4][i % 4] = 0;
-        multiply_keys<TYPE>(c, it, k, d);
+        for (unsigned p = 0; p < PAGES; p++) {
+            const page_keys<TYPE> k = ahead.page[p];
+            if (part + 1 < parts)
+                ahead.page[p] = load_page<TYPE>(it, j, span * SPAN + (page + p) * PL_CUDA_PAGE, chunk * 32 + 8 * it.t);
 #pragma unroll
-        for (unsigned i = 0; last && i < PAGE_TILES; i++)
+            for (unsigned i = 0; first && i < PAGE_TILES * 4; i++)
+                c[p][i / 4][i % 4] = 0;
+            multiply_keys<TYPE>(c[p], q, k);
+        }
+#pragma unroll
+        for (unsigned i = 0; last && i < PAGES * PAGE_TILES; i++) {
+            const float *const v = c[i / PAGE_TILES][i % PAGE_TILES];
             it.scores[(this_page * PAGE_TILES + i) * WARP] =
-                make_uint4(__float_as_uint(c[i][0]), __float_as_uint(c[i][1]), __float_as_uint(c[i][2]), __float_as_uint(c[i][3]));
+                make_uint4(__float_as_uint(v[0]), __float_as_uint(v[1]), __float_as_uint(v[2]), __float_as_uint(v[3]));
+        }
     }
 }
 
@@ -360,9 +414,11 @@ template <int TYPE>
 __device__ __forceinline__ vectors<TYPE> load_vectors(const tile &it, const job &j, uint32_t first, uint32_t d, bool mixed, uint32_t &bad)
 {
     vectors<TYPE> v = {};
-    if (first >= it.limit || d >= j.kv.head_dim)
+    if (first >= it.limit)
         return v;
     const uint8_t *head = page_of(it, j, first);
+    if (d >= j.kv.head_dim)
+        return v;
 #pragma unroll
     for (unsigned i = 0; i < 4; i++) {
         const uint32_t position = first + i / 2 * 8 + 2 * it.t + i % 2;
@@ -376,29 +432,38 @@ __device__ __forceinline__ vectors<TYPE> load_vectors(const tile &it, const job 
     return v;
 }
 
-/* c[i][e]: weighted sum of elements 64 chunk + 16 t + 8 (e % 2) + i for query g + e / 2 * 8 */
-template <int TYPE> __device__ __forceinline__ void values(float (*c)[4], const tile &it, const job &j, uint32_t span, uint32_t chunk, bool mixed)
+/* c[i][e]: weighted sum of elements 64 chunk + 16 t + 8 (e % 2) + i for query g + e / 2 * 8. STEPS times 16 positions are under way while those
+ * before are multiplied. */
+template <int TYPE, unsigned STEPS>
+__device__ __forceinline__ void values(float (*c)[4], const tile &it, const job &j, uint32_t span, uint32_t chunk, bool mixed)
 {
     const uint32_t d = chunk * 64 + it.g * 8;
     uint32_t bad = 0xffffffffu; /* the first position whose value is not finite */
-    vectors<TYPE> next = load_vectors<TYPE>(it, j, span * SPAN, d, mixed, bad);
+    vectors<TYPE> ahead[STEPS];
+#pragma unroll
+    for (unsigned i = 0; i < STEPS; i++)
+        ahead[i] = load_vectors<TYPE>(it, j, span * SPAN + i * 16, d, mixed, bad);
 #pragma unroll
     for (unsigned i = 0; i < 32; i++)
         c[i / 4][i % 4] = 0;
 #pragma unroll 1
-    for (unsigned step = 0; step < SPAN_STEPS; step++) {
-        const vectors<TYPE> v = next;
-        if (step + 1 < SPAN_STEPS)
-            next = load_vectors<TYPE>(it, j, span * SPAN + (step + 1) * 16, d, mixed, bad);
-        const uint4 high = it.scores[2 * step * WARP], low = it.scores[(2 * step + 1) * WARP];
-        const uint32_t w_high[4] = {high.x, high.y, high.z, high.w}, w_low[4] = {low.x, low.y, low.z, low.w};
+    for (unsigned first = 0; first < SPAN_STEPS; first += STEPS) {
 #pragma unroll
-        for (int i = 0; i < 8; i++) {
-            const uint32_t v_high[2] = {pair_of(v.v[0].high, v.v[1].high, i), pair_of(v.v[2].high, v.v[3].high, i)};
-            uint32_t v_low[2] = {};
-            if (kv_type<TYPE>::wide)
-                v_low[0] = pair_of(v.v[0].low, v.v[1].low, i), v_low[1] = pair_of(v.v[2].low, v.v[3].low, i);
-            multiply<TYPE>(c[i], w_high, w_low, v_high, v_low);
+        for (unsigned s = 0; s < STEPS; s++) {
+            const unsigned step = first + s;
+            const vectors<TYPE> v = ahead[s];
+            if (step + STEPS < SPAN_STEPS)
+                ahead[s] = load_vectors<TYPE>(it, j, span * SPAN + (step + STEPS) * 16, d, mixed, bad);
+            const uint4 high = it.scores[2 * step * WARP], low = it.scores[(2 * step + 1) * WARP];
+            const uint32_t w_high[4] = {high.x, high.y, high.z, high.w}, w_low[4] = {low.x, low.y, low.z, low.w};
+#pragma unroll
+            for (int i = 0; i < 8; i++) {
+                const uint32_t v_high[2] = {pair_of(v.v[0].high, v.v[1].high, i), pair_of(v.v[2].high, v.v[3].high, i)};
+                uint32_t v_low[2] = {};
+                if (kv_type<TYPE>::wide)
+                    v_low[0] = pair_of(v.v[0].low, v.v[1].low, i), v_low[1] = pair_of(v.v[2].low, v.v[3].low, i);
+                multiply<TYPE>(c[i], w_high, w_low, v_high, v_low);
+            }
         }
     }
     if (!mixed)
@@ -455,7 +520,8 @@ template <int TYPE, unsigned CHUNKS> __global__ void __launch_bounds__(MAX_WARPS
     SHARED uint32_t limits[MAX_WARPS];
     const uint32_t warps = blockDim.x / WARP, warp = threadIdx.x / WARP, number = blockIdx.x * warps + warp;
     const bool mine = number < j.n_tiles;
-    const tile it = open_tile<kv_type<TYPE>::bf16>(j, mine ? number : j.n_tiles - 1, blockIdx.y, shared + warp * shared_words(j.kv.head_dim));
+    tile it = open_tile(j, mine ? number : j.n_tiles - 1, blockIdx.y, shared + warp * shared_words(j.kv.head_dim));
+    put_queries<kv_type<TYPE>::bf16>(it, j);
     uint32_t longest = 0;
     limits[warp] = it.limit;
     __syncthreads();
@@ -466,7 +532,10 @@ template <int TYPE, unsigned CHUNKS> __global__ void __launch_bounds__(MAX_WARPS
         __syncthreads();
         if (span * SPAN >= it.limit)
             continue;
-        scores<TYPE>(it, j, span);
+        enter_span(it, span);
+        keys<TYPE, 1> first;
+        first.load(it, j, span * SPAN, 8 * it.t);
+        scores<TYPE, 1>(it, j, span, first);
         const softmax s = weigh<kv_type<TYPE>::bf16>(it, span);
         fold f[2];
 #pragma unroll
@@ -483,7 +552,7 @@ template <int TYPE, unsigned CHUNKS> __global__ void __launch_bounds__(MAX_WARPS
             float c[8][4];
             if (chunk * 64 >= j.kv.head_dim)
                 break;
-            values<TYPE>(c, it, j, span, chunk, mixed);
+            values<TYPE, 1>(c, it, j, span, chunk, mixed);
 #pragma unroll
             for (int i = 0; i < 32; i++) {
                 float &to = total[chunk][i / 4][i % 4];
@@ -511,6 +580,9 @@ __device__ __forceinline__ float *partial_of(const job &j, uint32_t number, uint
     return j.partial + (at * j.rows + query) * (j.kv.head_dim + 2);
 }
 
+/* Parts that a warp has under way: it is mostly alone, and waits for memory. What is split in two takes twice the registers. */
+template <int TYPE> constexpr unsigned ahead = kv_type<TYPE>::wide ? 2 : 4;
+
 template <int TYPE> __global__ void __launch_bounds__(WARP) one_span(job j)
 {
     SHARED_DYNAMIC(uint32_t, shared);
@@ -518,13 +590,17 @@ template <int TYPE> __global__ void __launch_bounds__(WARP) one_span(job j)
     const pl_cuda_attn_tile from = j.tiles[number];
     if (span * SPAN > j.pos[from.token + from.n_tokens - 1])
         return;
-    const tile it = open_tile<kv_type<TYPE>::bf16>(j, number, head, shared);
-    scores<TYPE>(it, j, span);
+    tile it = open_tile(j, number, head, shared);
+    enter_span(it, span);
+    keys<TYPE, ahead<TYPE>> first;
+    first.load(it, j, span * SPAN, 8 * it.t);
+    put_queries<kv_type<TYPE>::bf16>(it, j);
+    scores<TYPE, ahead<TYPE>>(it, j, span, first);
     const softmax s = weigh<kv_type<TYPE>::bf16>(it, span);
     const bool mixed = is_mixed(it, j, span);
     for (uint32_t chunk = 0; chunk * 64 < D; chunk++) {
         float c[8][4];
-        values<TYPE>(c, it, j, span, chunk, mixed);
+        values<TYPE, ahead<TYPE>>(c, it, j, span, chunk, mixed);
 #pragma unroll
         for (unsigned i = 0; i < 32; i++) {
             const unsigned e = i / 8, k = i % 8;
@@ -541,20 +617,29 @@ template <int TYPE> __global__ void __launch_bounds__(WARP) one_span(job j)
         }
 }
 
-/* A block for each query */
+/* A block for each query. Several spans' numbers are on their way at once; they are folded one after the other. */
 __global__ void join(job j)
 {
+    constexpr uint32_t ROUND = 8;
     const uint32_t number = blockIdx.x, head = blockIdx.y, query = blockIdx.z, D = j.kv.head_dim, d = threadIdx.x;
     const pl_cuda_attn_tile from = j.tiles[number];
     if (query >= from.n_tokens * j.per_kv || d >= D)
         return;
-    const uint32_t token = from.token + query / j.per_kv, end = j.pos[token] + 1;
+    const uint32_t token = from.token + query / j.per_kv, n = j.pos[token] / SPAN + 1;
     const float *p = partial_of(j, number, head, 0, query);
     const size_t stride = static_cast<size_t>(j.rows) * (D + 2);
     float max = p[0], sum = p[1], total = p[2 + d];
-    for (uint32_t span = 1; span * SPAN < end; span++) {
-        p += stride;
-        total = fold_value(fold_in(max, sum, p[0], p[1]), total, p[2 + d]);
+    for (uint32_t first = 1; first < n; first += ROUND) {
+        float span_max[ROUND], span_sum[ROUND], value[ROUND];
+#pragma unroll
+        for (uint32_t i = 0; i < ROUND; i++) {
+            const float *const at = p + min(first + i, n - 1) * stride;
+            span_max[i] = at[0], span_sum[i] = at[1], value[i] = at[2 + d];
+        }
+#pragma unroll
+        for (uint32_t i = 0; i < ROUND; i++)
+            if (first + i < n)
+                total = fold_value(fold_in(max, sum, span_max[i], span_sum[i]), total, value[i]);
     }
     write(j, token, (static_cast<size_t>(head) * j.per_kv + query % j.per_kv) * D + d, finish(total, sum));
 }
@@ -564,7 +649,7 @@ __global__ void join(job j)
 /* Multiplies pieces of 2^bits elements of each head by the Hadamard matrix of that size, over the root of the size. A warp for a head. */
 __global__ void rotate_heads(pl_cuda_mat out, pl_cuda_mat x, uint32_t head_dim, uint32_t bits)
 {
-    SHARED float heads[MAX_WARPS][256];
+    SHARED float heads[MAX_WARPS][MAX_DIM];
     const unsigned lane = threadIdx.x % WARP, per_row = x.cols / head_dim;
     const uint32_t i = blockIdx.x * MAX_WARPS + threadIdx.x / WARP;
     float *h = heads[threadIdx.x / WARP];

@@ -128,6 +128,7 @@ __device__ __forceinline__ void add_super(float *sum, const super_held<TYPE> &w,
 
 template <int TYPE, int N> __global__ void __launch_bounds__(2 * FEW_WARPS *WARP) few(product p)
 {
+    constexpr bool AHEAD = N < PL_CUDA_QUANT_FEW; /* with more rows of x arithmetic costs more than bytes, and warps help more than loads under way */
     SHARED float strands[2 * FEW_WARPS][PL_PACK_STRANDS][PL_PACK_ROWS][N];
     const uint32_t warps = pl_pack_warps(p.cols), quads = pl_pack_quads(p.cols), supers = pl_pack_supers(p.cols);
     const unsigned lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, strand = lane / PL_PACK_ROWS;
@@ -135,14 +136,20 @@ template <int TYPE, int N> __global__ void __launch_bounds__(2 * FEW_WARPS *WARP
     const uint8_t *weight = warp < FEW_WARPS ? p.w[0] : p.w[1];
     float sum[N] = {};
     if (group < pl_pack_groups(p.rows)) {
-        const uint32_t w = warp % warps, end = pl_pack_first(p.cols, w + 1);
-        for (uint32_t quad = pl_pack_first(p.cols, w); quad < end; quad++) {
-            const uint32_t super = quad * PL_PACK_STRANDS + strand;
-            if (super >= supers)
-                break;
-            super_held<TYPE> held;
-            held.load({weight + (static_cast<size_t>(group) * quads + quad) * block_type<TYPE>::quad_bytes, lane});
-            add_super<TYPE, N>(sum, held, p.x, super, p.out.rows);
+        const uint32_t w = warp % warps, end = min(pl_pack_first(p.cols, w + 1), (supers + PL_PACK_STRANDS - 1 - strand) / PL_PACK_STRANDS);
+        const uint8_t *const from = weight + static_cast<size_t>(group) * quads * block_type<TYPE>::quad_bytes;
+        uint32_t quad = pl_pack_first(p.cols, w);
+        super_held<TYPE> next = {};
+        if (AHEAD && quad < end)
+            next.load({from + quad * static_cast<size_t>(block_type<TYPE>::quad_bytes), lane});
+#pragma unroll 1
+        for (; quad < end; quad++) { /* what is loaded in one round is multiplied in the next: the compiler would else load no earlier than it must */
+            super_held<TYPE> now = next;
+            if (!AHEAD)
+                now.load({from + quad * static_cast<size_t>(block_type<TYPE>::quad_bytes), lane});
+            else if (quad + 1 < end)
+                next.load({from + (quad + 1) * static_cast<size_t>(block_type<TYPE>::quad_bytes), lane});
+            add_super<TYPE, N>(sum, now, p.x, quad * PL_PACK_STRANDS + strand, p.out.rows);
         }
     }
     for (int i = 0; i < N; i++)

@@ -155,8 +155,23 @@ __device__ __forceinline__ amount amount_of(float w)
     return __float2ull_rz(__fmul_rn(w, PL_DRAW_AMOUNT));
 }
 
+/* An amount that many threads add to: shared memory adds 32 bits at once, but 64 only by trying again until nobody else has. */
+struct counter {
+    uint32_t low, high;
+
+    __device__ __forceinline__ void add(amount a)
+    {
+        const uint32_t more = static_cast<uint32_t>(a), before = atomicAdd(&low, more);
+        atomicAdd(&high, static_cast<uint32_t>(a >> 32) + (before + more < before ? 1u : 0u));
+    }
+    __device__ __forceinline__ amount all() const
+    {
+        return static_cast<amount>(high) << 32 | low;
+    }
+};
+
 struct selection {
-    amount amounts[BINS];
+    counter amounts[BINS];
     uint32_t counts[BINS];
     amount left; /* of what is wanted, from tokens whose weight begins with the bits in `chosen` */
     uint32_t chosen, equal, last;
@@ -185,7 +200,7 @@ __device__ void choose(selection &s, bool by_count, uint32_t shift, uint32_t n_b
 #pragma unroll
     for (unsigned i = 0; i < EACH; i++) { /* lane 0 has the largest */
         const unsigned d = BINS - 1 - lane * EACH - i;
-        of[i] = d >= n_bins ? 0 : by_count ? s.counts[d] : s.amounts[d];
+        of[i] = d >= n_bins ? 0 : by_count ? s.counts[d] : s.amounts[d].all();
         own += of[i];
     }
     const amount left = s.left;
@@ -251,7 +266,7 @@ __device__ kept select(const float *w, uint32_t V, const kept &within, bool by_c
         shift = known > 8 ? known - 8 : 0;
         __syncthreads();
         for (unsigned i = threadIdx.x; i < BINS; i += THREADS)
-            s.counts[i] = 0, s.amounts[i] = 0;
+            s.counts[i] = 0, s.amounts[i] = {0, 0};
         __syncthreads();
         const uint32_t chosen = s.chosen, n_bins = 1u << (known - shift), end = s.all ? 0 : V;
         for (uint32_t i = threadIdx.x; i < end; i += THREADS) {
@@ -260,7 +275,7 @@ __device__ kept select(const float *w, uint32_t V, const kept &within, bool by_c
                 continue;
             atomicAdd(&s.counts[digit], 1u);
             if (!by_count)
-                atomicAdd(&s.amounts[digit], amount_of(w[i]));
+                s.amounts[digit].add(amount_of(w[i]));
         }
         __syncthreads();
         if (threadIdx.x < WARP && end > 0)

@@ -443,6 +443,10 @@ static const struct row fixed[] = {
     {MATMUL_GLU, PL_Q4_K, 3, 40, 512, false, 1e-9, NULL}, {MATMUL_GLU, PL_BF16, 1, 37, 2216, false, 1e-9, NULL},
     {MATMUL_GLU, PL_F16, 3, 41, 1064, false, 1e-9, NULL}, {MATMUL_GLU, PL_F32, 21, 9, 1100, false, 1e-9, NULL},
     {MATMUL, PL_F16, 2, 90, 1320, true, 1e-9, NULL},      {MATMUL, PL_BF16, 1, 70, 3080, false, 1e-9, NULL},
+    /* rows of blocks so long that two and four warps share them, and have several pieces of them each */
+    {MATMUL, PL_Q8_0, 1, 19, 3424, false, 1e-9, NULL},    {MATMUL, PL_Q4_K, 3, 21, 4864, true, 1e-9, NULL},
+    {MATMUL, PL_Q6_K, 1, 9, 8960, false, 1e-9, NULL},     {MATMUL, PL_Q5_1, 7, 9, 8736, false, 1e-9, NULL},
+    {MATMUL, PL_Q4_1, 20, 24, 8736, false, 1e-9, NULL},   {MATMUL_GLU, PL_Q4_K, 1, 24, 8960, false, 1e-9, NULL},
 };
 /* cuBLAS, which multiplies more rows than these with 16-bit weights, takes x rounded to their type, and chooses an algorithm by the number of rows. */
 static bool is_cublas(const char *isa, pl_dtype t, uint32_t T)
