@@ -232,6 +232,8 @@ def test_tokenize_round_trip(start, models, kind):
         assert status == 200 and set(answer) == {"tokens", "count", "max_model_len"}
         assert answer["count"] == len(answer["tokens"]) and answer["max_model_len"] == 512
         assert json.loads(d.post("/detokenize", {"tokens": answer["tokens"]})[2]) == {"content": content}
+    status, e = error(d.post("/tokenize", {"content": "a " * (2 << 20) + "a"}))
+    assert status == 400 and e["param"] == "content" and "4194305 bytes" in e["message"]
     special = json.loads(d.post("/tokenize", {"content": "<|im_start|>", "parse_special": True})[2])["tokens"]
     assert json.loads(d.post("/detokenize", {"tokens": special})[2]) == {"content": "<|im_start|>"}
     with_bos = json.loads(d.post("/tokenize", {"content": "Hello", "add_special": True})[2])["tokens"]
@@ -241,6 +243,8 @@ def test_tokenize_round_trip(start, models, kind):
 
 @pytest.mark.parametrize("path, body, param", [
     ("/tokenize", {}, "content"), ("/tokenize", {"content": None}, "content"), ("/tokenize", {"content": ["a"]}, "content"),
+    ("/tokenize", {"content": "a" * 300_000}, "content"),
+    (TEXT, {"model": "tiny", "prompt": "a" * 300_000}, "prompt"),
     ("/tokenize", {"content": 1}, "content"), ("/tokenize", {"content": "a", "add_special": 1}, "add_special"),
     ("/tokenize", {"content": "a", "parse_special": "yes"}, "parse_special"),
     ("/detokenize", {}, "tokens"), ("/detokenize", {"tokens": "a"}, "tokens"), ("/detokenize", {"tokens": [1.0]}, "tokens"),
