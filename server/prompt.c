@@ -159,11 +159,14 @@ static pl_status keep(struct pl_ids *ids, struct pl_arena *a, struct pl_prompt *
     return st;
 }
 
+/* What the tokenizer said, of that field. */
 static pl_status too_long(pl_status st, const char *param, uint32_t max, struct pl_err *err)
 {
     if (st == PL_ETOOLONG)
         return pl_fail_param(err, st, param, "the prompt has more than the %u tokens that this model's context allows: shorten '%s'", max,
                              param);
+    if (st == PL_EINVAL)
+        snprintf(err->param, sizeof err->param, "%s", param);
     return st;
 }
 

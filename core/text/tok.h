@@ -31,8 +31,10 @@ enum {
                            are ordinary text with an entry of its own, are found everywhere.) */
     PL_TOK_BOS = 2,     /* put the BOS first if the model asks for it (add_bos_token) and it is not there already */
 };
+enum { PL_TOK_MAX_WORD = 256 << 10 /* bytes that are joined as one, where there is a limit of tokens */ };
 /* Appends the tokens of s[0..n) to *ids. Without PL_TOK_SPECIAL no control token can come out whatever the text says.
- * max: give up with PL_ETOOLONG once more than max tokens are sure to come out (0 = no limit). Text need not be valid UTF-8. */
+ * max: give up with PL_ETOOLONG once more than max tokens are sure to come out (0 = no limit), or with PL_EINVAL at
+ * a run of characters that would take too long to join. Text need not be valid UTF-8. */
 pl_status pl_tok_encode(const struct pl_tok *t, const char *s, size_t n, unsigned flags, size_t max, struct pl_ids *ids,
                         struct pl_err *err) PL_MUST_CHECK;
 

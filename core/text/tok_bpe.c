@@ -117,17 +117,14 @@ static pl_status reserve(struct work *w, size_t n)
 static pl_status fragment(void *arg, const char *s, size_t n)
 {
     struct work *w = arg;
-    if (w->max > 0 && w->ids->n > w->max)
+    if (w->max > 0 && (w->ids->n > w->max || pl_tok_exceeds(w->t, n, w->max, w->ids->n)))
         return PL_ETOOLONG;
+    if (w->max > 0 && n > PL_TOK_MAX_WORD)
+        return PL_ERANGE;
     int32_t whole = n == 1 ? w->t->byte_id[(unsigned char)s[0]] : w->t->ignore_merges ? pl_tok_map_find(w->t, s, n) : -1;
     if (whole >= 0)
         return pl_ids_push(w->ids, whole);
-    size_t written = 0;
-    for (size_t i = 0; i < n; i++)
-        written += w->t->byte_id[(unsigned char)s[i]] >= 0 || w->t->unk >= 0;
-    if (w->max > 0 && w->ids->n + written / w->t->longest > w->max)
-        return PL_ETOOLONG; /* before the work that a fragment of millions of bytes would be */
-    pl_status st = reserve(w, written);
+    pl_status st = reserve(w, n);
     if (st != PL_OK)
         return st;
     int32_t count = 0;
@@ -153,6 +150,8 @@ static pl_status fragment(void *arg, const char *s, size_t n)
 pl_status pl_tok_bpe(const struct pl_tok *t, const char *s, size_t n, size_t max, struct pl_ids *ids)
 {
     struct work w = {.t = t, .ids = ids, .max = max};
+    if (pl_tok_exceeds(t, n, max, ids->n))
+        return PL_ETOOLONG;
     pl_status st = pl_pretok_split(t->pretok, s, n, fragment, &w);
     free(w.symbols);
     free(w.heap);

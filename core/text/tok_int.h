@@ -30,7 +30,8 @@ struct pl_tok {
     uint32_t *start;    /* [n + 1] into blob */
     struct pl_tok_map map; /* of the blob's texts, normal and user-defined tokens only */
     int32_t byte_id[256];
-    size_t longest;     /* bytes of the longest normal token, at least 1 */
+    size_t longest;     /* bytes of the longest normal token */
+    bool complete;      /* every byte of a text is in some token: n bytes are n / longest tokens or more */
     /* byte-level BPE */
     struct pl_pretok *pretok;
     struct pl_tok_merge *merges;
@@ -53,6 +54,12 @@ static inline const char *pl_tok_text(const struct pl_tok *t, int32_t id, size_t
 {
     *n = t->start[id + 1] - t->start[id];
     return t->blob + t->start[id];
+}
+
+/* A text of n bytes is more tokens than max allows after `have`, whichever they are: known without looking at it. max 0 = all are allowed. */
+static inline bool pl_tok_exceeds(const struct pl_tok *t, size_t n, size_t max, size_t have)
+{
+    return max > 0 && t->complete && (have > max || n / t->longest > max - have);
 }
 
 int32_t pl_tok_map_find(const struct pl_tok *t, const char *s, size_t n); /* -1 = none */

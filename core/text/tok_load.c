@@ -167,7 +167,6 @@ static pl_status read_texts(struct loader *l)
     uint32_t at = 0;
     for (int32_t i = 0; i < 256; i++)
         t->byte_id[i] = -1;
-    t->longest = 1;
     for (int32_t i = 0; i < t->n; i++) {
         struct pl_gguf_str s = l->texts[i];
         char *out = t->blob + at;
@@ -364,7 +363,11 @@ static pl_status load(struct loader *l)
     if ((st = read_ids(l)) != PL_OK || (st = read_types(l)) != PL_OK || (st = read_texts(l)) != PL_OK ||
         (st = build_map(l)) != PL_OK || (st = collect_special(l)) != PL_OK)
         return st;
-    return l->t->spm ? load_spm(l) : load_bpe(l);
+    st = l->t->spm ? load_spm(l) : load_bpe(l);
+    l->t->complete = l->t->longest > 0;
+    for (int i = 0; i < 256; i++)
+        l->t->complete &= l->t->byte_id[i] >= 0 || (!l->t->spm && l->t->unk >= 0);
+    return st;
 }
 
 pl_status pl_tok_load(struct pl_tok **out, const struct pl_gguf *g, struct pl_err *err)

@@ -106,10 +106,10 @@ static pl_status emit(const struct work *w, const struct symbol *sym, bool *unkn
 
 pl_status pl_tok_spm(const struct pl_tok *t, const char *s, size_t n, size_t max, struct pl_ids *ids)
 {
+    if (pl_tok_exceeds(t, n, max, ids->n))
+        return PL_ETOOLONG;
     if (n > INT32_MAX / 4)
         return PL_ERANGE;
-    if (max > 0 && t->byte_id[0] >= 0 && ids->n + n / t->longest > max)
-        return PL_ETOOLONG; /* before the work; without byte tokens any length may be one unknown token */
     struct work w = {.t = t, .s = s, .symbols = malloc((n + 1) * sizeof *w.symbols), .heap = malloc((3 * n + 1) * sizeof *w.heap)};
     pl_status st = w.symbols != NULL && w.heap != NULL ? PL_OK : PL_ENOMEM;
     int32_t count = 0;

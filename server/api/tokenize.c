@@ -5,6 +5,7 @@
  * each with "model" too; without it the first model is meant.
  * Thread: microhttpd's workers.  Owns: nothing beyond the call.
  * SPDX-License-Identifier: Apache-2.0 */
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "core/base/mem.h"
@@ -15,10 +16,7 @@
 #include "server/prompt.h"
 #include "server/server.h"
 
-enum {
-    MAX_TOKENIZE = 1 << 20, /* bytes; one word of so many takes a third of a second, in which the worker's other connections wait */
-    MAX_DETOKENIZE = 1 << 20,
-};
+enum { MAX_CONTENT = 4 << 20 /* bytes */, MAX_TOKENS = 1 << 20 };
 
 static pl_status read_bool(const json_t *root, const char *name, bool *v, struct pl_err *err)
 {
@@ -37,9 +35,9 @@ static pl_status tokenize(const struct pl_instance *m, const json_t *root, struc
     const json_t *content = json_object_get(root, "content");
     if (!json_is_string(content))
         return pl_fail_param(err, PL_EINVAL, "content", "'content' must be a string; it is %s", pl_json_kind(content));
-    if (json_string_length(content) > MAX_TOKENIZE)
-        return pl_fail_param(err, PL_EINVAL, "content", "'content' may have at most %d bytes, not %zu: send it in parts", MAX_TOKENIZE,
-                             json_string_length(content));
+    if (json_string_length(content) > MAX_CONTENT)
+        return pl_fail_param(err, PL_EINVAL, "content", "'content' has %zu bytes; at most %d are possible: send it in pieces", json_string_length(content),
+                             MAX_CONTENT);
     pl_status st = read_bool(root, "add_special", &add_special, err);
     if (st == PL_OK)
         st = read_bool(root, "parse_special", &parse_special, err);
@@ -47,12 +45,14 @@ static pl_status tokenize(const struct pl_instance *m, const json_t *root, struc
         return st;
     struct pl_ids ids = {0};
     st = pl_tok_encode(m->tok, json_string_value(content), json_string_length(content),
-                       (add_special ? PL_TOK_BOS : 0u) | (parse_special ? PL_TOK_SPECIAL : 0u), 0, &ids, err);
+                       (add_special ? PL_TOK_BOS : 0u) | (parse_special ? PL_TOK_SPECIAL : 0u), MAX_TOKENS, &ids, err);
     if (st == PL_OK) {
         pl_buf_adds(out, "{\"tokens\":[");
         for (size_t i = 0; i < ids.n; i++)
             pl_buf_addf(out, "%s%d", i > 0 ? "," : "", ids.v[i]);
         pl_buf_addf(out, "],\"count\":%zu,\"max_model_len\":%u}", ids.n, pl_engine_max_context(m->engine));
+    } else {
+        snprintf(err->param, sizeof err->param, "content");
     }
     pl_ids_fini(&ids);
     return st;
@@ -61,8 +61,8 @@ static pl_status tokenize(const struct pl_instance *m, const json_t *root, struc
 static pl_status detokenize(const struct pl_instance *m, const json_t *root, struct pl_buf *out, struct pl_err *err)
 {
     const json_t *tokens = json_object_get(root, "tokens");
-    if (!json_is_array(tokens) || json_array_size(tokens) > MAX_DETOKENIZE)
-        return pl_fail_param(err, PL_EINVAL, "tokens", "'tokens' must be an array of at most %d token ids; it is %s", MAX_DETOKENIZE,
+    if (!json_is_array(tokens) || json_array_size(tokens) > MAX_TOKENS)
+        return pl_fail_param(err, PL_EINVAL, "tokens", "'tokens' must be an array of at most %d token ids; it is %s", MAX_TOKENS,
                              pl_json_kind(tokens));
     const size_t n = json_array_size(tokens);
     int32_t *ids = malloc(n * sizeof *ids + 1);

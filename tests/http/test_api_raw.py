@@ -159,8 +159,8 @@ def test_megabytes_are_the_requests_fault(start, tiny):
     for path in (CHAT, "/apply-template"):
         status, e = error(d.post(path, chat(messages=[{"role": "user", "content": "x " * 15_000_000}])))
         assert status == 400 and e["code"] == "context_length_exceeded" and e["param"] == "messages", e
-    status, e = error(d.post("/tokenize", {"content": "a" * ((1 << 20) + 1)}))
-    assert status == 400 and e["param"] == "content" and "1048576" in e["message"], e
+    status, e = error(d.post("/tokenize", {"content": "a" * ((256 << 10) + 1)}))
+    assert status == 400 and e["param"] == "content" and "256 KiB" in e["message"], e
 
 
 PROMPTS = [[], [[]], ["a", 1], [1, "a"], [1.0], [-1], [10 ** 9], [2 ** 62], [True], [[1], "a", None], [[1, [2]]], [None], ["a"] * 129, {"a": 1}]
@@ -249,6 +249,8 @@ def test_tokenize_round_trip(start, models, kind):
         assert status == 200 and set(answer) == {"tokens", "count", "max_model_len"}
         assert answer["count"] == len(answer["tokens"]) and answer["max_model_len"] == 512
         assert json.loads(d.post("/detokenize", {"tokens": answer["tokens"]})[2]) == {"content": content}
+    status, e = error(d.post("/tokenize", {"content": "a " * (2 << 20) + "a"}))
+    assert status == 400 and e["param"] == "content" and "4194305 bytes" in e["message"]
     special = json.loads(d.post("/tokenize", {"content": "<|im_start|>", "parse_special": True})[2])["tokens"]
     assert json.loads(d.post("/detokenize", {"tokens": special})[2]) == {"content": "<|im_start|>"}
     with_bos = json.loads(d.post("/tokenize", {"content": "Hello", "add_special": True})[2])["tokens"]
@@ -258,6 +260,8 @@ def test_tokenize_round_trip(start, models, kind):
 
 @pytest.mark.parametrize("path, body, param", [
     ("/tokenize", {}, "content"), ("/tokenize", {"content": None}, "content"), ("/tokenize", {"content": ["a"]}, "content"),
+    ("/tokenize", {"content": "a" * 300_000}, "content"),
+    (TEXT, {"model": "tiny", "prompt": "a" * 300_000}, "prompt"),
     ("/tokenize", {"content": 1}, "content"), ("/tokenize", {"content": "a", "add_special": 1}, "add_special"),
     ("/tokenize", {"content": "a", "parse_special": "yes"}, "parse_special"),
     ("/detokenize", {}, "tokens"), ("/detokenize", {"tokens": "a"}, "tokens"), ("/detokenize", {"tokens": [1.0]}, "tokens"),
