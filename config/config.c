@@ -419,7 +419,8 @@ static char *help_text(void)
                 "gets SIGTERM or SIGINT; running requests are finished then. Each setting below is a flag (--port 8001), "
                 "a line of the configuration file (port = 8001) and an environment variable (PARLEY_PORT=8001); a flag "
                 "beats the environment, that beats the file, and that the default.");
-    pl_buf_adds(&b, "\nVERBS\n    --config FILE    read settings from FILE\n    --check-config   say whether the settings are valid and the files they name\n"
+    pl_buf_adds(&b, "\nVERBS\n    --config FILE    read settings from FILE; or PARLEY_CONFIG=FILE\n"
+                    "    --check-config   say whether the settings are valid and the files they name\n"
                     "                     are there, and exit\n"
                     "    --dump-config    print them as a configuration file, and exit\n    --version, --help\n");
     for (size_t i = 0; i < N_KEYS; i++) {
@@ -573,9 +574,34 @@ void pl_config_fini(struct pl_config *c)
         }
 }
 
+/* A variable that is none of ours is most likely a slip of the pen: of an api-key's name, say. Others may use the prefix (Kubernetes), so it is no
+ * mistake. */
+static void warn_of_variables(void)
+{
+    for (char **e = environ; *e != NULL; e++) {
+        const size_t n = strcspn(*e, "=");
+        bool known = strncmp(*e, "PARLEY_", 7) != 0 || (n == 13 && strncmp(*e, "PARLEY_CONFIG", 13) == 0);
+        char name[80], variable[80], best[80] = "";
+        snprintf(name, sizeof name, "%.*s", (int)n, *e);
+        for (size_t i = 0, least = 4; i < N_KEYS && !known; i++) {
+            if (keys[i].name == NULL)
+                continue;
+            variable_name(keys[i].name, variable, sizeof variable);
+            known = strcmp(name, variable) == 0;
+            if (distance(name, variable) < least) {
+                least = distance(name, variable);
+                strcpy(best, variable);
+            }
+        }
+        if (!known)
+            pl_log_warn("the environment's %s is no setting%s%s%s", name, best[0] != '\0' ? "; did you mean " : "", best, best[0] != '\0' ? "?" : "");
+    }
+}
+
 void pl_config_log(const struct pl_config *config)
 {
     struct pl_config *c = (struct pl_config *)(uintptr_t)config; /* only read */
+    warn_of_variables();
     for (size_t i = 0; i < N_KEYS; i++) {
         const struct key *k = &keys[i];
         if (k->name == NULL)

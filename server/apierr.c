@@ -59,6 +59,23 @@ void pl_apierr_write(struct pl_buf *out, const struct pl_err *err)
     pl_apierr_write_as(out, err, a.type, a.code, NULL);
 }
 
+void pl_apierr_fill(struct pl_http_resp *resp, const struct pl_err *err, const char *code, const char *more)
+{
+    const char *type = resp->status >= 500 ? "server_error" : resp->status == 429 ? "rate_limit_error" : "invalid_request_error";
+    resp->error = code != NULL ? code : type;
+    snprintf(resp->param, sizeof resp->param, "%s", err->param);
+    pl_buf_clear(&resp->body);
+    pl_apierr_write_as(&resp->body, err, type, code, more);
+}
+
+void pl_apierr_note(struct pl_http_usage *usage, const struct pl_http_resp *resp)
+{
+    if (resp->error == NULL)
+        return;
+    usage->error = resp->error;
+    memcpy(usage->param, resp->param, sizeof usage->param);
+}
+
 static void note(struct pl_http_usage *u, const char *code, const struct pl_err *err)
 {
     u->error = code;

@@ -9,6 +9,7 @@
 
 struct pl_http_req;
 struct pl_http_resp;
+struct pl_http_usage;
 
 struct pl_apierr {
     int http;
@@ -22,6 +23,10 @@ struct pl_apierr pl_apierr_of(pl_status code);
 void pl_apierr_write(struct pl_buf *out, const struct pl_err *err);
 /* The same under another type and code; code NULL = null. more: further members of the error as JSON text (",\"lines\":[]"), NULL = none. */
 void pl_apierr_write_as(struct pl_buf *out, const struct pl_err *err, const char *type, const char *code, const char *more);
+/* The body of resp, whose status is set, where the request is out of reach (another thread answers); the log line is told by resp. */
+void pl_apierr_fill(struct pl_http_resp *resp, const struct pl_err *err, const char *code, const char *more);
+/* What pl_apierr_fill has left in resp goes to the request's log line. */
+void pl_apierr_note(struct pl_http_usage *usage, const struct pl_http_resp *resp);
 /* A whole answer; the request's log line is told too. */
 void pl_apierr_answer(struct pl_http_req *req, struct pl_http_resp *resp, const struct pl_err *err);
 /* The same with a status and code of its own (a literal): where the status code's usual ones do not say it. */

@@ -81,6 +81,8 @@ struct pl_http_resp {
     int retry_after;
     bool final; /* tells clients that trying again will not help, whatever the status */
     struct pl_producer *producer; /* not NULL: status and body come from it */
+    const char *error;            /* for the log line, where the body was made without the request: as in pl_http_usage */
+    char param[64];
 };
 
 /* A stream that waits for its first token longer than PL_HTTP_HEARTBEAT_S is answered 200 by then, so that proxies keep it;

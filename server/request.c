@@ -21,6 +21,7 @@
 #include "core/base/clock.h"
 #include "core/base/log.h"
 #include "core/base/mem.h"
+#include "server/apierr.h"
 #include "server/auth.h"
 #include "server/limits.h"
 #include "server/metrics.h"
@@ -378,6 +379,7 @@ static enum MHD_Result handle(struct pl_http_conn *c)
     struct pl_http_resp resp = {.status = 200, .fd = -1};
     pl_buf_init(&resp.body, 0);
     c->route->handler(&c->req, &resp);
+    pl_apierr_note(&c->usage, &resp);
     if (resp.producer != NULL) {
         c->producer = resp.producer;
         pl_buf_fini(&resp.body);

@@ -48,8 +48,7 @@ void pl_filing_refuse(struct pl_http_resp *resp, pl_status st, int http, const c
     resp->status = http != 0 ? http : usual.http;
     resp->retry_after = http != 0 ? 0 : usual.retry_after;
     resp->final = st != PL_ESTOPPED; /* a full disk is still full a second later */
-    pl_buf_clear(&resp->body);
-    pl_apierr_write_as(&resp->body, err, resp->status >= 500 ? "server_error" : "invalid_request_error", http != 0 ? code : usual.code, more);
+    pl_apierr_fill(resp, err, http != 0 ? code : usual.code, more);
 }
 
 /* The form of every line. OpenAI's words for the commonest mistake. */

@@ -444,7 +444,7 @@ static void run_dry(void *arg, struct pl_http_resp *resp)
         if (r->n_faults > 0 && lines != NULL && asprintf(&more, ",\"n_bad_lines\":%u,\"lines\":%s", r->n_bad, lines) < 0)
             more = NULL;
         resp->status = st == PL_EIO || st == PL_ENOMEM ? 500 : 400;
-        pl_apierr_write_as(&resp->body, &err, resp->status == 500 ? "server_error" : "invalid_request_error", pl_checks_code(st, &err), more);
+        pl_apierr_fill(resp, &err, pl_checks_code(st, &err), more);
         json_decref(list);
         free(lines);
         free(more);

@@ -22,6 +22,7 @@ struct entry {
     struct pl_task task;
     const char *name; /* NULL = none */
     struct pl_http_conn *conn; /* NULL = nobody waits */
+    struct pl_http_usage *usage; /* of who waits; borrowed */
     struct pl_http_resp resp;
     atomic_int refs;
     atomic_bool done;
@@ -54,6 +55,7 @@ static pl_produced produce(struct pl_producer *self, struct pl_buf *out)
     self->status = e->resp.status;
     self->retry_after = e->resp.retry_after;
     self->final = e->resp.final;
+    pl_apierr_note(e->usage, &e->resp);
     pl_buf_add(out, e->resp.body.data, e->resp.body.len);
     out->failed |= e->resp.body.failed;
     return PL_PRODUCE_END;
@@ -81,7 +83,7 @@ static void refuse(struct entry *e, pl_status code, const char *why)
     const struct pl_apierr a = pl_apierr_of(code);
     e->resp.status = a.http;
     e->resp.retry_after = a.retry_after;
-    pl_apierr_write(&e->resp.body, &err);
+    pl_apierr_fill(&e->resp, &err, a.code, NULL);
     finish(e);
 }
 
@@ -204,6 +206,7 @@ void pl_tasks_answer(struct pl_tasks *t, const struct pl_task *task, struct pl_h
         pl_apierr_answer(req, resp, &err);
         return;
     }
+    e->usage = req->usage;
     resp->producer = &e->producer;
     const pl_status st = push(t, e);
     if (st != PL_OK)

@@ -121,9 +121,11 @@ BAD_DATA = [
 @pytest.mark.parametrize("file, more, code, param, message", BAD_DATA)
 def test_bad_data(idle, file, more, code, param, message):
     body = {"model": "tiny", "training_file": idle.files[file], **{k: idle.files.get(v, v) if isinstance(v, str) else v for k, v in more.items()}}
-    status, _, answer = idle.post("/v1/fine_tuning/jobs/validate", body)
+    status, headers, answer = idle.post("/v1/fine_tuning/jobs/validate", body)
     error = json.loads(answer)["error"]
     assert status == 400 and error["param"] == param and error["code"] == code and message in error["message"], error
+    line = until(lambda: [x for x in idle.log.splitlines() if headers["x-request-id"] in x])[0]  # though another thread has answered
+    assert f"error={code} param={param}" in line
     c = client_of(idle)
     job = c.fine_tuning.jobs.create(**body)
     job = until(lambda: (j := c.fine_tuning.jobs.retrieve(job.id)).status == "failed" and j, 60)

@@ -778,6 +778,13 @@ def test_start_errors(tmp_path, start, tiny):
     assert code == 2 and str(d.port) in log and "--port" in log
 
 
+def test_variables_that_are_no_settings(start, tiny):
+    """An api-key under a wrong name leaves the daemon open: the log says so, without the key."""
+    d = start(model=tiny, env={"PARLEY_APIKEY": "very-secret", "PARLEY_SERVICE_HOST": "10.0.0.1", "PARLEY_QUEUE_LIMIT": "7"})
+    assert "PARLEY_APIKEY is no setting; did you mean PARLEY_API_KEY?" in d.log and "very-secret" not in d.log
+    assert "PARLEY_SERVICE_HOST is no setting\n" in d.log and d.log.count("is no setting") == 2
+
+
 def test_model_dir(tmp_path, start, tiny):
     directory = tmp_path / "models"
     directory.mkdir()
