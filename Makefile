@@ -79,7 +79,7 @@ CUDA_HOME ?= $(shell $(NVCC) -dryrun -x cu /dev/null 2>&1 | sed -n 's/^\#\$$ TOP
 # Compute capabilities 7.5 to 12.x: code for each, and PTX for what has none (8.7, 8.8, 12.1 and what is still to come).
 CUDA_CODE := 75 80 86 89 90 100 103 110 120
 CUDA_PTX := 75 80 120
-# CUDA_ONLY=90: code for that one alone, in a folder of its own. Takes a tenth of the time.
+# CUDA_ONLY=90, for gpu-kit and tests/gpu/run: code for that one alone, in a folder of its own. Takes a tenth of the time.
 CUDA_ONLY ?=
 CUDA_GENCODE := $(foreach a,$(or $(CUDA_ONLY),$(CUDA_CODE)),-gencode arch=compute_$(a),code=sm_$(a)) $(if $(CUDA_ONLY),,$(foreach a,$(CUDA_PTX),-gencode arch=compute_$(a),code=compute_$(a)))
 GPU := $(B)/gpu$(CUDA_ONLY)
