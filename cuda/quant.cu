@@ -124,11 +124,24 @@ __device__ __forceinline__ void add_super(float *sum, const super_held<TYPE> &w,
     }
 }
 
+/* Asks the L2 cache for a quad, 128 bytes a lane: needs no registers, so that the compiler has no reason to put it off. */
+__device__ __forceinline__ void announce(const uint8_t *quad, unsigned bytes, unsigned lane)
+{
+#ifdef __CUDACC__
+    for (unsigned at = lane * 128; at < bytes; at += WARP * 128)
+        asm volatile("prefetch.L2 [%0];" ::"l"(quad + at));
+#else
+    (void)quad, (void)bytes, (void)lane;
+#endif
+}
+
 /* An SM has at least two such blocks, of both matrices: where it could have more, the compiler saves registers by loading late. */
 template <int TYPE, int N> __global__ void __launch_bounds__(2 * FEW_WARPS *WARP, 2) few(product p)
 {
-    /* With more rows of x arithmetic costs more than bytes, and warps help more than loads under way; and registers have an end. */
-    constexpr bool AHEAD = N == 1 || (N < PL_CUDA_QUANT_FEW && block_type<TYPE>::pieces <= 12);
+    /* What is loaded in one round is multiplied in the next: the compiler would else load each piece where it is wanted. With more rows of x
+     * arithmetic costs more than bytes, and warps help more than loads under way; and registers have an end. */
+    constexpr bool AHEAD = N < PL_CUDA_QUANT_FEW && block_type<TYPE>::pieces <= (N == 1 ? 13 : 12);
+    constexpr size_t BYTES = block_type<TYPE>::quad_bytes;
     SHARED float strands[2 * FEW_WARPS][PL_PACK_STRANDS][PL_PACK_ROWS][N];
     const uint32_t cols = p.w.part[0].cols, warps = pl_pack_warps(cols), quads = pl_pack_quads(cols), supers = pl_pack_supers(cols);
     const unsigned lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, strand = lane / PL_PACK_ROWS;
@@ -138,18 +151,22 @@ template <int TYPE, int N> __global__ void __launch_bounds__(2 * FEW_WARPS *WARP
     float sum[N] = {};
     if (group < pl_pack_groups(part.rows)) {
         const uint32_t w = warp % warps, end = min(pl_pack_first(cols, w + 1), (supers + PL_PACK_STRANDS - 1 - strand) / PL_PACK_STRANDS);
-        const uint8_t *const from = (warp < FEW_WARPS ? part.data : p.w.part[1].data) + static_cast<size_t>(group) * quads * block_type<TYPE>::quad_bytes;
+        const uint8_t *const from = (warp < FEW_WARPS ? part.data : p.w.part[1].data) + static_cast<size_t>(group) * quads * BYTES;
         uint32_t quad = pl_pack_first(cols, w);
         super_held<TYPE> next = {};
-        if (AHEAD && quad < end)
-            next.load({from + quad * static_cast<size_t>(block_type<TYPE>::quad_bytes), lane});
+        if (quad < end && !AHEAD)
+            announce(from + quad * BYTES, BYTES, lane);
+        else if (quad < end)
+            next.load({from + quad * BYTES, lane});
 #pragma unroll 1
-        for (; quad < end; quad++) { /* what is loaded in one round is multiplied in the next: the compiler would else load no earlier than it must */
+        for (; quad < end; quad++) {
             super_held<TYPE> now = next;
+            if (quad + 1 < end)
+                announce(from + (quad + 1) * BYTES, BYTES, lane);
             if (!AHEAD)
-                now.load({from + quad * static_cast<size_t>(block_type<TYPE>::quad_bytes), lane});
+                now.load({from + quad * BYTES, lane});
             else if (quad + 1 < end)
-                next.load({from + (quad + 1) * static_cast<size_t>(block_type<TYPE>::quad_bytes), lane});
+                next.load({from + (quad + 1) * BYTES, lane});
             add_super<TYPE, N>(sum, now, p.x, quad * PL_PACK_STRANDS + strand, p.out.rows);
         }
     }

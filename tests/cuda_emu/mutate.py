@@ -66,7 +66,7 @@ MUTANTS = [
     ("rounding of activations", "quant.cu", "d < 16; d *= 2)\n        sum", "d < 8; d *= 2)\n        sum"),
     ("rounding of activations", "quant.cu", "__fdiv_rn(max, 127.f)", "__fdiv_rn(max, 128.f)"),
     ("blocks, few rows", "quant.cu", "for (; quad < end; quad++) {", "for (; quad + 1 < end; quad++) {"),
-    ("blocks, few rows", "quant.cu", "from + (quad + 1) * static_cast", "from + quad * static_cast"),
+    ("blocks, few rows", "quant.cu", "next.load({from + (quad + 1) * BYTES", "next.load({from + quad * BYTES"),
     ("blocks, few rows", "quant.cu", "- 1 - strand) / PL_PACK_STRANDS)", "- 2 - strand) / PL_PACK_STRANDS)"),
     ("blocks, few rows", "quant.cu", "dot[k / 4 % halves]);\n            sum[i]", "dot[k / 3 % halves]);\n            sum[i]"),
     ("blocks, few rows: no barrier", "quant.cu", "[i] = sum[i];\n    __syncthreads();", "[i] = sum[i];"),
