@@ -11,6 +11,7 @@
 #include "core/model/dtype.h"
 #include "cuda/activate.h"
 #include "cuda/four.h"
+#include "cuda/parts.h"
 
 enum { WARPS = 4, FINISH_THREADS = 256 };
 
@@ -129,22 +130,6 @@ template <class W, int N, int T> struct few_pieces {
     }
 };
 
-/* The block's part of the weight, the block's number among the part's, and the part's first output */
-template <int PER_BLOCK> static __device__ __forceinline__ pl_cuda_part part_of(const pl_cuda_parts &w, uint32_t &block, uint32_t &column)
-{
-    pl_cuda_part p = w.part[0];
-    block = blockIdx.x, column = 0;
-#pragma unroll
-    for (int i = 1; i < PL_CUDA_MAX_PARTS; i++) {
-        const uint32_t blocks = (p.rows + PER_BLOCK - 1) / PER_BLOCK;
-        if (i < static_cast<int>(w.n) && block >= blocks) {
-            block -= blocks, column += p.rows;
-            p = w.part[i];
-        }
-    }
-    return p;
-}
-
 static __device__ __forceinline__ float gated(const few_job &j, uint32_t row, uint32_t t, float gate, float up)
 {
     const uint32_t F = j.out.cols;
@@ -164,7 +149,7 @@ template <class W, int N, int T, bool ALIGNED, bool GATED> static __global__ voi
 {
     constexpr int ROWS = few_shape<T>::rows, STEPS = few_shape<T>::steps, OUTS = GATED ? ROWS / 2 : ROWS;
     uint32_t block, column;
-    const pl_cuda_part w = part_of<WARPS * OUTS>(j.w, block, column);
+    const pl_cuda_part w = part_of(j.w, GATED ? 1 : j.w.n, WARPS * OUTS, block, column);
     const uint32_t lane = threadIdx.x % WARP, first = (block * WARPS + threadIdx.x / WARP) * OUTS, token = blockIdx.y * T;
     if (first >= w.rows)
         return;

@@ -127,13 +127,12 @@ static inline uint32_t pl_cuda_act_padded(uint32_t cols)
     return (cols + 255) / 256 * 256;
 }
 cudaError_t pl_cuda_quant(cudaStream_t s, struct pl_cuda_mat x, struct pl_cuda_act to);
-/* out (+)= x · wᵀ (+ bias, NULL = none); a row's result does not depend on how many there are */
-cudaError_t pl_cuda_product(cudaStream_t s, struct pl_cuda_mat out, struct pl_cuda_act x, const struct pl_cuda_part *w, const float *bias,
-                            bool add);
+/* out (+)= x · wᵀ (+ bias, NULL = none); a row's result does not depend on how many there are. Parts are of one type. */
+cudaError_t pl_cuda_product(cudaStream_t s, struct pl_cuda_mat out, struct pl_cuda_act x, struct pl_cuda_parts w, const float *bias, bool add);
 /* What pl_cuda_glu makes of the products with both parts, of one type and size, for at most PL_CUDA_QUANT_FEW rows */
 enum { PL_CUDA_QUANT_FEW = 8 };
-cudaError_t pl_cuda_product_glu(cudaStream_t s, bool gelu, struct pl_cuda_mat out, struct pl_cuda_act x, const struct pl_cuda_part *gate,
-                                const struct pl_cuda_part *up, const float *bias, struct pl_cuda_mat plus, const bool *plus_rows);
+cudaError_t pl_cuda_product_glu(cudaStream_t s, bool gelu, struct pl_cuda_mat out, struct pl_cuda_act x, struct pl_cuda_parts w, const float *bias,
+                                struct pl_cuda_mat plus, const bool *plus_rows);
 
 /* ---- attn.cu ------------------------------------------------------------------------------------------------------------ */
 

@@ -28,7 +28,7 @@
 #define SHARED __shared__
 #else
 #define LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                                         \
-    emu_launch(#kernel, grid, block, shared_bytes, stream, [=] { (kernel)(__VA_ARGS__); })
+    emu_launch(#kernel, reinterpret_cast<const void *>(kernel), grid, block, shared_bytes, stream, [=] { (kernel)(__VA_ARGS__); })
 #define SHARED_DYNAMIC(type, name) type *const name = static_cast<type *>(emu_shared())
 #define SHARED static
 #endif

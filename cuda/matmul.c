@@ -117,7 +117,7 @@ static pl_status round_x(struct product *p)
     return pl_cuda_check(c, pl_cuda_quant(c->stream, p->x, p->act), "rounding activations");
 }
 
-static pl_status block_product(struct product *p, struct pl_cuda_mat out, const struct pl_cuda_part *w, const float *bias, bool add)
+static pl_status block_product(struct product *p, struct pl_cuda_mat out, struct pl_cuda_parts w, const float *bias, bool add)
 {
     const pl_status rc = round_x(p);
     return rc != PL_OK ? rc : pl_cuda_check(p->c, pl_cuda_product(p->c->stream, out, p->act, w, bias, add), "a product");
@@ -150,19 +150,18 @@ static pl_status product(struct pl_cuda *c, struct pl_cuda_mat out, struct pl_cu
     for (uint32_t i = 0; rc == PL_OK && i < w->n_parts;) {
         const struct pl_cuda_parts parts = parts_of(w, i);
         const int dtype = parts.part[0].dtype;
-        const uint32_t n = is_float(dtype) ? parts.n : 1; /* together, or one by one */
         out.cols = 0;
-        for (uint32_t k = 0; k < n; k++)
+        for (uint32_t k = 0; k < parts.n; k++)
             out.cols += parts.part[k].rows;
         if (is_dense(dtype, x.rows))
             rc = pl_cuda_check(c, pl_cuda_dense(c->stream, out, x, parts, bias, add), "a product");
         else if (is_float(dtype))
             rc = blas_product(&p, out, &w->parts[i], bias, add);
         else
-            rc = block_product(&p, out, &w->parts[i], bias, add);
+            rc = block_product(&p, out, parts, bias, add);
         out.p += out.cols;
         bias = bias != NULL ? bias + out.cols : NULL;
-        i += n;
+        i += parts.n;
     }
     return rc;
 }
@@ -224,7 +223,7 @@ pl_status pl_cuda_matmul_glu_op(struct pl_device *dev, pl_act_kind kind, pl_view
     if (alike && !is_float(w->parts[0].dtype) && x.rows <= PL_CUDA_QUANT_FEW) {
         struct product p = {.c = c, .x = pl_cuda_mat(x)};
         const pl_status rc = round_x(&p);
-        return rc != PL_OK ? rc : pl_cuda_check(c, pl_cuda_product_glu(c->stream, gelu, pl_cuda_mat(out), p.act, &w->parts[0], &w->parts[1],
+        return rc != PL_OK ? rc : pl_cuda_check(c, pl_cuda_product_glu(c->stream, gelu, pl_cuda_mat(out), p.act, parts_of(w, 0),
                                                                        pl_cuda_vector(bias), values, rows), "a gated product");
     }
     const struct pl_cuda_mat both = {pl_cuda_scratch(c, PL_CUDA_SCRATCH_PRODUCT, (size_t)x.rows * w->rows * sizeof(float)), x.rows, w->rows, w->rows};

@@ -8,24 +8,22 @@
 #include "cuda/activate.h"
 #include "cuda/blocks.h"
 #include "cuda/mma.h"
+#include "cuda/parts.h"
 
 namespace {
 
 struct product {
     pl_cuda_mat out, plus;
     pl_cuda_act x;
-    const uint8_t *w[2]; /* gate and up, or one */
-    uint32_t rows, cols; /* of each */
+    pl_cuda_parts w; /* of one type; gated: gate and up, of one size */
     const float *bias;
     const bool *plus_rows;
-    bool gelu; /* activation of a gated product */
-    bool add;
+    bool gated, gelu, add;
 };
 
-/* The first row of `matrix` in bias and plus */
-__device__ __forceinline__ float finish(const product &p, int matrix, uint32_t row, uint32_t t, float sum)
+/* at: the column of bias and plus */
+__device__ __forceinline__ float finish(const product &p, uint32_t at, uint32_t t, float sum)
 {
-    const size_t at = matrix * static_cast<size_t>(p.rows) + row;
     if (p.bias != nullptr)
         sum = __fadd_rn(sum, p.bias[at]);
     if (p.plus.p != nullptr && p.plus_rows[t])
@@ -33,12 +31,12 @@ __device__ __forceinline__ float finish(const product &p, int matrix, uint32_t r
     return sum;
 }
 
-__device__ __forceinline__ void write(const product &p, uint32_t row, uint32_t t, float sum, float second)
+__device__ __forceinline__ void write(const product &p, uint32_t column, uint32_t t, float sum, float second)
 {
-    float *to = p.out.p + t * p.out.stride + row;
-    sum = finish(p, 0, row, t, sum);
-    if (p.w[1] != nullptr)
-        *to = __fmul_rn(activate(p.gelu, sum), finish(p, 1, row, t, second));
+    float *to = p.out.p + t * p.out.stride + column;
+    sum = finish(p, column, t, sum);
+    if (p.gated)
+        *to = __fmul_rn(activate(p.gelu, sum), finish(p, p.out.cols + column, t, second));
     else
         *to = p.add ? __fadd_rn(*to, sum) : sum;
 }
@@ -126,29 +124,49 @@ __device__ __forceinline__ void add_super(float *sum, const super_held<TYPE> &w,
     }
 }
 
-template <int TYPE, int N> __global__ void __launch_bounds__(2 * FEW_WARPS *WARP) few(product p)
+/* Asks the L2 cache for a quad, 128 bytes a lane: needs no registers, so that the compiler has no reason to put it off. */
+__device__ __forceinline__ void announce(const uint8_t *quad, unsigned bytes, unsigned lane)
 {
-    constexpr bool AHEAD = N < PL_CUDA_QUANT_FEW; /* with more rows of x arithmetic costs more than bytes, and warps help more than loads under way */
+#ifdef __CUDACC__
+    for (unsigned at = lane * 128; at < bytes; at += WARP * 128)
+        asm volatile("prefetch.L2 [%0];" ::"l"(quad + at));
+#else
+    (void)quad, (void)bytes, (void)lane;
+#endif
+}
+
+/* An SM has at least two such blocks, of both matrices: where it could have more, the compiler saves registers by loading late. */
+template <int TYPE, int N> __global__ void __launch_bounds__(2 * FEW_WARPS *WARP, 2) few(product p)
+{
+    /* What is loaded in one round is multiplied in the next: the compiler would else load each piece where it is wanted. With more rows of x
+     * arithmetic costs more than bytes, and warps help more than loads under way; and registers have an end. */
+    constexpr bool AHEAD = N < PL_CUDA_QUANT_FEW && block_type<TYPE>::pieces <= (N == 1 ? 13 : 12);
+    constexpr size_t BYTES = block_type<TYPE>::quad_bytes;
     SHARED float strands[2 * FEW_WARPS][PL_PACK_STRANDS][PL_PACK_ROWS][N];
-    const uint32_t warps = pl_pack_warps(p.cols), quads = pl_pack_quads(p.cols), supers = pl_pack_supers(p.cols);
+    const uint32_t cols = p.w.part[0].cols, warps = pl_pack_warps(cols), quads = pl_pack_quads(cols), supers = pl_pack_supers(cols);
     const unsigned lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, strand = lane / PL_PACK_ROWS;
-    const uint32_t first_group = blockIdx.x * (FEW_WARPS / warps), group = first_group + warp % FEW_WARPS / warps;
-    const uint8_t *weight = warp < FEW_WARPS ? p.w[0] : p.w[1];
+    uint32_t block, column;
+    const pl_cuda_part part = part_of(p.w, p.gated ? 1 : p.w.n, FEW_WARPS / warps * PL_PACK_ROWS, block, column);
+    const uint32_t first_group = block * (FEW_WARPS / warps), group = first_group + warp % FEW_WARPS / warps;
     float sum[N] = {};
-    if (group < pl_pack_groups(p.rows)) {
-        const uint32_t w = warp % warps, end = min(pl_pack_first(p.cols, w + 1), (supers + PL_PACK_STRANDS - 1 - strand) / PL_PACK_STRANDS);
-        const uint8_t *const from = weight + static_cast<size_t>(group) * quads * block_type<TYPE>::quad_bytes;
-        uint32_t quad = pl_pack_first(p.cols, w);
+    if (group < pl_pack_groups(part.rows)) {
+        const uint32_t w = warp % warps, end = min(pl_pack_first(cols, w + 1), (supers + PL_PACK_STRANDS - 1 - strand) / PL_PACK_STRANDS);
+        const uint8_t *const from = (warp < FEW_WARPS ? part.data : p.w.part[1].data) + static_cast<size_t>(group) * quads * BYTES;
+        uint32_t quad = pl_pack_first(cols, w);
         super_held<TYPE> next = {};
-        if (AHEAD && quad < end)
-            next.load({from + quad * static_cast<size_t>(block_type<TYPE>::quad_bytes), lane});
+        if (quad < end && !AHEAD)
+            announce(from + quad * BYTES, BYTES, lane);
+        else if (quad < end)
+            next.load({from + quad * BYTES, lane});
 #pragma unroll 1
-        for (; quad < end; quad++) { /* what is loaded in one round is multiplied in the next: the compiler would else load no earlier than it must */
+        for (; quad < end; quad++) {
             super_held<TYPE> now = next;
+            if (quad + 1 < end)
+                announce(from + (quad + 1) * BYTES, BYTES, lane);
             if (!AHEAD)
-                now.load({from + quad * static_cast<size_t>(block_type<TYPE>::quad_bytes), lane});
+                now.load({from + quad * BYTES, lane});
             else if (quad + 1 < end)
-                next.load({from + (quad + 1) * static_cast<size_t>(block_type<TYPE>::quad_bytes), lane});
+                next.load({from + (quad + 1) * BYTES, lane});
             add_super<TYPE, N>(sum, now, p.x, quad * PL_PACK_STRANDS + strand, p.out.rows);
         }
     }
@@ -157,16 +175,16 @@ template <int TYPE, int N> __global__ void __launch_bounds__(2 * FEW_WARPS *WARP
     __syncthreads();
     for (uint32_t i = threadIdx.x; i < FEW_WARPS / warps * PL_PACK_ROWS * N; i += blockDim.x) {
         const uint32_t at = i % PL_PACK_ROWS, t = i / PL_PACK_ROWS % N, g = i / (PL_PACK_ROWS * N), row = (first_group + g) * PL_PACK_ROWS + at;
-        if (row >= p.rows || t >= p.out.rows)
+        if (row >= part.rows || t >= p.out.rows)
             continue;
         float total = 0, second = 0;
         for (uint32_t s = 0; s < warps * PL_PACK_STRANDS; s++) {
             const uint32_t w = g * warps + s / PL_PACK_STRANDS;
             total = __fadd_rn(total, strands[w][s % PL_PACK_STRANDS][at][t]);
-            if (p.w[1] != nullptr)
+            if (p.gated)
                 second = __fadd_rn(second, strands[FEW_WARPS + w][s % PL_PACK_STRANDS][at][t]);
         }
-        write(p, row, t, total, second);
+        write(p, column + row, t, total, second);
     }
 }
 
@@ -187,12 +205,13 @@ template <int TYPE> struct tile {
 template <int TYPE> __device__ __forceinline__ void load_tile(tile<TYPE> &s, const product &p, uint32_t super, uint32_t half)
 {
     constexpr int halves = block_type<TYPE>::halves;
-    const uint32_t quads = pl_pack_quads(p.cols), r = threadIdx.x % ROWS, row = blockIdx.x * ROWS + r, group = row / PL_PACK_ROWS;
+    const pl_cuda_part &w = p.w.part[0];
+    const uint32_t quads = pl_pack_quads(w.cols), r = threadIdx.x % ROWS, row = blockIdx.x * ROWS + r, group = row / PL_PACK_ROWS;
     const uint32_t lane = super % PL_PACK_STRANDS * PL_PACK_ROWS + row % PL_PACK_ROWS;
-    const super_at<TYPE> at = {p.w[0] + (static_cast<size_t>(group) * quads + super / PL_PACK_STRANDS) * block_type<TYPE>::quad_bytes, lane};
+    const super_at<TYPE> at = {w.data + (static_cast<size_t>(group) * quads + super / PL_PACK_STRANDS) * block_type<TYPE>::quad_bytes, lane};
     for (unsigned i = threadIdx.x / ROWS; i < BLOCKS; i += MANY_THREADS / ROWS) {
         sub_block<TYPE> b = {};
-        if (group < pl_pack_groups(p.rows))
+        if (group < pl_pack_groups(w.rows))
             b = read_sub<TYPE>(at, half * BLOCKS + i);
         for (int k = 0; k < 8; k++)
             s.w[r][i * 8 + k] = b.q[k];
@@ -243,12 +262,12 @@ template <int TYPE> __device__ __forceinline__ void multiply_tile(float (*sum)[4
 template <int TYPE> __global__ void __launch_bounds__(MANY_THREADS) many(product p)
 {
     SHARED_DYNAMIC(tile<TYPE>, s);
-    const uint32_t warps = pl_pack_warps(p.cols), supers = pl_pack_supers(p.cols);
+    const uint32_t cols = p.w.part[0].cols, warps = pl_pack_warps(cols), supers = pl_pack_supers(cols);
     float total[TOKENS / 8][4] = {};
     for (uint32_t strand = 0; strand < warps * PL_PACK_STRANDS; strand++) {
-        const uint32_t w = strand / PL_PACK_STRANDS, end = pl_pack_first(p.cols, w + 1);
+        const uint32_t w = strand / PL_PACK_STRANDS, end = pl_pack_first(cols, w + 1);
         float sum[TOKENS / 8][4] = {};
-        for (uint32_t quad = pl_pack_first(p.cols, w); quad < end; quad++) {
+        for (uint32_t quad = pl_pack_first(cols, w); quad < end; quad++) {
             const uint32_t super = quad * PL_PACK_STRANDS + strand % PL_PACK_STRANDS;
             for (uint32_t half = 0; half < PL_PACK_SUPER / DEPTH && super < supers; half++) {
                 load_tile<TYPE>(*s, p, super, half);
@@ -266,17 +285,21 @@ template <int TYPE> __global__ void __launch_bounds__(MANY_THREADS) many(product
     for (unsigned i = 0; i < TOKENS / 8 * 4; i++) {
         const unsigned n = i / 4, e = i % 4;
         const uint32_t row = blockIdx.x * ROWS + threadIdx.x / WARP * 16 + lane / 4 + e / 2 * 8, t = blockIdx.y * TOKENS + n * 8 + lane % 4 * 2 + e % 2;
-        if (row < p.rows && t < p.out.rows)
+        if (row < p.w.part[0].rows && t < p.out.rows)
             write(p, row, t, total[n][e], 0);
     }
 }
 
 /* ---- launching ----------------------------------------------------------------------------------------------------- */
 
+/* All parts at once, so that small ones do not leave SMs idle */
 template <int TYPE> cudaError_t run_few(cudaStream_t s, const product &p)
 {
-    const uint32_t groups = FEW_WARPS / pl_pack_warps(p.cols);
-    const dim3 grid(pieces(pl_pack_groups(p.rows), groups)), block(FEW_WARPS * WARP * (p.w[1] != nullptr ? 2 : 1));
+    const uint32_t rows = FEW_WARPS / pl_pack_warps(p.w.part[0].cols) * PL_PACK_ROWS;
+    uint32_t across = 0;
+    for (uint32_t i = 0; i < (p.gated ? 1 : p.w.n); i++)
+        across += pieces(p.w.part[i].rows, rows);
+    const dim3 grid(across), block(FEW_WARPS * WARP * (p.gated ? 2 : 1));
     if (p.out.rows == 1)
         LAUNCH((few<TYPE, 1>), grid, block, 0, s, p);
     else if (p.out.rows <= 4)
@@ -291,14 +314,21 @@ template <int TYPE> cudaError_t run_type(cudaStream_t s, const product &p)
     static_assert(sizeof(tile<TYPE>) <= 48 << 10, "what a block gets without asking");
     if (p.out.rows <= PL_CUDA_QUANT_FEW)
         return run_few<TYPE>(s, p);
-    const dim3 grid(pieces(p.rows, ROWS), pieces(p.out.rows, TOKENS));
-    LAUNCH((many<TYPE>), grid, dim3(MANY_THREADS), sizeof(tile<TYPE>), s, p);
-    return cudaGetLastError();
+    product one = p;
+    cudaError_t e = cudaSuccess;
+    for (uint32_t i = 0; i < p.w.n && e == cudaSuccess; i++) {
+        one.w.part[0] = p.w.part[i];
+        LAUNCH((many<TYPE>), dim3(pieces(p.w.part[i].rows, ROWS), pieces(p.out.rows, TOKENS)), dim3(MANY_THREADS), sizeof(tile<TYPE>), s, one);
+        e = cudaGetLastError();
+        one.out.p += p.w.part[i].rows;
+        one.bias = one.bias != nullptr ? one.bias + p.w.part[i].rows : nullptr;
+    }
+    return e;
 }
 
-cudaError_t run(cudaStream_t s, int dtype, const product &p)
+cudaError_t run(cudaStream_t s, const product &p)
 {
-    switch (dtype) {
+    switch (p.w.part[0].dtype) {
 #define X(name, ...)                                                                                                   \
     case PL_##name: return run_type<PL_##name>(s, p);
         PL_PACK_LIST(X)
@@ -316,18 +346,18 @@ cudaError_t pl_cuda_quant(cudaStream_t s, pl_cuda_mat x, pl_cuda_act to)
     return cudaGetLastError();
 }
 
-cudaError_t pl_cuda_product(cudaStream_t s, pl_cuda_mat out, pl_cuda_act x, const pl_cuda_part *w, const float *bias, bool add)
+cudaError_t pl_cuda_product(cudaStream_t s, pl_cuda_mat out, pl_cuda_act x, pl_cuda_parts w, const float *bias, bool add)
 {
     product p = {};
-    p.out = out, p.x = x, p.w[0] = w->data, p.rows = w->rows, p.cols = w->cols, p.bias = bias, p.add = add;
-    return run(s, w->dtype, p);
+    p.out = out, p.x = x, p.w = w, p.bias = bias, p.add = add;
+    return run(s, p);
 }
 
-cudaError_t pl_cuda_product_glu(cudaStream_t s, bool gelu, pl_cuda_mat out, pl_cuda_act x, const pl_cuda_part *gate, const pl_cuda_part *up,
-                                const float *bias, pl_cuda_mat plus, const bool *plus_rows)
+cudaError_t pl_cuda_product_glu(cudaStream_t s, bool gelu, pl_cuda_mat out, pl_cuda_act x, pl_cuda_parts w, const float *bias, pl_cuda_mat plus,
+                                const bool *plus_rows)
 {
     product p = {};
-    p.out = out, p.x = x, p.w[0] = gate->data, p.w[1] = up->data, p.rows = gate->rows, p.cols = gate->cols, p.bias = bias;
-    p.plus = plus, p.plus_rows = plus_rows, p.gelu = gelu;
-    return run(s, gate->dtype, p);
+    p.out = out, p.x = x, p.w = w, p.bias = bias;
+    p.plus = plus, p.plus_rows = plus_rows, p.gated = true, p.gelu = gelu;
+    return run(s, p);
 }

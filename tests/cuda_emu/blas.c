@@ -67,9 +67,7 @@ static int product(const struct pl_cublas *b, const struct pl_cublas_product *p)
     const char *fault = getenv("PARLEY_EMU_FAULT");
     if (fault != NULL && strncmp(fault, "blas:", 5) == 0)
         return atoi(fault + 5);
-    if (!emu_capturing(b->handle))
-        return multiply(p);
-    emu_capture_bytes(run, &copy, sizeof copy);
+    emu_enqueue_bytes(b->handle, run, &copy, sizeof copy);
     return 0;
 }
 

@@ -11,6 +11,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cuda_runtime.h>
+#include <map>
 #include <mutex>
 #include <pthread.h>
 #include <sys/mman.h>
@@ -265,6 +266,18 @@ void emu_wrong(const char *fmt, ...)
     abort();
 }
 
+static void emu_refused(const char *name, const char *fmt, ...) __attribute__((noreturn, format(printf, 2, 3)));
+static void emu_refused(const char *name, const char *fmt, ...)
+{
+    va_list args;
+    fprintf(stderr, "cuda_emu: kernel %s cannot be launched: ", name);
+    va_start(args, fmt);
+    vfprintf(stderr, fmt, args);
+    va_end(args);
+    fputc('\n', stderr);
+    abort();
+}
+
 void *emu_shared()
 {
     return block.shared;
@@ -332,6 +345,38 @@ bool emu_backwards(void)
     return reverse;
 }
 
+/* ---- launches ---------------------------------------------------------------------------------------------------------- */
+
+namespace {
+
+constexpr size_t ORDINARY = 48 << 10; /* bytes that every kernel may have */
+std::map<const void *, size_t> allowed; /* of those that asked for more */
+std::mutex allowed_lock;
+
+} // namespace
+
+cudaError_t emu_allow_shared(const void *kernel, int n)
+{
+    const std::lock_guard<std::mutex> guard(allowed_lock);
+    if (n < 0 || static_cast<size_t>(n) > emu_shared_limit())
+        return cudaErrorInvalidValue;
+    allowed[kernel] = static_cast<size_t>(n);
+    return cudaSuccess;
+}
+
+void emu_check_launch(const char *name, const void *kernel, dim3 grid, dim3 threads, size_t shared)
+{
+    const std::lock_guard<std::mutex> guard(allowed_lock);
+    const unsigned n = threads.x * threads.y * threads.z;
+    const size_t most = allowed.count(kernel) > 0 ? allowed[kernel] : ORDINARY;
+    if (n == 0 || n > MAX_THREADS || n % 32 != 0)
+        emu_refused(name, "a block of %u threads; whole warps and at most %d are wanted", n, MAX_THREADS);
+    if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > INT_MAX || grid.y > 65535 || grid.z > 65535)
+        emu_refused(name, "a grid of %u × %u × %u blocks", grid.x, grid.y, grid.z);
+    if (shared > most)
+        emu_refused(name, "%zu bytes of shared memory; it may have %zu, or %zu when it asks", shared, most, emu_shared_limit());
+}
+
 void emu_run(const char *kernel, dim3 grid, dim3 threads, size_t shared, void (*body)(const void *), const void *closure)
 {
     const std::lock_guard<std::mutex> guard(lock);
@@ -346,12 +391,6 @@ void emu_run(const char *kernel, dim3 grid, dim3 threads, size_t shared, void (*
     blockIdx = {0, 0, 0};
     for (unsigned i = 0; i < block.n && i < MAX_THREADS; i++)
         block.fibers[i].index = {i % threads.x, i / threads.x % threads.y, i / threads.x / threads.y};
-    if (block.n == 0 || block.n > MAX_THREADS || block.n % 32 != 0)
-        emu_wrong("a block of %u threads; whole warps and at most %d are wanted", block.n, MAX_THREADS);
-    if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 || grid.z > 65535)
-        emu_wrong("a grid of %u × %u × %u blocks", grid.x, grid.y, grid.z);
-    if (shared > 227 << 10)
-        emu_wrong("%zu bytes of shared memory", shared);
     for (unsigned z = 0; z < grid.z; z++)
         for (unsigned y = 0; y < grid.y; y++)
             for (unsigned x = 0; x < grid.x; x++) {

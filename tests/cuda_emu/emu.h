@@ -18,6 +18,10 @@ __attribute__((visibility("default"))) unsigned long emu_graph_launches(void);
 /* For the stand-in of NCCL: the calling thread's GPU; something on the stream does not get through, or does again. */
 __attribute__((visibility("default"))) int emu_gpu(void);
 __attribute__((visibility("default"))) void emu_stream_hold(cudaStream_t s, bool held);
+/* What is on the stream is done. */
+__attribute__((visibility("default"))) void emu_stream_flush(cudaStream_t s);
+/* Bytes of shared memory that a block of the calling thread's GPU may have */
+size_t emu_shared_limit(void);
 
 #ifdef __cplusplus
 }

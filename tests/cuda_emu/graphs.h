@@ -1,4 +1,4 @@
-/* graphs: what the stand-ins that enqueue work ask of a capture (graphs.c).
+/* graphs: what the stand-ins that enqueue work ask of streams and captures (graphs.c).
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef PL_TESTS_CUDA_EMU_GRAPHS_H
 #define PL_TESTS_CUDA_EMU_GRAPHS_H
@@ -11,14 +11,17 @@
 extern "C" {
 #endif
 
-/* This thread captures the stream: work goes to emu_capture. */
-bool emu_capturing(cudaStream_t s);
+/* run(data) when something waits for the stream, or, where this thread captures it, at each launch of the graph; drop(data) at the end. */
+void emu_enqueue(cudaStream_t s, void (*run)(void *), void (*drop)(void *), void *data);
+/* The same with a copy of n bytes. */
+void emu_enqueue_bytes(cudaStream_t s, void (*run)(void *), const void *data, size_t n);
 /* A call that no capture bears: true, and the capture is lost, when this thread captures. */
 bool emu_capture_forbids(void);
-/* run(data) at each launch; drop(data) at the end. */
-void emu_capture(void (*run)(void *), void (*drop)(void *), void *data);
-/* The same with a copy of n bytes. */
-void emu_capture_bytes(void (*run)(void *), const void *data, size_t n);
+/* Does what was enqueued: on one stream, which is not held, or on all of a GPU's. */
+void emu_flush(cudaStream_t s);
+void emu_flush_gpu(int gpu);
+/* Whether host memory is the runtime's own, which copies read and write when their turn comes. */
+bool emu_pinned(const void *p);
 
 #ifdef __cplusplus
 }

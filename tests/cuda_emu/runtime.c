@@ -4,11 +4,12 @@
  *     PARLEY_EMU_FAULT=hang:N    allocating more than 4 KiB on GPU N never ends, but for the first time, when ranks meet
  *     PARLEY_EMU_FAULT=pools     there are no pools of memory
  *     PARLEY_EMU_FAULT=mixed | old-gpu    GPU 0 is of another kind than the others; of a kind that is too old
- *     PARLEY_EMU_FAULT=turing    compute capability 7.5
+ *     PARLEY_EMU_FAULT=turing    compute capability 7.5, and what a block of it may have
  *     PARLEY_EMU_MEMORY_MB=N     a device's memory (default 1024)
  *     PARLEY_EMU_OTHERS_MB=GPU:N that others have taken of one
  *     PARLEY_EMU_GPUS=N          how many there are (default 2)
  * SPDX-License-Identifier: Apache-2.0 */
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -116,13 +117,18 @@ static size_t left(void)
     return memory() - taken(current) - used[current];
 }
 
+size_t emu_shared_limit(void)
+{
+    return (fault("turing") ? 64 : 99) << 10;
+}
+
 cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *p, int index)
 {
     if (index < 0 || index >= n_gpus())
         return failed(cudaErrorInvalidDevice);
     const bool turing = fault("turing");
     *p = (struct cudaDeviceProp){.name = "emulated", .totalGlobalMem = memory(), .uuid.bytes = {'e', 'm', 'u', (char)('0' + index)},
-                                 .sharedMemPerBlockOptin = 99 << 10, .minor = turing ? 5 : 0, .multiProcessorCount = 4};
+                                 .sharedMemPerBlockOptin = emu_shared_limit(), .minor = turing ? 5 : 0, .multiProcessorCount = 4};
     p->major = turing ? 7 : index > 0 ? 9 : fault("mixed") ? 8 : fault("old-gpu") ? 7 : 9;
     return cudaSuccess;
 }
@@ -130,7 +136,7 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *p, int index)
 cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr what, int index)
 {
     (void)index;
-    *value = what == cudaDevAttrMultiProcessorCount ? 4 : what == cudaDevAttrMemoryPoolsSupported ? !fault("pools") : 99 << 10;
+    *value = what == cudaDevAttrMultiProcessorCount ? 4 : what == cudaDevAttrMemoryPoolsSupported ? !fault("pools") : (int)emu_shared_limit();
     return cudaSuccess;
 }
 
@@ -182,6 +188,7 @@ cudaError_t cudaFree(void *p)
         return cudaSuccess;
     struct header h;
     memcpy(&h, (uint8_t *)p - HEADER, sizeof h);
+    emu_flush_gpu(h.device);
     used[h.device] -= h.n;
     free((uint8_t *)p - HEADER);
     return cudaSuccess;
@@ -218,21 +225,63 @@ cudaError_t cudaFreeAsync(void *p, cudaStream_t s)
     return cudaFree(p);
 }
 
+static struct pinned {
+    struct pinned *next;
+    char *p;
+    size_t n;
+} *pinned;
+static pthread_mutex_t pinned_lock = PTHREAD_MUTEX_INITIALIZER;
+
+/* The place in the list of what has the byte, or the list's end */
+static struct pinned **find_pinned(const void *p)
+{
+    struct pinned **at = &pinned;
+    while (*at != NULL && ((const char *)p < (*at)->p || (const char *)p >= (*at)->p + (*at)->n))
+        at = &(*at)->next;
+    return at;
+}
+
+bool emu_pinned(const void *p)
+{
+    pthread_mutex_lock(&pinned_lock);
+    const bool is = *find_pinned(p) != NULL;
+    pthread_mutex_unlock(&pinned_lock);
+    return is;
+}
+
 cudaError_t cudaHostAlloc(void **p, size_t n, unsigned flags)
 {
     if (emu_capture_forbids())
         return failed(cudaErrorStreamCaptureUnsupported);
     (void)flags;
-    *p = malloc(n);
-    return *p != NULL ? cudaSuccess : failed(cudaErrorMemoryAllocation);
+    struct pinned *new = malloc(sizeof *new);
+    if (new == NULL || (*p = malloc(n + 1)) == NULL) {
+        free(new);
+        return failed(cudaErrorMemoryAllocation);
+    }
+    pthread_mutex_lock(&pinned_lock);
+    *new = (struct pinned){pinned, *p, n};
+    pinned = new;
+    pthread_mutex_unlock(&pinned_lock);
+    return cudaSuccess;
 }
 
 cudaError_t cudaFreeHost(void *p)
 {
     if (emu_capture_forbids())
         return failed(cudaErrorStreamCaptureUnsupported);
-    free(p);
-    return cudaSuccess;
+    if (p == NULL)
+        return cudaSuccess;
+    emu_flush_gpu(current);
+    pthread_mutex_lock(&pinned_lock);
+    struct pinned **at = find_pinned(p), *old = *at;
+    if (old != NULL) {
+        *at = old->next;
+        free(old->p);
+        free(old);
+    }
+    pthread_mutex_unlock(&pinned_lock);
+    return old != NULL ? cudaSuccess : failed(cudaErrorInvalidValue);
 }
 
 cudaError_t cudaMemcpy(void *to, const void *from, size_t n, enum cudaMemcpyKind kind)
@@ -264,70 +313,46 @@ static void run_filling(void *p)
 
 cudaError_t cudaMemsetAsync(void *p, int value, size_t n, cudaStream_t s)
 {
-    struct filling f = {p, value, n};
-    if (emu_capturing(s))
-        emu_capture_bytes(run_filling, &f, sizeof f);
-    else
-        run_filling(&f);
+    const struct filling f = {p, value, n};
+    emu_enqueue_bytes(s, run_filling, &f, sizeof f);
     return cudaSuccess;
 }
 
-/* ---- streams and events: nothing is ever under way, but on a stream that is held ------------------------------------------------ */
+/* ---- copies: from the host's pageable memory the bytes are taken at once, to it a copy returns when they are there; what is the runtime's own is
+ * read and written when the copy's turn comes ------------------------------------------------------------------------------------- */
 
-struct CUstream_st {
-    atomic_bool held;
-};
-
-void emu_stream_hold(cudaStream_t s, bool held)
-{
-    atomic_store(&s->held, held);
-}
-
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned flags)
-{
-    (void)flags;
-    *s = calloc(1, sizeof **s);
-    return *s != NULL ? cudaSuccess : failed(cudaErrorMemoryAllocation);
-}
-
-cudaError_t cudaStreamDestroy(cudaStream_t s)
-{
-    free(s);
-    return cudaSuccess;
-}
-
-static void wait_while_held(cudaStream_t s)
-{
-    while (s != NULL && atomic_load(&s->held)) /* NULL: the default stream */
-        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
-}
-
-/* To the host, whose memory is pageable wherever cuda/ fetches something: returns when the bytes are there. */
 struct copy {
     char *to;
     const char *from;
     size_t to_pitch, from_pitch, width, height;
+    char own[]; /* bytes that were taken at once */
 };
 
 static void run_copy(void *p)
 {
     const struct copy *c = p;
     for (size_t i = 0; i < c->height; i++)
-        memcpy(c->to + i * c->to_pitch, c->from + i * c->from_pitch, c->width);
+        memcpy(c->to + i * c->to_pitch, (c->from != NULL ? c->from : c->own) + i * c->from_pitch, c->width);
 }
 
 cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width, size_t height, enum cudaMemcpyKind kind,
                               cudaStream_t s)
 {
-    struct copy c = {to, from, to_pitch, from_pitch, width, height};
-    if (emu_capturing(s)) {
-        emu_capture_bytes(run_copy, &c, sizeof c);
-        return cudaSuccess;
-    }
-    if (kind == cudaMemcpyDeviceToHost)
-        wait_while_held(s);
-    run_copy(&c);
-    return cudaSuccess;
+    const bool in = kind == cudaMemcpyHostToDevice && !emu_pinned(from), out = kind == cudaMemcpyDeviceToHost && !emu_pinned(to);
+    if (width > to_pitch || width > from_pitch)
+        return failed(cudaErrorInvalidValue);
+    if ((in || out) && emu_capture_forbids())
+        return failed(cudaErrorStreamCaptureUnsupported);
+    struct copy *c = malloc(sizeof *c + (in ? width * height : 0));
+    if (c == NULL)
+        return failed(cudaErrorMemoryAllocation);
+    *c = (struct copy){to, from, to_pitch, from_pitch, width, height};
+    for (size_t i = 0; in && i < height; i++)
+        memcpy(c->own + i * width, c->from + i * from_pitch, width);
+    if (in)
+        c->from = NULL, c->from_pitch = width;
+    emu_enqueue(s, run_copy, free, c);
+    return out ? cudaStreamSynchronize(s) : cudaSuccess;
 }
 
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, enum cudaMemcpyKind kind, cudaStream_t s)
@@ -335,33 +360,7 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, enum cudaMemcp
     return cudaMemcpy2DAsync(to, n, from, n, n, 1, kind, s);
 }
 
-cudaError_t cudaStreamSynchronize(cudaStream_t s)
-{
-    if (emu_capture_forbids())
-        return failed(cudaErrorStreamCaptureUnsupported);
-    cudaError_t e;
-    while ((e = cudaStreamQuery(s)) == cudaErrorNotReady)
-        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
-    return e;
-}
-
-cudaError_t cudaStreamQuery(cudaStream_t s)
-{
-    static atomic_ulong waits;
-    const char *f = getenv("PARLEY_EMU_FAULT");
-    if (s != NULL && atomic_load(&s->held))
-        return cudaErrorNotReady;
-    if (f != NULL && strncmp(f, "lost:", 5) == 0 && ++waits > strtoul(f + 5, NULL, 10))
-        return failed(cudaErrorIllegalAddress);
-    return cudaSuccess;
-}
-
-cudaError_t cudaDeviceSynchronize(void)
-{
-    if (emu_capture_forbids())
-        return failed(cudaErrorStreamCaptureUnsupported);
-    return cudaSuccess;
-}
+/* ---- events: what comes before one is done when it is recorded ------------------------------------------------------------------ */
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned flags)
 {
@@ -378,7 +377,8 @@ cudaError_t cudaEventDestroy(cudaEvent_t e)
 
 cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s)
 {
-    (void)e, (void)s;
+    (void)e;
+    emu_flush(s);
     return cudaSuccess;
 }
 

@@ -8,10 +8,14 @@ import argparse
 import importlib.util
 import json
 import statistics
+import sys
 import time
 
-import torch
-import transformers
+try:
+    import torch
+    import transformers
+except ImportError:
+    sys.exit(3)
 
 # as core/model/dummy.h has them: layers, width, query heads, key/value heads, head width, feed-forward width, vocabulary
 SHAPES = {"tiny": (2, 256, 4, 2, 64, 512, 512), "8B": (32, 4096, 32, 8, 128, 14336, 128256)}

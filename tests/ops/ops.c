@@ -159,10 +159,13 @@ static struct pl_weight *new_parts(struct machine *m, struct pl_weight_src parts
     return w;
 }
 
+static const uint32_t alike[1]; /* as ctx of a product with `extra`: its parts are of one type */
+
 static struct pl_weight *new_weight(struct machine *m, const struct row *r, void **data)
 {
     uint32_t first = r->extra && r->N > 20 ? 20 : r->N;
-    struct pl_weight_src parts[2] = {{.dtype = (pl_dtype)r->kind, .rows = first, .cols = r->K}, {.dtype = PL_F16, .rows = r->N - first, .cols = r->K}};
+    const pl_dtype second = r->ctx == alike ? (pl_dtype)r->kind : PL_F16;
+    struct pl_weight_src parts[2] = {{.dtype = (pl_dtype)r->kind, .rows = first, .cols = r->K}, {.dtype = second, .rows = r->N - first, .cols = r->K}};
     return new_parts(m, parts, data);
 }
 
@@ -447,6 +450,8 @@ static const struct row fixed[] = {
     {MATMUL, PL_Q8_0, 1, 19, 3424, false, 1e-9, NULL},    {MATMUL, PL_Q4_K, 3, 21, 4864, true, 1e-9, NULL},
     {MATMUL, PL_Q6_K, 1, 9, 8960, false, 1e-9, NULL},     {MATMUL, PL_Q5_1, 7, 9, 8736, false, 1e-9, NULL},
     {MATMUL, PL_Q4_1, 20, 24, 8736, false, 1e-9, NULL},   {MATMUL_GLU, PL_Q4_K, 1, 24, 8960, false, 1e-9, NULL},
+    {MATMUL, PL_Q4_K, 1, 61, 512, true, 1e-9, alike},     {MATMUL, PL_Q6_K, 7, 150, 4864, true, 1e-9, alike},
+    {MATMUL, PL_Q8_0, 20, 37, 256, true, 1e-9, alike},
 };
 /* cuBLAS, which multiplies more rows than these with 16-bit weights, takes x rounded to their type, and chooses an algorithm by the number of rows. */
 static bool is_cublas(const char *isa, pl_dtype t, uint32_t T)

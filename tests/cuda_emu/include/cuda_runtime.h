@@ -88,18 +88,21 @@ template <class F> struct emu_kernel {
     static void drop(void *p) { delete static_cast<emu_kernel *>(p); }
 };
 
-template <class F> static inline void emu_launch(const char *name, dim3 grid, dim3 block, size_t shared, cudaStream_t s, const F &f)
+/* What a GPU refuses when a kernel is launched, not when it runs */
+void emu_check_launch(const char *name, const void *kernel, dim3 grid, dim3 block, size_t shared);
+cudaError_t emu_allow_shared(const void *kernel, int n);
+
+template <class F>
+static inline void emu_launch(const char *name, const void *kernel, dim3 grid, dim3 block, size_t shared, cudaStream_t s, const F &f)
 {
-    emu_kernel<F> k = {name, grid, block, shared, f};
-    if (emu_capturing(s))
-        emu_capture(k.run, k.drop, new emu_kernel<F>(k));
-    else
-        k.run(&k);
+    using job = emu_kernel<F>;
+    emu_check_launch(name, kernel, grid, block, shared);
+    emu_enqueue(s, job::run, job::drop, new job{name, grid, block, shared, f});
 }
 
-template <class F> static inline cudaError_t cudaFuncSetAttribute(F, cudaFuncAttribute, int)
+template <class F> static inline cudaError_t cudaFuncSetAttribute(F kernel, cudaFuncAttribute, int n)
 {
-    return cudaSuccess;
+    return emu_allow_shared(reinterpret_cast<const void *>(kernel), n);
 }
 
 #define EMU_HERE const char *file = __builtin_FILE(), int line = __builtin_LINE()

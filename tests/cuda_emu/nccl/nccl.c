@@ -181,6 +181,8 @@ static int begin(struct comm *c, const struct call *call)
     unsigned long at;
     const bool last = c->rank == c->group->size - 1;
     c->n_calls++;
+    if (call->kind != INIT)
+        emu_stream_flush(call->stream);
     while (last && fault("absent", &at) && c->n_calls == at)
         pause();
     pthread_mutex_lock(&lock);
