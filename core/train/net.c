@@ -13,6 +13,7 @@
 #include "core/model/weights.h"
 #include "core/train/random.h"
 
+enum { OTHERS_SHARE = 16 /* of a device's memory: what the driver itself has is less */ };
 enum { MAX_ROWS = 32, MAX_PARTS = 4, ALIGN_FLOATS = 16, PUT_AT_ONCE = 1 << 18 /* values */ };
 
 struct row {
@@ -300,7 +301,8 @@ static pl_status build_all(struct builder *b)
     return rc != PL_OK ? rc : build_rope(b);
 }
 
-/* Whether a device with memory of its own has so much of it left; *free_mb: what it has. */
+/* Whether a device with memory of its own has so much of it left; *free_mb: what it has. PL_EBUSY: others have taken it, PL_ENOMEM: it would be
+ * too little without them, too. */
 static pl_status check_room(const struct pl_net *n, size_t bytes, size_t *free_mb)
 {
     size_t left, total;
@@ -309,7 +311,16 @@ static pl_status check_room(const struct pl_net *n, size_t bytes, size_t *free_m
         return PL_OK;
     const pl_status rc = n->dev->ops->memory(n->dev, &left, &total);
     *free_mb = left >> 20;
-    return rc != PL_OK || bytes <= left ? rc : PL_ENOMEM;
+    if (rc != PL_OK || bytes <= left)
+        return rc;
+    const size_t own = n->left > left ? n->left - left : 0, others = total - n->left;
+    return bytes + own > total || others <= total / OTHERS_SHARE ? PL_ENOMEM : PL_EBUSY;
+}
+
+/* What there was room for a moment ago. */
+static pl_status taken_since(const struct pl_net *n, pl_status rc)
+{
+    return rc == PL_ENOMEM && n->dev->ops->memory != NULL ? PL_EBUSY : rc;
 }
 
 /* Before any of it is taken. */
@@ -320,10 +331,11 @@ static pl_status check_weights(const struct pl_net *n, const struct builder *cou
     for (size_t i = 0; !n->o.full && i < pl_gguf_n_tensors(counted->g); i++)
         bytes += pl_gguf_tensor_at(counted->g, i)->n_bytes;
     const pl_status rc = check_room(n, bytes, &free_mb);
-    if (rc != PL_ENOMEM)
+    if (rc != PL_ENOMEM && rc != PL_EBUSY)
         return rc;
-    return pl_fail_param(err, rc, "device", "the weights and what is trained of them take %zu MB but %s has %zu MB left: %s", bytes >> 20, n->dev->ops->name,
-                         free_mb, n->o.full ? "train an adapter (peft kind lora), or take a GPU with more room" : "take a GPU with more room");
+    return pl_fail_param(err, rc, "device", "the weights and what is trained of them take %zu MB but %s has %zu MB left%s: %s", bytes >> 20,
+                         n->dev->ops->name, free_mb, rc == PL_EBUSY ? " by others" : "",
+                         n->o.full ? "train an adapter (peft kind lora), or take a GPU with more room" : "take a GPU with more room");
 }
 
 static pl_status make_buffers(struct pl_net *n, const struct builder *counted)
@@ -350,6 +362,8 @@ pl_status pl_net_new(struct pl_net **out, const struct pl_gguf *g, struct pl_dev
     n->t = dev->ops->train;
     n->o = *o;
     pl_status rc = pl_model_check(&n->spec, &n->arch_bit, NULL, g, err);
+    if (rc == PL_OK && dev->ops->memory != NULL)
+        rc = dev->ops->memory(dev, &n->left, &(size_t){0});
     if (rc != PL_OK)
         goto out;
     n->attn_scale = 1.0f / sqrtf((float)n->spec.head_dim);
@@ -359,12 +373,15 @@ pl_status pl_net_new(struct pl_net **out, const struct pl_gguf *g, struct pl_dev
     if ((rc = build_all(&b)) != PL_OK || (rc = check_weights(n, &b, err)) != PL_OK)
         goto out;
     if ((rc = make_buffers(n, &b)) != PL_OK) {
-        rc = pl_fail(err, rc, "no memory for the weights, gradients and moments of %zu trained values", n->n_trained);
+        rc = pl_fail(err, taken_since(n, rc), "no memory for the weights, gradients and moments of %zu trained values", n->n_trained);
         goto out;
     }
     b = (struct builder){.n = n, .g = g, .err = err, .filling = true};
-    if ((rc = build_all(&b)) != PL_OK)
+    if ((rc = taken_since(n, build_all(&b))) != PL_OK) {
+        if (err != NULL)
+            err->code = rc;
         goto out;
+    }
     n->o.adapter = NULL;
     *out = n;
     n = NULL;
@@ -561,14 +578,14 @@ pl_status pl_net_reserve(struct pl_net *n, uint32_t max_tokens, uint32_t max_row
     const size_t bytes = pl_net_work_bytes(n, n->max_tokens, n->max_rows), more = device_work_bytes(n);
     size_t free_mb;
     pl_status rc = check_room(n, bytes + more, &free_mb);
-    if (rc == PL_ENOMEM)
-        return pl_fail_param(err, rc, "micro_batch_size", "a step of %u tokens takes %zu MB but %s has %zu MB left; lower %s", n->max_tokens,
-                             (bytes + more) >> 20, n->dev->ops->name, free_mb,
+    if (rc == PL_ENOMEM || rc == PL_EBUSY)
+        return pl_fail_param(err, rc, "micro_batch_size", "a step of %u tokens takes %zu MB but %s has %zu MB left%s; lower %s", n->max_tokens,
+                             (bytes + more) >> 20, n->dev->ops->name, free_mb, rc == PL_EBUSY ? " by others" : "",
                              n->o.inference   ? "max-length, or take a device with more room"
                              : n->o.recompute ? "micro_batch_size or max_length"
                                               : "micro_batch_size or max_length, or set recompute");
     if (rc == PL_OK)
-        rc = n->dev->ops->buf_new(n->dev, bytes / sizeof(float), &n->work);
+        rc = taken_since(n, n->dev->ops->buf_new(n->dev, bytes / sizeof(float), &n->work));
     if (rc != PL_OK)
         return pl_fail_param(err, rc, "micro_batch_size",
                              "no memory for the activations of %u tokens (%zu MB); lower micro_batch_size or max_length, or set recompute",

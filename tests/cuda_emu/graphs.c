@@ -106,7 +106,7 @@ cudaError_t cudaGraphDestroy(cudaGraph_t g)
 
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *out, cudaGraph_t g, unsigned long long flags)
 {
-    const char *fault = getenv("PARLEY_EMU_FAULT");
+    const char *fault = emu_fault();
     (void)flags;
     if (fault != NULL && strcmp(fault, "graphs") == 0)
         return cudaErrorNotSupported;
