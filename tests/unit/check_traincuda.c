@@ -473,24 +473,26 @@ END_TEST
 START_TEST(embeddings)
 {
     enum { T = 300, V = 40, C = 150 };
-    uint32_t idx[T];
+    uint32_t idx[T], few[T];
     struct bed b;
     if (!bed_open(&b))
         return;
     for (uint32_t i = 0; i < T; i++)
-        idx[i] = i * i * 7 % (i < 100 ? V : 3);
-    const struct mat w_ = new_mat(&b, V, C, 1), out = new_mat(&b, T, C, 1), sum = new_mat(&b, T, C, 1), dy = new_mat(&b, T, C, 1), dw = new_mat(&b, V, C, 1);
+        idx[i] = i * i * 7 % (i < 100 ? V : 3), few[i] = i % (V / 2) * 2; /* some rows are used often; none more than is one piece */
+    const struct mat dfew = new_mat(&b, V, C, 1), w_ = new_mat(&b, V, C, 1), out = new_mat(&b, T, C, 1), sum = new_mat(&b, T, C, 1), dy = new_mat(&b, T, C, 1), dw = new_mat(&b, V, C, 1);
     EVERYWHERE (&b) {
         const struct pl_train_mat m = plain(w_, w);
         OK(t->embed(dev, out.v[w], &m, idx, false));
         OK(t->embed(dev, sum.v[w], &m, idx, true));
         OK(t->embed_dw(dev, dw.v[w], dy.v[w], idx));
         OK(t->embed_dw(dev, dw.v[w], pl_view_rows(dy.v[w], 0, 0), idx));
+        OK(t->embed_dw(dev, dfew.v[w], dy.v[w], few));
         OK(t->add(dev, dy.v[w], out.v[w]));
     }
     expect(&b, "an embedding", out, true);
     expect(&b, "one added", sum, true);
-    expect(&b, "its gradient", dw, true);
+    expect(&b, "its gradient", dw, false);
+    expect(&b, "one of rows with few uses", dfew, true);
     expect(&b, "a sum", dy, true);
     bed_close(&b);
 }
