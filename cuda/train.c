@@ -52,6 +52,12 @@ struct cut {
     uint32_t n_pieces, n_totals, n_sums;
 };
 
+/* A row with more uses than one piece has at least two pieces, and of all of its pieces only the last may be short. */
+size_t pl_cuda_use_sums(size_t T)
+{
+    return 2 * (T / PL_CUDA_USES);
+}
+
 /* Those of one row, from use `at` on: counted, and written where there is memory. */
 static void cut_row(struct cut *c, struct pl_cuda_use_piece *totals, uint32_t row, uint32_t at, uint32_t end)
 {
@@ -167,6 +173,9 @@ pl_status pl_cuda_train_adamw(struct pl_device *dev, pl_view w, pl_view g, pl_vi
 
 const struct pl_train_ops pl_cuda_train_ops = {
     .work_bytes = pl_cuda_train_work_bytes,
+    .reserve = pl_cuda_train_reserve,
+    .frozen_bytes = pl_cuda_train_frozen_bytes,
+    .stays = pl_cuda_train_stays,
     .set_precision = set_precision,
     .has_bf16 = has_bf16,
     .frozen_new = pl_cuda_weight_new,

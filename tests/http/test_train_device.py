@@ -143,7 +143,7 @@ def test_auto_takes_the_cpu_without_a_gpu(tmp_path, base):
 
 def test_no_room_to_evaluate(tmp_path, base):
     """What is said names settings that there are."""
-    short = {"PARLEY_EMU_MEMORY_MB": "6"}
+    short = {"PARLEY_EMU_MEMORY_MB": "40"}  # cuBLAS takes 32
     folder = job(tmp_path / "job", base, compute={"micro_batch_size": 1}, evaluation={"forgetting": True})
     on_gpu(folder, check=1, env=short)
     assert (lines(folder)[-1]["code"], lines(folder)[-1]["param"]) == ("out_of_memory", "forgetting") and "evaluation.forgetting" in lines(folder)[-1]["message"]
@@ -152,7 +152,7 @@ def test_no_room_to_evaluate(tmp_path, base):
     assert done.returncode == 1 and "lower max-length" in done.stderr and "batch" not in done.stderr, done
 
 
-@pytest.mark.parametrize("megabytes, param, remedy", [(8, "device", "train an adapter"), (48, "micro_batch_size", "lower micro_batch_size or max_length, or set recompute")])
+@pytest.mark.parametrize("megabytes, param, remedy", [(8, "device", "train an adapter"), (64, "micro_batch_size", "lower micro_batch_size or max_length, or set recompute")])
 def test_no_room_on_the_gpu(tmp_path, megabytes, param, remedy):
     """Said before the first step, with what would help."""
     model = tmp_path / "base.gguf"
@@ -170,7 +170,7 @@ def test_no_room_that_others_have_taken(tmp_path, base):
     """That may pass: another code, and another status."""
     folder = job(tmp_path / "job", base)
     env = {"PARLEY_EMU_MEMORY_MB": "64"}
-    for others in ("63",):
+    for others in "63", "40":
         done = on_gpu(folder, check=2, env={**env, "PARLEY_EMU_OTHERS_MB": f"0:{others}"})
         assert lines(folder)[-1]["code"] == "device_busy" and "left by others" in done.stderr, done
     on_gpu(folder, env=env)
@@ -181,13 +181,15 @@ def test_no_room_that_others_have_taken(tmp_path, base):
 
 def test_no_room_for_the_engine_that_answers(tmp_path, base):
     """Before the job it is said at once; after it, the model is there and the job is done."""
-    short = {"PARLEY_EMU_MEMORY_MB": "8"}
-    first, folder = (job(tmp_path / x, base, evaluation={"answers": 2, "forgetting": False}) for x in ("first", "folder"))
-    on_gpu(first, check=1, env=short)
+    first = job(tmp_path / "first", base, evaluation={"answers": 2, "forgetting": False})
+    on_gpu(first, check=1, env={"PARLEY_EMU_MEMORY_MB": "8"})
     assert lines(first)[-1]["code"] == "out_of_memory" and lines(first)[-1]["param"] == "answers" and "ask for no answers" in lines(first)[-1]["message"]
-    on_gpu(folder)
+    long = tmp_path / "long.gguf"
+    subprocess.run([PARLEY.parent / "make_model", "--out", long, "--ctx", "8192", "--layers", "4", "--kv-heads", "4"], check=True)
+    folder = job(tmp_path / "folder", long, evaluation={"answers": 2, "max_tokens": 4096, "forgetting": False})
+    run(folder)
     back_to(folder, 9)
-    on_gpu(folder, env=short)
+    on_gpu(folder, env={"PARLEY_EMU_MEMORY_MB": "40"})
     assert "could not be evaluated: device cuda has no memory" in lines(folder, "message")[-1]["message"] and lines(folder)[-1]["type"] == "done"
 
 
