@@ -228,6 +228,8 @@ static void wait_for(struct pl_supervisor *s, struct pl_job_row *row, pl_wait wh
         st = pl_store_end(s->j->store, st, &err);
     }
     r->stored = st == PL_OK;
+    if (st == PL_ESTOPPED) /* a client has decided otherwise */
+        pl_retry_forget(&s->retries, row->id);
     if (st != PL_OK)
         end_failed(s, row->id, st, &err);
     else

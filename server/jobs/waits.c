@@ -8,10 +8,11 @@
 
 static const struct {
     const char *code;
-    bool device, each;
+    bool device;
+    enum { EACH, CAUSE, ONCE } told;
     const char *words;
 } waits[PL_WAIT_COUNT] = {
-#define X(name, code, device, each, words) [PL_WAIT_##name] = {code, device, each, words},
+#define X(name, code, device, told, words) [PL_WAIT_##name] = {code, device, told, words},
     PL_WAITS_LIST(X)
 #undef X
 };
@@ -50,7 +51,8 @@ int64_t pl_waits_for_device(const struct pl_job_row *row, int64_t now)
 pl_status pl_waits_begin(struct pl_jobs *j, struct pl_job_row *row, pl_wait w, const char *message, unsigned seconds, struct pl_err *err)
 {
     char words[800];
-    const bool known = row->waits != NULL && strcmp(row->waits, waits[w].code) == 0 && strcmp(row->waits_message, message) == 0;
+    const bool known = row->waits != NULL && strcmp(row->waits, waits[w].code) == 0 && waits[w].told != EACH &&
+                       (waits[w].told == ONCE || strcmp(row->waits_message, message) == 0);
     if (row->waits == NULL || is_for_device(row) != waits[w].device) {
         row->waits_since = time(NULL);
         row->tries = 0;
@@ -59,7 +61,7 @@ pl_status pl_waits_begin(struct pl_jobs *j, struct pl_job_row *row, pl_wait w, c
     pl_row_set(&row->waits_message, message);
     row->retry_at = time(NULL) + seconds;
     row->tries++;
-    if (known && !waits[w].each)
+    if (known)
         return PL_OK;
     snprintf(words, sizeof words, waits[w].words, message, seconds);
     return pl_jobs_event(j, row->id, "warn", "message", NULL, -1, err, "%s", words);

@@ -10,17 +10,18 @@
 
 #include "server/jobs/jobs.h"
 
-/* For what; its code; whether it is for the device; whether each time is told; what the job's events say, given the cause and seconds. */
+/* For what; its code; whether it is for the device; when an event tells it: each time, for each CAUSE, or once (whose words have figures that change);
+ * what it says, given the cause and seconds. */
 #define PL_WAITS_LIST(X)                                                                                               \
-    X(DEVICE, "device_not_available", true, false, "The job waits for its device: %s; it is tried again in %u s, then after longer pauses")    \
-    X(BUSY, "device_busy", true, false, "The job waits for room on its device: %s; it is tried again in %u s, then after longer pauses")       \
-    X(LOST, "device_lost", false, true, "The device was lost: %s; the job goes on from its last checkpoint in %u s")   \
-    X(CRASH, "worker_crashed", false, true, "%s; it starts again from its last checkpoint in %u s")                    \
-    X(DISK, "disk_full", false, false, "There is no space left for the job's files: %s; it goes on from its last checkpoint in %u s (free some space)") \
-    X(START, "worker_not_started", false, false, "The job could not be started: %s; it stays queued and is tried again, first in %u s")
+    X(DEVICE, "device_not_available", true, CAUSE, "The job waits for its device: %s; it is tried again in %u s, then after longer pauses")    \
+    X(BUSY, "device_busy", true, ONCE, "The job waits for room on its device: %s; it is tried again in %u s, then after longer pauses")       \
+    X(LOST, "device_lost", false, EACH, "The device was lost: %s; the job goes on from its last checkpoint in %u s")   \
+    X(CRASH, "worker_crashed", false, EACH, "%s; it starts again from its last checkpoint in %u s")                    \
+    X(DISK, "disk_full", false, CAUSE, "There is no space left for the job's files: %s; it goes on from its last checkpoint in %u s (free some space)") \
+    X(START, "worker_not_started", false, CAUSE, "The job could not be started: %s; it stays queued and is tried again, first in %u s")
 
 typedef enum {
-#define X(name, code, device, each, words) PL_WAIT_##name,
+#define X(name, code, device, told, words) PL_WAIT_##name,
     PL_WAITS_LIST(X)
 #undef X
     PL_WAIT_COUNT

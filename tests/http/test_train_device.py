@@ -252,8 +252,11 @@ def test_a_job_whose_gpu_comes_and_goes(start, tmp_path, tiny):
         (tmp_path / "new").write_text(text)
         os.replace(tmp_path / "new", says)
 
-    d = start("--device", "cpu", "--train-device", "cuda", "--cuda-library", EMULATED, "--data-dir", tmp_path / "data", "--train-threads", 1, *real.ROOM[:2],
-              model=tiny, env={"PARLEY_EMU_FAULT": f"@{says}", "PARLEY_EMU_MEMORY_MB": "64"})
+    worker = tmp_path / "worker"  # which gets nothing of the daemon's environment that is called PARLEY_…
+    worker.write_text(f'#!/bin/sh\nPARLEY_EMU_FAULT=@{says} PARLEY_EMU_MEMORY_MB=64 exec {PARLEY.resolve()} "$@"\n')
+    worker.chmod(0o755)
+    d = start("--device", "cpu", "--train-device", "cuda", "--cuda-library", EMULATED, "--train-worker", worker, "--data-dir", tmp_path / "data",
+              "--train-threads", 1, *real.ROOM[:2], model=tiny)
     c = client_of(d)
     jobs = c.fine_tuning.jobs
     file = upload(c, real.lines(24)).id
