@@ -54,8 +54,9 @@ struct pl_cuda_stage {
 /* Memory that an operation needs while it runs; the next one that takes the same kind may overwrite it. */
 enum pl_cuda_scratch_kind { PL_CUDA_SCRATCH_PRODUCT, PL_CUDA_SCRATCH_NARROW, PL_CUDA_SCRATCH_WIDE, PL_CUDA_SCRATCH_QUANT, PL_CUDA_SCRATCH_ATTN,
                             PL_CUDA_SCRATCH_LORA, PL_CUDA_SCRATCH_SAMPLE, PL_CUDA_SCRATCH_RANKS,
-                            /* of training: rounded operands, a panel of a weight, logits, and what rows or columns come to */
-                            PL_CUDA_SCRATCH_LEFT, PL_CUDA_SCRATCH_RIGHT, PL_CUDA_SCRATCH_LOGITS, PL_CUDA_SCRATCH_SUMS, PL_CUDA_SCRATCH_KINDS };
+                            /* of training: rounded operands, those that stay, a panel of a weight, the head, logits, and what rows or columns come to */
+                            PL_CUDA_SCRATCH_LEFT, PL_CUDA_SCRATCH_X, PL_CUDA_SCRATCH_DY, PL_CUDA_SCRATCH_RIGHT, PL_CUDA_SCRATCH_HEAD,
+                            PL_CUDA_SCRATCH_LOGITS, PL_CUDA_SCRATCH_SUMS, PL_CUDA_SCRATCH_KINDS };
 
 /* Steps of decodes as CUDA graphs (record.c). */
 enum { PL_CUDA_RECORDED = 64 };
@@ -86,6 +87,13 @@ struct pl_cuda_narrowed {
     uint32_t rows, cols;
 };
 
+/* A matrix that stays as it is while products read it, and whether it is there rounded, in PL_CUDA_SCRATCH_X or _DY. */
+enum { PL_CUDA_STAY = 2 };
+struct pl_cuda_stay {
+    struct pl_cuda_mat m; /* p NULL = none */
+    bool made;
+};
+
 enum { PL_CUDA_OUTGROWN = 32 * PL_CUDA_SCRATCH_KINDS }; /* sizes grow by doubling */
 
 struct pl_cuda {
@@ -102,6 +110,7 @@ struct pl_cuda {
     } adapters; /* lora.c */
     struct pl_cublas blas;
     bool bf16; /* products of training take their operands so */
+    struct pl_cuda_stay stays[PL_CUDA_STAY];
     struct pl_device_id id;
     struct pl_nccl *nccl; /* between ranks; NULL = there is none */
     atomic_bool lost;
@@ -148,8 +157,12 @@ pl_status pl_cuda_settle(struct pl_cuda *c, const char *what) PL_MUST_CHECK;
 pl_status pl_cuda_sync(struct pl_cuda *c, const char *what) PL_MUST_CHECK;
 /* Every operation that uploads begins with this: empties the stage when no step runs. */
 pl_status pl_cuda_begin(struct pl_cuda *c) PL_MUST_CHECK;
-/* What most steps need of the stage, at once. */
-pl_status pl_cuda_reserve_stage(struct pl_cuda *c) PL_MUST_CHECK;
+/* Room for so much of it; what that takes of the device's memory in addition. */
+pl_status pl_cuda_reserve_stage(struct pl_cuda *c, size_t n) PL_MUST_CHECK;
+size_t pl_cuda_stage_bytes(const struct pl_cuda *c, size_t n);
+/* The memory that cuBLAS works in. */
+pl_status pl_cuda_reserve_blas(struct pl_cuda *c) PL_MUST_CHECK;
+size_t pl_cuda_blas_bytes(const struct pl_cuda *c);
 /* Host bytes on the device until the step, or the operation outside of a step, ends. NULL: out of memory, or the device is lost. */
 const void *pl_cuda_upload(struct pl_cuda *c, const void *from, size_t n);
 /* Both, for an operation that uploads one thing. */
@@ -222,6 +235,7 @@ pl_status pl_cuda_gather_op(struct pl_device *dev, pl_view out, pl_view x, const
 pl_status pl_cuda_sample_op(struct pl_device *dev, pl_view logits, const struct pl_draws *draws, struct pl_drawn *out);
 pl_status pl_cuda_weight_new(struct pl_device *dev, const struct pl_weight_src *parts, size_t n_parts, struct pl_weight **out,
                              struct pl_err *err);
+size_t pl_cuda_weight_bytes(const struct pl_weight_src *parts, size_t n_parts); /* that it takes */
 void pl_cuda_weight_free(struct pl_device *dev, struct pl_weight *w);
 pl_status pl_cuda_matmul_op(struct pl_device *dev, pl_view out, pl_view x, const struct pl_weight *w, pl_view bias, bool add);
 pl_status pl_cuda_matmul_glu_op(struct pl_device *dev, pl_act_kind kind, pl_view out, pl_view x, const struct pl_weight *w, pl_view bias,

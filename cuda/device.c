@@ -217,13 +217,19 @@ static void empty_stage(struct pl_cuda *c)
     c->stage.used = c->stage.n_known = 0;
 }
 
+size_t pl_cuda_stage_bytes(const struct pl_cuda *c, size_t n)
+{
+    size_t cap = c->stage.cap > 0 ? 2 * c->stage.cap : PL_CUDA_STAGE_BYTES;
+    while (cap < n)
+        cap *= 2;
+    return c->stage.cap > 0 && n <= c->stage.cap ? 0 : cap;
+}
+
 /* What was uploaded stays where it is, in the old memory, until the stage is emptied. */
 static bool grow_stage(struct pl_cuda *c, size_t n)
 {
     struct pl_cuda_stage *s = &c->stage;
-    size_t cap = s->cap > 0 ? 2 * s->cap : PL_CUDA_STAGE_BYTES;
-    while (cap < n)
-        cap *= 2;
+    const size_t cap = pl_cuda_stage_bytes(c, n > s->cap ? n : s->cap + 1);
     if (s->n_old + 1 >= PL_CUDA_STAGES) /* what is there now, and what may come half */
         return false;
     if (pl_cuda_settle(c, "making room") != PL_OK)
@@ -238,9 +244,18 @@ static bool grow_stage(struct pl_cuda *c, size_t n)
     return true;
 }
 
-pl_status pl_cuda_reserve_stage(struct pl_cuda *c)
+pl_status pl_cuda_reserve_stage(struct pl_cuda *c, size_t n)
 {
-    return c->stage.cap > 0 || grow_stage(c, PL_CUDA_STAGE_BYTES) ? PL_OK : pl_cuda_failed(c);
+    if (c->stage.cap > 0 && n <= c->stage.cap)
+        return PL_OK;
+    const pl_status rc = pl_cuda_begin(c); /* that the old one goes */
+    if (rc != PL_OK)
+        return rc;
+    if (!grow_stage(c, n))
+        return pl_cuda_failed(c);
+    if (!c->in_step)
+        empty_stage(c);
+    return PL_OK;
 }
 
 pl_status pl_cuda_begin(struct pl_cuda *c)

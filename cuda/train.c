@@ -45,50 +45,87 @@ static int by_row(const void *a, const void *b)
     return x->row != y->row ? (x->row > y->row) - (x->row < y->row) : (x->token > y->token) - (x->token < y->token);
 }
 
-/* Tokens grouped by the row they have, in their order: one array of rows [n], starts [n + 1] and tokens [T]; the last begin at T and 2 T + 1.
- * NULL: memory is out. */
-static uint32_t *group(const uint32_t *idx, uint32_t T, uint32_t *n)
+/* The uses of an embedding's rows, cut into pieces. */
+struct cut {
+    struct pl_cuda_use_piece *all; /* pieces, totals, and behind them the tokens in order */
+    size_t bytes;
+    uint32_t n_pieces, n_totals, n_sums;
+};
+
+/* A row with more uses than one piece has at least two pieces, and of all of its pieces only the last may be short. */
+size_t pl_cuda_use_sums(size_t T)
+{
+    return 2 * (T / PL_CUDA_USES);
+}
+
+/* Those of one row, from use `at` on: counted, and written where there is memory. */
+static void cut_row(struct cut *c, struct pl_cuda_use_piece *totals, uint32_t row, uint32_t at, uint32_t end)
+{
+    const bool whole = end - at <= PL_CUDA_USES;
+    const uint32_t first = c->n_sums;
+    for (uint32_t n; at < end; at += n) {
+        n = end - at < PL_CUDA_USES ? end - at : PL_CUDA_USES;
+        if (c->all != NULL)
+            c->all[c->n_pieces] = (struct pl_cuda_use_piece){row, at, at + n, whole ? PL_CUDA_NO_ROW : c->n_sums};
+        c->n_pieces++;
+        c->n_sums += !whole;
+    }
+    if (!whole && c->all != NULL)
+        totals[c->n_totals] = (struct pl_cuda_use_piece){row, first, c->n_sums, PL_CUDA_NO_ROW};
+    c->n_totals += !whole;
+}
+
+static void cut_all(struct cut *c, struct pl_cuda_use_piece *totals, const struct use *uses, uint32_t T)
+{
+    c->n_pieces = c->n_totals = c->n_sums = 0;
+    for (uint32_t t = 0, end; t < T; t = end) {
+        for (end = t + 1; end < T && uses[end].row == uses[t].row;)
+            end++;
+        cut_row(c, totals, uses[t].row, t, end);
+    }
+}
+
+static pl_status cut_uses(struct cut *c, const uint32_t *idx, uint32_t T)
 {
     struct use *uses = malloc(T * sizeof *uses);
-    uint32_t *all = malloc((3 * (size_t)T + 1) * sizeof *all);
-    *n = 0;
-    if (uses == NULL || all == NULL) {
-        free(uses), free(all);
-        return NULL;
-    }
-    uint32_t *starts = all + T, *tokens = starts + T + 1;
+    *c = (struct cut){0};
+    if (uses == NULL)
+        return PL_ENOMEM;
     for (uint32_t t = 0; t < T; t++)
         uses[t] = (struct use){idx[t], t};
     qsort(uses, T, sizeof *uses, by_row);
-    for (uint32_t t = 0; t < T; t++) {
-        if (t == 0 || uses[t].row != uses[t - 1].row) {
-            starts[*n] = t;
-            all[(*n)++] = uses[t].row;
-        }
-        tokens[t] = uses[t].token;
+    cut_all(c, NULL, uses, T);
+    const size_t n = (size_t)c->n_pieces + c->n_totals;
+    c->bytes = n * sizeof *c->all + T * sizeof(uint32_t);
+    if ((c->all = malloc(c->bytes)) != NULL) {
+        uint32_t *order = (uint32_t *)(c->all + n);
+        cut_all(c, c->all + c->n_pieces, uses, T);
+        for (uint32_t t = 0; t < T; t++)
+            order[t] = uses[t].token;
     }
-    starts[*n] = T;
     free(uses);
-    return all;
+    return c->all != NULL ? PL_OK : PL_ENOMEM;
 }
 
 pl_status pl_cuda_train_embed_dw(struct pl_device *dev, pl_view dw, pl_view dy, const uint32_t *idx)
 {
     struct pl_cuda *c = pl_cuda_of(dev);
-    const uint32_t T = dy.rows;
-    uint32_t n, *groups;
-    if (T == 0)
+    struct cut cut;
+    if (dy.rows == 0)
         return PL_OK;
-    const pl_status rc = pl_cuda_begin(c);
+    pl_status rc = pl_cuda_begin(c);
+    if (rc == PL_OK)
+        rc = cut_uses(&cut, idx, dy.rows);
     if (rc != PL_OK)
         return rc;
-    if ((groups = group(idx, T, &n)) == NULL)
-        return PL_ENOMEM;
-    const uint32_t *on_device = pl_cuda_upload(c, groups, (3 * (size_t)T + 1) * sizeof *groups);
-    free(groups);
-    return on_device == NULL ? pl_cuda_failed(c)
-                             : pl_cuda_check(c, pl_cuda_embed_dw(c->stream, pl_cuda_mat(dw), pl_cuda_mat(dy), on_device, on_device + T,
-                                                                 on_device + 2 * (size_t)T + 1, n), "the gradient of an embedding");
+    const struct pl_cuda_use_piece *pieces = pl_cuda_upload(c, cut.all, cut.bytes);
+    free(cut.all);
+    float *sums = pieces != NULL ? pl_cuda_scratch(c, PL_CUDA_SCRATCH_SUMS, (size_t)cut.n_sums * dy.cols * sizeof *sums) : NULL;
+    if (sums == NULL)
+        return pl_cuda_failed(c);
+    const uint32_t *order = (const uint32_t *)(pieces + cut.n_pieces + cut.n_totals);
+    return pl_cuda_check(c, pl_cuda_embed_dw(c->stream, pl_cuda_mat(dw), pl_cuda_mat(dy), pieces, cut.n_pieces, cut.n_totals, order, sums),
+                         "the gradient of an embedding");
 }
 
 /* ---- optimizer ----------------------------------------------------------------------------------------------------------------- */
@@ -136,6 +173,9 @@ pl_status pl_cuda_train_adamw(struct pl_device *dev, pl_view w, pl_view g, pl_vi
 
 const struct pl_train_ops pl_cuda_train_ops = {
     .work_bytes = pl_cuda_train_work_bytes,
+    .reserve = pl_cuda_train_reserve,
+    .frozen_bytes = pl_cuda_train_frozen_bytes,
+    .stays = pl_cuda_train_stays,
     .set_precision = set_precision,
     .has_bf16 = has_bf16,
     .frozen_new = pl_cuda_weight_new,

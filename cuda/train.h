@@ -20,8 +20,18 @@ static inline struct pl_cuda_mat pl_cuda_mat_or_none(pl_view v)
 /* The weight's parts: those of a frozen one, or its values as one. */
 struct pl_cuda_parts pl_cuda_train_parts(const struct pl_train_mat *w);
 
-/* train_mm.c: products, and what is made of them */
+/* train_work.c */
 size_t pl_cuda_train_work_bytes(struct pl_device *dev, const struct pl_train_shape *s);
+pl_status pl_cuda_train_reserve(struct pl_device *dev, const struct pl_train_shape *s);
+size_t pl_cuda_train_frozen_bytes(const struct pl_weight_src *parts, size_t n_parts);
+
+/* train_mm.c: products, and what is made of them */
+enum { PL_CUDA_PANEL_STEP = 64 }; /* rows of a panel of a weight, at least; a multiple of PL_CUDA_EXPAND_STEP */
+int pl_cuda_train_precision(const struct pl_cuda *c); /* pl_dtype of operands */
+size_t pl_cuda_train_element(const struct pl_cuda *c);
+size_t pl_cuda_train_padded(size_t cols); /* rows of operands that are made begin at multiples of 16 bytes */
+uint32_t pl_cuda_logits_rows(uint32_t n_vocab); /* at once */
+void pl_cuda_train_stays(struct pl_device *dev, pl_view x, pl_view dy);
 pl_status pl_cuda_train_linear(struct pl_device *dev, pl_view out, pl_view x, const struct pl_train_mat *w, pl_view bias, float alpha, bool add);
 pl_status pl_cuda_train_linear_dx(struct pl_device *dev, pl_view dx, pl_view dy, const struct pl_train_mat *w, float alpha, bool add);
 pl_status pl_cuda_train_linear_dw(struct pl_device *dev, pl_view dw, pl_view dbias, pl_view dy, pl_view x);
@@ -29,6 +39,7 @@ pl_status pl_cuda_train_head(struct pl_device *dev, pl_view h, const struct pl_t
                              double *logp, bool *best, pl_view dh, pl_view dw);
 
 /* train.c: the rest of what works on parameters */
+size_t pl_cuda_use_sums(size_t T); /* of pieces of so many uses of an embedding's rows, at most */
 pl_status pl_cuda_train_add(struct pl_device *dev, pl_view out, pl_view x);
 pl_status pl_cuda_train_embed(struct pl_device *dev, pl_view out, const struct pl_train_mat *w, const uint32_t *idx, bool add);
 pl_status pl_cuda_train_embed_dw(struct pl_device *dev, pl_view dw, pl_view dy, const uint32_t *idx);

@@ -35,9 +35,15 @@ cudaError_t pl_cuda_loss(cudaStream_t s, struct pl_cuda_loss_job l);
 
 /* ---- train_params.cu: parameters ---------------------------------------------------------------------------------------------- */
 
-/* dw[rows[g]] += the rows order[start[g]] … order[start[g + 1] - 1] of dy, one after the other, for n different rows */
-cudaError_t pl_cuda_embed_dw(cudaStream_t s, struct pl_cuda_mat dw, struct pl_cuda_mat dy, const uint32_t *rows, const uint32_t *start,
-                             const uint32_t *order, uint32_t n);
+/* Rows order[from] … order[end - 1] of dy belong to that row of an embedding. They are added to it one after the other; where a row has more of
+ * them than PL_CUDA_USES, each piece of so many makes a sum, and a total (rows from … of the sums) adds these, first to last. */
+enum { PL_CUDA_USES = 32 };
+struct pl_cuda_use_piece {
+    uint32_t row, from, end, sum; /* PL_CUDA_NO_ROW = there is no other piece of its row */
+};
+/* pieces: the totals lie behind them */
+cudaError_t pl_cuda_embed_dw(cudaStream_t s, struct pl_cuda_mat dw, struct pl_cuda_mat dy, const struct pl_cuda_use_piece *pieces, uint32_t n_pieces,
+                             uint32_t n_totals, const uint32_t *order, float *sums);
 /* sums[i] = Σ x² of the i-th PL_CUDA_SQUARES values */
 enum { PL_CUDA_SQUARES = 1 << 16 };
 cudaError_t pl_cuda_squares(cudaStream_t s, double *sums, const float *x, size_t n);

@@ -114,7 +114,7 @@ cudaError_t pl_cuda_add(cudaStream_t s, struct pl_cuda_mat out, struct pl_cuda_m
 }
 
 /* A block for 32 columns: warp w adds up rows w, w + 32, …; then what the warps have is added, first to last. */
-static __global__ void sum_columns_kernel(float *sums, pl_cuda_mat x)
+static __global__ void __launch_bounds__(SUM_ROWS *WARP) sum_columns_kernel(float *sums, pl_cuda_mat x)
 {
     SHARED float part[SUM_ROWS][WARP];
     const uint32_t lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, column = blockIdx.x * WARP + lane;
@@ -148,7 +148,7 @@ static __device__ __forceinline__ float block_max(float v, float *scratch)
     return warp_max(scratch[lane % (LOSS_THREADS / WARP)]);
 }
 
-static __global__ void loss_kernel(pl_cuda_loss_job l)
+static __global__ void __launch_bounds__(LOSS_THREADS) loss_kernel(pl_cuda_loss_job l)
 {
     SHARED float largest[WARP], sums[WARP];
     const uint32_t r = blockIdx.x, V = l.logits.cols, target = l.targets[r];

@@ -5,23 +5,42 @@
 
 enum { THREADS = 256, EMBED_THREADS = 128 };
 
-/* A thread for a column of a row. */
-static __global__ void embed_dw_kernel(pl_cuda_mat dw, pl_cuda_mat dy, const uint32_t *rows, const uint32_t *start, const uint32_t *order)
+/* A thread for a column of a piece. */
+static __global__ void embed_pieces_kernel(pl_cuda_mat dw, pl_cuda_mat dy, float *sums, const pl_cuda_use_piece *pieces, const uint32_t *order)
 {
-    const uint32_t i = blockIdx.y * EMBED_THREADS + threadIdx.x, end = start[blockIdx.x + 1];
+    const uint32_t i = blockIdx.y * EMBED_THREADS + threadIdx.x;
+    const pl_cuda_use_piece p = pieces[blockIdx.x];
     if (i >= dy.cols)
         return;
-    float *const to = dw.p + rows[blockIdx.x] * dw.stride + i;
-    float sum = *to;
-    for (uint32_t k = start[blockIdx.x]; k < end; k++)
+    const bool whole = p.sum == PL_CUDA_NO_ROW;
+    float *const to = (whole ? dw.p + p.row * dw.stride : sums + p.sum * static_cast<size_t>(dy.cols)) + i;
+    float sum = whole ? *to : 0;
+#pragma unroll 4
+    for (uint32_t k = p.from; k < p.end; k++)
         sum += dy.p[order[k] * dy.stride + i];
     *to = sum;
 }
 
-cudaError_t pl_cuda_embed_dw(cudaStream_t s, struct pl_cuda_mat dw, struct pl_cuda_mat dy, const uint32_t *rows, const uint32_t *start,
-                             const uint32_t *order, uint32_t n)
+static __global__ void embed_total_kernel(pl_cuda_mat dw, const float *sums, const pl_cuda_use_piece *totals)
 {
-    LAUNCH(embed_dw_kernel, dim3(n, pieces(dy.cols, EMBED_THREADS)), EMBED_THREADS, 0, s, dw, dy, rows, start, order);
+    const uint32_t i = blockIdx.y * EMBED_THREADS + threadIdx.x;
+    const pl_cuda_use_piece t = totals[blockIdx.x];
+    if (i >= dw.cols)
+        return;
+    float *const to = dw.p + t.row * dw.stride + i;
+    float sum = *to;
+    for (uint32_t k = t.from; k < t.end; k++)
+        sum += sums[k * static_cast<size_t>(dw.cols) + i];
+    *to = sum;
+}
+
+cudaError_t pl_cuda_embed_dw(cudaStream_t s, struct pl_cuda_mat dw, struct pl_cuda_mat dy, const struct pl_cuda_use_piece *pieces_of, uint32_t n_pieces,
+                             uint32_t n_totals, const uint32_t *order, float *sums)
+{
+    const unsigned wide = pieces(dy.cols, EMBED_THREADS);
+    LAUNCH(embed_pieces_kernel, dim3(n_pieces, wide), EMBED_THREADS, 0, s, dw, dy, sums, pieces_of, order);
+    if (n_totals > 0)
+        LAUNCH(embed_total_kernel, dim3(n_totals, wide), EMBED_THREADS, 0, s, dw, sums, pieces_of + n_pieces);
     return cudaGetLastError();
 }
 

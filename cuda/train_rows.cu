@@ -46,7 +46,7 @@ static __global__ void norm_d_kernel(bool layer, pl_cuda_mat dx, pl_cuda_mat dy,
 /* A thread's column of one piece of rows: parts[piece][0][C] of the gain, parts[piece][1][C] of the bias */
 static __global__ void norm_parts_kernel(pl_cuda_mat dy, pl_cuda_mat x, const float2 *stats, float *parts)
 {
-    const uint32_t c = blockIdx.x * ROW_THREADS + threadIdx.x, from = blockIdx.y * PIECE, end = min(from + PIECE, x.rows);
+    const uint32_t c = blockIdx.y * ROW_THREADS + threadIdx.x, from = blockIdx.x * PIECE, end = min(from + PIECE, x.rows);
     float gain = 0, bias = 0;
     if (c >= x.cols)
         return;
@@ -55,7 +55,7 @@ static __global__ void norm_parts_kernel(pl_cuda_mat dy, pl_cuda_mat x, const fl
         gain = fmaf(d, (row_of(x, t)[c] - stats[t].x) * stats[t].y, gain);
         bias += d;
     }
-    float *const to = parts + static_cast<size_t>(blockIdx.y) * 2 * x.cols + c;
+    float *const to = parts + static_cast<size_t>(blockIdx.x) * 2 * x.cols + c;
     to[0] = gain;
     to[x.cols] = bias;
 }
@@ -90,7 +90,7 @@ cudaError_t pl_cuda_norm_d(cudaStream_t s, bool layer, struct pl_cuda_mat dx, fl
     LAUNCH(norm_d_kernel, x.rows, ROW_THREADS, 0, s, layer, dx, dy, x, gain, eps, add, stats);
     if (dgain == nullptr && dbias == nullptr)
         return cudaGetLastError();
-    LAUNCH(norm_parts_kernel, dim3(wide, n_pieces), ROW_THREADS, 0, s, dy, x, stats, parts);
+    LAUNCH(norm_parts_kernel, dim3(n_pieces, wide), ROW_THREADS, 0, s, dy, x, stats, parts);
     LAUNCH(norm_total_kernel, wide, ROW_THREADS, 0, s, n_pieces, x.cols, parts, dgain, dbias);
     return cudaGetLastError();
 }

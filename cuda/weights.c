@@ -36,20 +36,26 @@ static size_t part_bytes(const struct pl_weight_src *src)
     return pl_dtype_block(src->dtype) > 1 ? pl_pack_bytes(src->dtype, src->rows, src->cols) : pl_dtype_row_bytes(src->dtype, src->cols) * src->rows;
 }
 
+size_t pl_cuda_weight_bytes(const struct pl_weight_src *parts, size_t n_parts)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < n_parts; i++)
+        n = place_after(n, &parts[i], i > 0 ? &parts[i - 1] : NULL) + part_bytes(&parts[i]);
+    return n;
+}
+
 /* Checks the parts and takes memory for all of them. */
 static pl_status allocate(struct pl_cuda *c, struct pl_weight *w, const struct pl_weight_src *parts, size_t n_parts, struct pl_err *err)
 {
-    size_t n = 0;
     for (size_t i = 0; i < n_parts; i++) {
         const struct pl_weight_src *src = &parts[i];
         if (src->cols != w->cols || src->rows == 0 || w->cols == 0)
             return pl_fail(err, PL_EINVAL, "parts of a weight do not fit together");
         if (pl_dtype_name(src->dtype) == NULL)
             return pl_fail(err, PL_ENOTSUP, "tensor type %d is not supported by the CUDA device", (int)src->dtype);
-        n = place_after(n, src, i > 0 ? src - 1 : NULL) + part_bytes(src);
         w->rows += src->rows;
     }
-    const pl_status rc = pl_cuda_alloc(c, (void **)&w->memory, n);
+    const pl_status rc = pl_cuda_alloc(c, (void **)&w->memory, pl_cuda_weight_bytes(parts, n_parts));
     return rc == PL_OK ? rc : rc == PL_ENOMEM ? pl_fail(err, rc, "the GPU has no memory left for a weight of %u × %u", w->rows, w->cols)
                                               : pl_fail(err, rc, "taking memory of the GPU failed");
 }

@@ -21,6 +21,7 @@ struct pl_apierr pl_apierr_of(pl_status code)
     case PL_ESTOPPED: return (struct pl_apierr){503, "server_error", "shutting_down", 1};
     case PL_ENOMEM:
     case PL_ENOPAGE: return (struct pl_apierr){503, "server_error", "out_of_memory", 1};
+    case PL_EBUSY: return (struct pl_apierr){503, "server_error", "device_busy", 10};
     case PL_EDEVICE: return (struct pl_apierr){503, "server_error", "device_failed", 10};
     case PL_ERANK: return (struct pl_apierr){503, "server_error", "rank_lost", 10};
     case PL_EFORMAT: return (struct pl_apierr){500, "server_error", "invalid_output", 0};

@@ -19,6 +19,7 @@
     X(ETOOLONG, "does not fit into the context")                                                                       \
     X(ESTOPPED, "shutting down")                                                                                       \
     X(EDEVICE, "device failure")                                                                                       \
+    X(EBUSY, "taken by others for now")                                                                                \
     X(ERANK, "a rank was lost")
 
 enum pl_status_index {

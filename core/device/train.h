@@ -43,13 +43,24 @@ struct pl_adamw {
 
 /* The most that a training step asks of a device at once. */
 struct pl_train_shape {
-    uint32_t n_tokens, n_rows; /* of a micro-batch; rows that carry loss */
-    uint32_t widest, n_vocab;  /* rows or columns of any matrix but the head's */
+    uint32_t n_tokens, n_rows, n_seqs; /* of a micro-batch; rows that carry loss */
+    uint32_t widest, n_embd, n_heads;  /* widest: rows or columns of any matrix but the head's */
+    uint32_t passing;                  /* columns of what products read without having been told that it stays (below) */
+    uint64_t n_trained;                /* values */
+    const struct pl_train_mat *head;   /* borrowed */
+    bool whole_head;                   /* may be there expanded as a whole while it is used, not in panels that are expanded for each chunk of rows */
 };
 
 struct pl_train_ops {
-    /* Bytes that operations work in beside what they are handed, on a device with memory of its own; NULL: it is the host's. */
+    /* Bytes that operations work in beside what they are handed, and have not got yet, on a device with memory of its own; NULL: it is the host's. */
     size_t (*work_bytes)(struct pl_device *dev, const struct pl_train_shape *s);
+    /* Takes them: steps of that shape take none. */
+    pl_status (*reserve)(struct pl_device *dev, const struct pl_train_shape *s);
+    /* What frozen_new takes of such a device's memory. */
+    size_t (*frozen_bytes)(const struct pl_weight_src *parts, size_t n_parts);
+    /* x and dy, or none, stay as they are until the next call: products make the form that they read of them, or of some of their columns, once.
+     * NULL: they read them as they are. */
+    void (*stays)(struct pl_device *dev, pl_view x, pl_view dy);
     /* PL_ENOTSUP when the processor has no bf16 products. */
     pl_status (*set_precision)(struct pl_device *dev, pl_mm_precision p, struct pl_err *err);
     bool (*has_bf16)(struct pl_device *dev);

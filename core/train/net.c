@@ -13,6 +13,7 @@
 #include "core/model/weights.h"
 #include "core/train/random.h"
 
+enum { OTHERS_SHARE = 16 /* of a device's memory: what the driver itself has is less */ };
 enum { MAX_ROWS = 32, MAX_PARTS = 4, ALIGN_FLOATS = 16, PUT_AT_ONCE = 1 << 18 /* values */ };
 
 struct row {
@@ -30,6 +31,7 @@ struct builder {
     struct pl_err *err;
     bool filling;
     size_t decayed, plain, frozen; /* values so far */
+    size_t frozen_bytes;           /* of matrices */
     uint32_t n_params;
 };
 
@@ -95,8 +97,10 @@ static pl_status build_matrix(struct builder *b, const struct row *r, size_t n, 
     if (!net->o.full) {
         out->w = (struct pl_train_mat){.rows = rows, .cols = r[0].n_cols};
         struct pl_weight *w;
-        if (!b->filling)
+        if (!b->filling) {
+            b->frozen_bytes += net->t->frozen_bytes != NULL ? net->t->frozen_bytes(src, n) : 0;
             return PL_OK;
+        }
         const pl_status rc = net->t->frozen_new(net->dev, src, n, &w, b->err);
         out->w.frozen = rc == PL_OK ? w : NULL;
         return rc;
@@ -300,7 +304,8 @@ static pl_status build_all(struct builder *b)
     return rc != PL_OK ? rc : build_rope(b);
 }
 
-/* Whether a device with memory of its own has so much of it left; *free_mb: what it has. */
+/* Whether a device with memory of its own has so much of it left; *free_mb: what it has. PL_EBUSY: others have taken it, PL_ENOMEM: it would be
+ * too little without them, too. */
 static pl_status check_room(const struct pl_net *n, size_t bytes, size_t *free_mb)
 {
     size_t left, total;
@@ -309,21 +314,30 @@ static pl_status check_room(const struct pl_net *n, size_t bytes, size_t *free_m
         return PL_OK;
     const pl_status rc = n->dev->ops->memory(n->dev, &left, &total);
     *free_mb = left >> 20;
-    return rc != PL_OK || bytes <= left ? rc : PL_ENOMEM;
+    if (rc != PL_OK || bytes <= left)
+        return rc;
+    const size_t own = n->left > left ? n->left - left : 0, others = total - n->left;
+    return bytes + own > total || others <= total / OTHERS_SHARE ? PL_ENOMEM : PL_EBUSY;
+}
+
+/* What there was room for a moment ago. */
+static pl_status taken_since(const struct pl_net *n, pl_status rc)
+{
+    return rc == PL_ENOMEM && n->dev->ops->memory != NULL ? PL_EBUSY : rc;
 }
 
 /* Before any of it is taken. */
 static pl_status check_weights(const struct pl_net *n, const struct builder *counted, struct pl_err *err)
 {
     const size_t trained = counted->decayed + counted->plain;
-    size_t bytes = (counted->frozen + trained * (n->o.inference ? 1 : 4)) * sizeof(float), free_mb;
-    for (size_t i = 0; !n->o.full && i < pl_gguf_n_tensors(counted->g); i++)
-        bytes += pl_gguf_tensor_at(counted->g, i)->n_bytes;
+    const size_t bytes = counted->frozen_bytes + (counted->frozen + trained * (n->o.inference ? 1 : 4)) * sizeof(float);
+    size_t free_mb;
     const pl_status rc = check_room(n, bytes, &free_mb);
-    if (rc != PL_ENOMEM)
+    if (rc != PL_ENOMEM && rc != PL_EBUSY)
         return rc;
-    return pl_fail_param(err, rc, "device", "the weights and what is trained of them take %zu MB but %s has %zu MB left: %s", bytes >> 20, n->dev->ops->name,
-                         free_mb, n->o.full ? "train an adapter (peft kind lora), or take a GPU with more room" : "take a GPU with more room");
+    return pl_fail_param(err, rc, "device", "the weights and what is trained of them take %zu MB but %s has %zu MB left%s: %s", bytes >> 20,
+                         n->dev->ops->name, free_mb, rc == PL_EBUSY ? " by others" : "",
+                         n->o.full ? "train an adapter (peft kind lora), or take a GPU with more room" : "take a GPU with more room");
 }
 
 static pl_status make_buffers(struct pl_net *n, const struct builder *counted)
@@ -350,6 +364,8 @@ pl_status pl_net_new(struct pl_net **out, const struct pl_gguf *g, struct pl_dev
     n->t = dev->ops->train;
     n->o = *o;
     pl_status rc = pl_model_check(&n->spec, &n->arch_bit, NULL, g, err);
+    if (rc == PL_OK && dev->ops->memory != NULL)
+        rc = dev->ops->memory(dev, &n->left, &(size_t){0});
     if (rc != PL_OK)
         goto out;
     n->attn_scale = 1.0f / sqrtf((float)n->spec.head_dim);
@@ -359,12 +375,15 @@ pl_status pl_net_new(struct pl_net **out, const struct pl_gguf *g, struct pl_dev
     if ((rc = build_all(&b)) != PL_OK || (rc = check_weights(n, &b, err)) != PL_OK)
         goto out;
     if ((rc = make_buffers(n, &b)) != PL_OK) {
-        rc = pl_fail(err, rc, "no memory for the weights, gradients and moments of %zu trained values", n->n_trained);
+        rc = pl_fail(err, taken_since(n, rc), "no memory for the weights, gradients and moments of %zu trained values", n->n_trained);
         goto out;
     }
     b = (struct builder){.n = n, .g = g, .err = err, .filling = true};
-    if ((rc = build_all(&b)) != PL_OK)
+    if ((rc = taken_since(n, build_all(&b))) != PL_OK) {
+        if (err != NULL)
+            err->code = rc;
         goto out;
+    }
     n->o.adapter = NULL;
     *out = n;
     n = NULL;
@@ -538,13 +557,30 @@ size_t pl_net_work_bytes(const struct pl_net *n, uint32_t max_tokens, uint32_t m
     return floats * sizeof(float);
 }
 
-static size_t device_work_bytes(const struct pl_net *n)
+/* What the device has to make room for beside that. With dropout, adapters read what is made for each of them. */
+static struct pl_train_shape train_shape(const struct pl_net *n)
 {
     const struct pl_spec *p = &n->spec;
     const uint32_t qkv = (p->n_heads + 2 * p->n_kv_heads) * p->head_dim, ff = p->gated ? 2 * p->n_ff : p->n_ff;
-    const struct pl_train_shape s = {.n_tokens = n->max_tokens, .n_rows = n->max_rows, .n_vocab = p->n_vocab,
-                                     .widest = qkv > ff ? (qkv > p->n_embd ? qkv : p->n_embd) : ff > p->n_embd ? ff : p->n_embd};
-    return n->t->work_bytes != NULL ? n->t->work_bytes(n->dev, &s) : 0;
+    const uint32_t widest = qkv > ff ? (qkv > p->n_embd ? qkv : p->n_embd) : ff > p->n_embd ? ff : p->n_embd;
+    return (struct pl_train_shape){.n_tokens = n->max_tokens, .n_rows = n->max_rows, .n_seqs = n->max_tokens, .widest = widest, .n_embd = p->n_embd,
+                                   .n_heads = p->n_heads, .passing = n->o.dropout > 0 ? widest : lora_width(n), .n_trained = n->n_trained,
+                                   .head = &(n->top.head.w.rows > 0 ? &n->top.head : &n->top.embed)->w, .whole_head = true};
+}
+
+/* What a step takes of a device with memory of its own, if there is as much: with the head as a whole where there is room for it. */
+static pl_status check_step(const struct pl_net *n, struct pl_train_shape *s, size_t activations, size_t *bytes, size_t *free_mb)
+{
+    pl_status rc = PL_ENOMEM;
+    *bytes = activations;
+    if (n->t->work_bytes == NULL)
+        return PL_OK;
+    for (int i = 0; i < 2 && (rc == PL_ENOMEM || rc == PL_EBUSY); i++) {
+        s->whole_head = i == 0;
+        *bytes = activations + n->t->work_bytes(n->dev, s);
+        rc = check_room(n, *bytes, free_mb);
+    }
+    return rc;
 }
 
 pl_status pl_net_reserve(struct pl_net *n, uint32_t max_tokens, uint32_t max_rows, struct pl_err *err)
@@ -558,17 +594,20 @@ pl_status pl_net_reserve(struct pl_net *n, uint32_t max_tokens, uint32_t max_row
     n->work = NULL;
     if (n->saved == NULL)
         n->saved = pl_xcalloc(n->spec.n_layers, sizeof *n->saved);
-    const size_t bytes = pl_net_work_bytes(n, n->max_tokens, n->max_rows), more = device_work_bytes(n);
-    size_t free_mb;
-    pl_status rc = check_room(n, bytes + more, &free_mb);
-    if (rc == PL_ENOMEM)
-        return pl_fail_param(err, rc, "micro_batch_size", "a step of %u tokens takes %zu MB but %s has %zu MB left; lower %s", n->max_tokens,
-                             (bytes + more) >> 20, n->dev->ops->name, free_mb,
+    const size_t bytes = pl_net_work_bytes(n, n->max_tokens, n->max_rows);
+    struct pl_train_shape shape = train_shape(n);
+    size_t all, free_mb;
+    pl_status rc = check_step(n, &shape, bytes, &all, &free_mb);
+    if (rc == PL_ENOMEM || rc == PL_EBUSY)
+        return pl_fail_param(err, rc, "micro_batch_size", "a step of %u tokens takes %zu MB but %s has %zu MB left%s; lower %s", n->max_tokens,
+                             all >> 20, n->dev->ops->name, free_mb, rc == PL_EBUSY ? " by others" : "",
                              n->o.inference   ? "max-length, or take a device with more room"
                              : n->o.recompute ? "micro_batch_size or max_length"
                                               : "micro_batch_size or max_length, or set recompute");
     if (rc == PL_OK)
-        rc = n->dev->ops->buf_new(n->dev, bytes / sizeof(float), &n->work);
+        rc = taken_since(n, n->dev->ops->buf_new(n->dev, bytes / sizeof(float), &n->work));
+    if (rc == PL_OK && n->t->reserve != NULL)
+        rc = taken_since(n, n->t->reserve(n->dev, &shape));
     if (rc != PL_OK)
         return pl_fail_param(err, rc, "micro_batch_size",
                              "no memory for the activations of %u tokens (%zu MB); lower micro_batch_size or max_length, or set recompute",

@@ -70,6 +70,7 @@ struct pl_net {
     struct pl_spec spec;
     unsigned arch_bit;
     struct pl_device *dev;         /* borrowed */
+    size_t left;                   /* bytes of its own memory, before the net took any */
     const struct pl_train_ops *t;  /* borrowed */
     struct pl_net_options o;
     float attn_scale, lora_scale;

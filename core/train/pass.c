@@ -63,8 +63,15 @@ static pl_status lora_input(struct pl_net *n, const struct product *p, uint32_t 
     return PL_OK;
 }
 
+/* What the products that follow read, until it may change again. */
+static void stays(struct pl_net *n, pl_view x, pl_view dy)
+{
+    if (n->t->stays != NULL)
+        n->t->stays(n->dev, x, dy);
+}
+
 /* y = x · wᵀ + bias + Σ scale * (x · aᵀ) · bᵀ */
-static pl_status product(struct pl_net *n, const struct product *p, pl_view y, pl_view x)
+static pl_status all_products(struct pl_net *n, const struct product *p, pl_view y, pl_view x)
 {
     STEP(linear, y, x, &p->w->w, p->bias->w, 1, false);
     for (uint32_t i = 0; i < p->n_lora; i++) {
@@ -78,8 +85,16 @@ static pl_status product(struct pl_net *n, const struct product *p, pl_view y, p
     return PL_OK;
 }
 
+static pl_status product(struct pl_net *n, const struct product *p, pl_view y, pl_view x)
+{
+    stays(n, x, pl_view_none());
+    const pl_status rc = all_products(n, p, y, x);
+    stays(n, pl_view_none(), pl_view_none());
+    return rc;
+}
+
 /* dx = …, if wanted; gradients of weights, bias and adapters are added to */
-static pl_status product_d(struct pl_net *n, const struct product *p, pl_view dx, pl_view dy, pl_view x)
+static pl_status all_products_d(struct pl_net *n, const struct product *p, pl_view dx, pl_view dy, pl_view x)
 {
     STEP(linear_dw, p->w->d, p->bias->d, dy, x);
     if (dx.buf != NULL)
@@ -100,6 +115,14 @@ static pl_status product_d(struct pl_net *n, const struct product *p, pl_view dx
             STEP(dropout, dx, in, n->o.dropout, p->key + i + 1, true);
     }
     return PL_OK;
+}
+
+static pl_status product_d(struct pl_net *n, const struct product *p, pl_view dx, pl_view dy, pl_view x)
+{
+    stays(n, x, dy);
+    const pl_status rc = all_products_d(n, p, dx, dy, x);
+    stays(n, pl_view_none(), pl_view_none());
+    return rc;
 }
 
 static pl_status norm(struct pl_net *n, pl_view out, pl_view x, const struct pl_net_vec *gain, const struct pl_net_vec *bias)

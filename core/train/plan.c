@@ -32,7 +32,8 @@ static uint64_t trained_params(const struct pl_train_spec *s, const struct pl_tr
 
 /* Weights, and for each trained one value, gradient and two moments; activations of a micro-batch: what the backward pass of a layer
  * reads (inputs of norms and products, q, k, v, gate, up and their product), and the logits of a block of rows. A processor has frozen weights
- * twice, in the file and rearranged; a GPU expands a piece of one at a time, and makes more logits at once. */
+ * twice, in the file and rearranged; a GPU expands a piece of one at a time, the head as a whole, rounds what a product reads, and makes more
+ * logits at once. */
 static uint64_t memory(const struct pl_train_plan *p, const struct pl_train_base *base)
 {
     const struct pl_spec *m = base->spec;
@@ -43,7 +44,10 @@ static uint64_t memory(const struct pl_train_plan *p, const struct pl_train_base
     const uint64_t layers = p->spec.recompute ? m->n_layers * (uint64_t)m->n_embd + layer : m->n_layers * layer;
     const uint64_t rows = p->place.gpu ? PL_CUDA_LOGITS_AT_ONCE / m->n_vocab + 1 : ROWS_OF_CPU, logits = (tokens < rows ? tokens : rows) * m->n_vocab;
     const uint64_t weights = p->spec.peft == PL_PEFT_FULL ? 0 : (p->place.gpu ? 1 : 2) * base->n_file;
-    const uint64_t work = p->place.gpu ? 4 * PL_CUDA_PANEL : (p->training.n_tokens + p->validation.n_tokens) * 5; /* the files' tokens are the host's */
+    const uint64_t widest = (m->gated ? 2 : 1) * (uint64_t)m->n_ff > q + 2 * kv ? (m->gated ? 2 : 1) * (uint64_t)m->n_ff : q + 2 * kv;
+    const uint64_t one = p->spec.precision == PL_PRECISION_BF16 ? 2 : 4, rounded = one == 2 ? 2 * tokens * widest : 0;
+    const uint64_t work = p->place.gpu ? one * (PL_CUDA_PANEL + (uint64_t)m->n_vocab * m->n_embd + rounded)
+                                       : (p->training.n_tokens + p->validation.n_tokens) * 5; /* the files' tokens are the host's */
     return weights + 16 * p->n_trained_params + 4 * (tokens * layers + 2 * logits) + work;
 }
 

@@ -26,6 +26,7 @@
 #include "core/train/objective.h"
 #include "core/train/train.h"
 
+enum { OTHERS_SHARE = 8 /* of a GPU's memory: with less than that, what others have does not decide whether an engine fits */ };
 enum { EVAL_UNITS = 64 /* of the validation file, at each evaluation; all of it at checkpoints and ends of epochs */ };
 
 struct run {
@@ -39,6 +40,7 @@ struct run {
     struct pl_model_file model;
     struct pl_pool *pool;
     struct pl_device *dev;
+    size_t left, total; /* bytes of a GPU's memory, before the job took any */
     struct pl_net *net;
     struct pl_dataset *training, *validation;
     struct pl_batch_plan train, valid;
@@ -72,20 +74,20 @@ static const char *device_name(const struct run *r)
     return r->options->device != NULL ? r->options->device : "cpu";
 }
 
-/* First of all: a machine without the device is none for the job. */
-static pl_status open_device(struct run *r)
-{
-    pl_status rc = pl_pool_new(&r->pool, r->job.spec.threads, r->err);
-    if (rc == PL_OK)
-        rc = pl_device_open(&r->dev, device_name(r), r->options->cuda_library, r->pool, r->err);
-    if (rc == PL_OK && r->dev->ops->train == NULL)
-        rc = pl_fail_param(r->err, PL_EINVAL, "device", "the device %s cannot train: take --device cpu", r->dev->ops->name);
-    return rc;
-}
-
 static bool on_gpu(const struct run *r)
 {
     return r->dev->ops->memory != NULL;
+}
+
+/* First of all: a machine without the device is none for the job. */
+static pl_status open_device(struct run *r)
+{
+    pl_status rc = pl_device_open(&r->dev, device_name(r), r->options->cuda_library, r->pool, r->err);
+    if (rc == PL_OK && r->dev->ops->train == NULL)
+        return pl_fail_param(r->err, PL_EINVAL, "device", "the device %s cannot train: take --device cpu", r->dev->ops->name);
+    if (rc == PL_OK && on_gpu(r) && (rc = r->dev->ops->memory(r->dev, &r->left, &r->total)) != PL_OK)
+        rc = pl_fail_param(r->err, rc, "device", "device %s: %s", device_name(r), pl_status_text(rc));
+    return rc;
 }
 
 /* Bytes of memory that are left where the job computes; 0 = not known. */
@@ -271,7 +273,10 @@ static pl_status answer(struct run *r, const struct pl_gguf *gguf, const char *a
     scores->words = (pl_words_kind)s->words;
     if (s->n_answers == 0 || r->job.validation_file == NULL)
         return PL_OK;
-    return pl_evaluate_answers(scores, &o, r->job.validation_file, &data, r->model.spec.n_ctx, s->n_answers, NULL, r->err);
+    const pl_status rc = pl_evaluate_answers(scores, &o, r->job.validation_file, &data, r->model.spec.n_ctx, s->n_answers, NULL, r->err);
+    if (rc != PL_ENOMEM || r->total - r->left <= r->total / OTHERS_SHARE)
+        return rc;
+    return r->err->code = PL_EBUSY;
 }
 
 static pl_status open_all(struct run *r)
@@ -511,7 +516,7 @@ static pl_status score_after(struct run *r, const char *result)
         if (rc == PL_OK)
             rc = answer(r, tuned != NULL ? tuned : r->model.gguf, tuned != NULL ? NULL : result, &s);
         pl_gguf_close(tuned);
-        if (rc == PL_ENOMEM || rc == PL_EDEVICE)
+        if (rc == PL_ENOMEM || rc == PL_EBUSY || rc == PL_EDEVICE)
             r->err->param[0] = '\0';
     }
     return rc != PL_OK ? rc : pl_report_scores(&r->report, r->last.step, &s, r->err);
@@ -549,15 +554,19 @@ static pl_status finish(struct run *r)
 }
 
 /* The code of a "failed" line. */
-static const char *code_of(const struct pl_err *e)
+static const char *code_of(const struct pl_err *e, bool has_device)
 {
+    if (!has_device)
+        return e->code == PL_ENOMEM ? "device_busy" : "device_not_available";
     if (strcmp(e->param, "training_file") == 0)
         return e->code == PL_ERANGE ? "invalid_n_examples" : "invalid_training_file";
     if (strcmp(e->param, "validation_file") == 0)
         return "invalid_validation_file";
-    if (e->code == PL_EINVAL && strcmp(e->param, "device") == 0)
-        return "device_not_available";
     switch (e->code) {
+    case PL_EDEVICE:
+        return "device_lost";
+    case PL_EBUSY:
+        return "device_busy";
     case PL_ENOMEM:
         return "out_of_memory";
     case PL_EIO:
@@ -576,6 +585,7 @@ pl_train_exit pl_train_run(const char *folder, const struct pl_train_options *op
     struct pl_err own = {0};
     struct run r = {.folder = folder, .options = options, .err = err != NULL ? err : &own, .lock = -1, .report = {.fd = -1}, .last = no_metrics()};
     pl_train_exit result = PL_TRAIN_FAILED;
+    bool has_device = true;
     pl_status rc = open_folder(&r);
     if (rc != PL_OK) { /* nobody's folder, or another worker's: nothing is written */
         close_all(&r);
@@ -585,8 +595,9 @@ pl_train_exit pl_train_run(const char *folder, const struct pl_train_options *op
         close_all(&r);
         return PL_TRAIN_DONE;
     }
-    rc = open_device(&r);
-    const bool has_device = rc == PL_OK;
+    rc = pl_pool_new(&r.pool, r.job.spec.threads, r.err);
+    if (rc == PL_OK)
+        has_device = (rc = open_device(&r)) == PL_OK;
     if (rc == PL_OK)
         rc = open_all(&r);
     if (rc == PL_OK)
@@ -608,9 +619,9 @@ pl_train_exit pl_train_run(const char *folder, const struct pl_train_options *op
         result = PL_TRAIN_PAUSED;
     else if (rc == PL_ENOSPC)
         result = PL_TRAIN_NO_SPACE;
-    else if (rc != PL_OK && rc != PL_EDEVICE) /* another run may find the GPU well again */
-        pl_report_failed(folder, code_of(r.err), r.err);
-    if (!has_device && rc == PL_EINVAL)
+    else if (rc != PL_OK)
+        pl_report_failed(folder, code_of(r.err, has_device), r.err);
+    if (!has_device || rc == PL_EBUSY)
         result = PL_TRAIN_NO_DEVICE;
     close_all(&r);
     return result;

@@ -4,9 +4,9 @@
  * The folder: job.json (read), progress.jsonl (one JSON object a line: "metrics", "message", "evaluation", "checkpoint",
  * "done", "failed"), checkpoints/step-N/, result/, results.csv, tensorboard/. Files appear whole or not at all.
  * Thread: one; it makes a pool of its own.  Owns: the folder while it runs (two workers at once are refused).
- * Fails: PL_TRAIN_FAILED, with the last line of progress.jsonl saying why; the error says the same. A full disk is no failure of the job:
- * PL_TRAIN_NO_SPACE, and another run goes on from the last checkpoint; so does one after a GPU that was lost, of which the folder says nothing.
- * PL_TRAIN_NO_DEVICE: this machine lacks the device that was asked for.
+ * Fails: PL_TRAIN_FAILED, with the last line of progress.jsonl saying why; the error says the same. Another run goes on from the last checkpoint
+ * where that may help: after a GPU that was lost (its code is device_lost); after PL_TRAIN_NO_DEVICE, when the device that was asked for is not there
+ * (device_not_available) or others have taken its memory (device_busy); after PL_TRAIN_NO_SPACE, of which the folder says nothing.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef PL_TRAIN_TRAIN_H
 #define PL_TRAIN_TRAIN_H

@@ -16,6 +16,7 @@
 #include "server/jobs/checks.h"
 #include "server/jobs/files.h"
 #include "server/jobs/tuned.h"
+#include "server/jobs/waits.h"
 #include "server/server.h"
 
 enum { MAX_SUFFIX = 64, MAX_PAIRS = 16, MAX_KEY = 64, MAX_VALUE = 512, MAX_INTEGRATIONS = 5, MAX_PREVIEW = 100, PREVIEW = 3 };
@@ -53,6 +54,7 @@ static json_t *job_json(const void *data)
     json_object_set_new(o, "integrations", r->integrations != NULL ? parsed(r->integrations) : json_array());
     json_object_set_new(o, "metadata", parsed(r->metadata));
     json_object_set_new(o, "user_provided_suffix", r->suffix != NULL ? json_string(r->suffix) : json_null());
+    json_object_set_new(o, "waiting", pl_waits_json(r));
     json_object_set_new(o, "step", json_integer(r->step));
     json_object_set_new(o, "total_steps", number_or_null(r->total_steps));
     json_t *outcome = done ? parsed(r->outcome) : NULL, *evaluation = json_object_get(outcome, "evaluation");

@@ -24,6 +24,7 @@
 #include "server/jobs/files.h"
 #include "server/jobs/supervisor.h"
 #include "server/jobs/tuned.h"
+#include "server/jobs/waits.h"
 #include "server/server.h"
 
 #define PL_LOG_MODULE "jobs"
@@ -254,6 +255,7 @@ pl_status pl_jobs_change(struct pl_jobs *j, const char *id, pl_job_wish wish, st
         again = wish == PL_JOB_RESUME && !row->validated;
         pl_row_set(&row->status, again ? "validating_files" : changes[wish].to);
         row->estimated_finish = 0;
+        pl_waits_clear(row);
         if (wish == PL_JOB_CANCEL)
             row->finished_at = time(NULL);
         if (wish == PL_JOB_RESUME)
@@ -292,6 +294,7 @@ pl_status pl_jobs_park(struct pl_jobs *j, const char *id, struct pl_err *err)
     st = pl_store_get(j->store, PL_TABLE_JOBS, "id", id, &row, err);
     if (st == PL_OK && is_one_of(row.status, "validating_files|queued") && !row.alive) {
         pl_row_set(&row.status, "paused");
+        pl_waits_clear(&row);
         st = pl_store_update(j->store, PL_TABLE_JOBS, &row, err);
         if (st == PL_OK)
             st = pl_jobs_event(j, id, "warn", "message", NULL, -1, err, "The job was paused: it was made for another model than those that this daemon "
@@ -415,10 +418,11 @@ void pl_jobs_render_metrics(struct pl_jobs *j, struct pl_buf *out)
     pl_buf_adds(out, "# HELP parley_jobs Fine-tuning jobs by state.\n# TYPE parley_jobs gauge\n");
     for (size_t i = 0; i < PL_COUNT_OF(states); i++)
         pl_buf_addf(out, "parley_jobs{status=\"%s\"} %llu\n", states[i], (unsigned long long)pl_store_count(j->store, PL_TABLE_JOBS, "status", states[i]));
+    pl_waits_render_metrics(j, out);
     pl_buf_addf(out,
                 "# HELP parley_files Uploaded files and results.\n# TYPE parley_files gauge\nparley_files %llu\n"
                 "# HELP parley_files_bytes Bytes of all files.\n# TYPE parley_files_bytes gauge\nparley_files_bytes %llu\n"
-                "# HELP parley_job_restarts_total Workers started again after a crash.\n# TYPE parley_job_restarts_total counter\n"
+                "# HELP parley_job_restarts_total Workers started again after a crash, or after their GPU was lost.\n# TYPE parley_job_restarts_total counter\n"
                 "parley_job_restarts_total %llu\n"
                 "# HELP parley_job_rest_ratio Time that engines rest for jobs after a pass, as a part of the pass.\n# TYPE parley_job_rest_ratio gauge\n"
                 "parley_job_rest_ratio %.3f\n",

@@ -16,6 +16,7 @@
 #include "core/base/log.h"
 #include "core/base/mem.h"
 #include "server/jobs/tuned.h"
+#include "server/jobs/waits.h"
 
 #define PL_LOG_MODULE "jobs"
 
@@ -171,27 +172,25 @@ static pl_status take_checkpoint(struct taker *t, const json_t *line, int64_t at
     return st;
 }
 
-static pl_status take_line(struct taker *t, const char *text, size_t n, int64_t at, struct pl_err *err)
+static pl_status take_object(struct taker *t, json_t *line, int64_t at, struct pl_err *err)
 {
-    json_t *line = NULL;
-    struct pl_err why = {0};
-    pl_status st = PL_OK;
-    if (pl_json_read(&line, "the line", text, n, &why) != PL_OK) {
-        pl_log_warn("%s: progress.jsonl at byte %lld: %s", t->row->id, (long long)at, why.msg);
-        return PL_OK;
-    }
     const char *type = json_string_value(json_object_get(line, "type"));
     if (type == NULL)
         type = "";
+    if (t->row->waits != NULL && strcmp(type, "failed") != 0) { /* it has what it waited for */
+        const pl_status st = pl_waits_end(t->j, t->row, err);
+        if (st != PL_OK)
+            return st;
+    }
     if (strcmp(type, "metrics") == 0)
-        st = take_metrics(t, line, at, err);
-    else if (strcmp(type, "evaluation") == 0)
-        st = take_evaluation(t, line, at, err);
-    else if (strcmp(type, "message") == 0)
-        st = take_message(t, line, at, err);
-    else if (strcmp(type, "checkpoint") == 0)
-        st = take_checkpoint(t, line, at, err);
-    else if (strcmp(type, "done") == 0 || strcmp(type, "failed") == 0) {
+        return take_metrics(t, line, at, err);
+    if (strcmp(type, "evaluation") == 0)
+        return take_evaluation(t, line, at, err);
+    if (strcmp(type, "message") == 0)
+        return take_message(t, line, at, err);
+    if (strcmp(type, "checkpoint") == 0)
+        return take_checkpoint(t, line, at, err);
+    if (strcmp(type, "done") == 0 || strcmp(type, "failed") == 0) {
         char *outcome = json_dumps(line, JSON_COMPACT);
         pl_row_set(&t->row->outcome, outcome);
         free(outcome);
@@ -200,6 +199,18 @@ static pl_status take_line(struct taker *t, const char *text, size_t n, int64_t 
     } else {
         pl_log_warn("%s: progress.jsonl at byte %lld: unknown type \"%.40s\"", t->row->id, (long long)at, type);
     }
+    return PL_OK;
+}
+
+static pl_status take_line(struct taker *t, const char *text, size_t n, int64_t at, struct pl_err *err)
+{
+    json_t *line = NULL;
+    struct pl_err why = {0};
+    if (pl_json_read(&line, "the line", text, n, &why) != PL_OK) {
+        pl_log_warn("%s: progress.jsonl at byte %lld: %s", t->row->id, (long long)at, why.msg);
+        return PL_OK;
+    }
+    const pl_status st = take_object(t, line, at, err);
     json_decref(line);
     return st;
 }

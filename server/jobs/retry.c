@@ -23,7 +23,7 @@ bool pl_retry_due(const struct pl_retry *list, const char *id, uint64_t now_ns)
     return r == NULL || now_ns >= r->at_ns;
 }
 
-struct pl_retry *pl_retry_note(struct pl_retry **list, const char *id, int64_t step, uint64_t now_ns, unsigned *seconds)
+struct pl_retry *pl_retry_note(struct pl_retry **list, const char *id, int64_t step, uint64_t now_ns, unsigned most, unsigned *seconds)
 {
     struct pl_retry *r = *list;
     while (r != NULL && strcmp(r->id, id) != 0)
@@ -39,9 +39,17 @@ struct pl_retry *pl_retry_note(struct pl_retry **list, const char *id, int64_t s
     r->step = step;
     *seconds = r->n < 9 ? 1u << r->n : MOST_S;
     *seconds = *seconds < MOST_S ? *seconds : MOST_S;
+    *seconds = *seconds < most ? *seconds : most;
     r->n++;
     r->at_ns = now_ns + *seconds * UINT64_C(1000000000);
     return r;
+}
+
+void pl_retry_hasten(struct pl_retry *list)
+{
+    for (; list != NULL; list = list->next)
+        if (list->for_room)
+            list->at_ns = 0;
 }
 
 void pl_retry_forget(struct pl_retry **list, const char *id)

@@ -23,7 +23,7 @@
 
 #define PL_LOG_MODULE "store"
 
-enum { VERSION = 3, BUSY_MS = 5000, N_DIGITS = 24 };
+enum { VERSION = 4, BUSY_MS = 5000, N_DIGITS = 24 };
 
 struct column {
     const char *name;
@@ -123,7 +123,7 @@ static pl_status take_dir(struct pl_store *s, struct pl_err *err)
     return st;
 }
 
-/* Version 1 did not know which model a job belongs to, version 2 no uploads in parts and no job that is tidied. */
+/* Version 1 did not know which model a job belongs to, version 2 no uploads in parts and no job that is tidied, version 3 none that waits. */
 static pl_status make_tables(struct pl_store *s, int version, struct pl_err *err)
 {
     struct pl_buf sql;
@@ -133,6 +133,10 @@ static pl_status make_tables(struct pl_store *s, int version, struct pl_err *err
         pl_buf_adds(&sql, "ALTER TABLE jobs ADD COLUMN base_id TEXT;");
     if (version == 1 || version == 2)
         pl_buf_adds(&sql, "ALTER TABLE jobs ADD COLUMN tidied INTEGER NOT NULL DEFAULT 0;");
+    if (version >= 1 && version <= 3)
+        pl_buf_adds(&sql, "ALTER TABLE jobs ADD COLUMN waits TEXT;ALTER TABLE jobs ADD COLUMN waits_message TEXT;"
+                          "ALTER TABLE jobs ADD COLUMN waits_since INTEGER NOT NULL DEFAULT 0;ALTER TABLE jobs ADD COLUMN retry_at INTEGER NOT NULL DEFAULT 0;"
+                          "ALTER TABLE jobs ADD COLUMN tries INTEGER NOT NULL DEFAULT 0;");
     for (size_t t = 0; t < PL_COUNT_OF(tables); t++) {
         if (tables[t].since <= version)
             continue;

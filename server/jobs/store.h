@@ -26,12 +26,13 @@ enum { PL_ID_MAX = 40 };
 /* base_id: of the whole model that the job was made for (pl_train_base_id). name: what the result will be called. method, metadata, integrations,
  * error, outcome: JSON. outcome: the worker's last word. validated: the method is resolved. alive: a worker may be running. crashes: since
  * crash_step was passed. at, inode: how far progress.jsonl was read. tidied: it has ended, and what only its worker needed is gone.
+ * waits: code of what keeps the job from running for now (waits.h), NULL = nothing, and the words; since when, until when, how often it was tried.
  * Times and trained_tokens 0 = none yet. */
 #define PL_JOB_COLUMNS(TEXT, INT)                                                                                      \
     TEXT(id) TEXT(status) TEXT(model) TEXT(base_adapter) TEXT(base_id) TEXT(name) TEXT(suffix) TEXT(training_file) TEXT(validation_file) TEXT(method)        \
     TEXT(metadata) TEXT(integrations) TEXT(error) TEXT(result_file) TEXT(outcome) INT(created_at) INT(started_at) INT(finished_at)             \
     INT(estimated_finish) INT(seed) INT(trained_tokens) INT(step) INT(total_steps) INT(validated) INT(alive) INT(deleted) INT(crashes)         \
-    INT(crash_step) INT(at) INT(inode) INT(tidied)
+    INT(crash_step) INT(at) INT(inode) INT(tidied) TEXT(waits) TEXT(waits_message) INT(waits_since) INT(retry_at) INT(tries)
 /* at: byte of progress.jsonl, -1 = from the daemon. */
 #define PL_EVENT_COLUMNS(TEXT, INT) TEXT(id) TEXT(job) TEXT(level) TEXT(message) TEXT(type) TEXT(data) INT(created_at) INT(at)
 #define PL_CHECKPOINT_COLUMNS(TEXT, INT) TEXT(id) TEXT(job) TEXT(name) TEXT(path) TEXT(metrics) INT(created_at) INT(step)

@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -34,6 +35,7 @@
 #include "server/jobs/tidy.h"
 #include "server/jobs/tuned.h"
 #include "server/jobs/uploads.h"
+#include "server/jobs/waits.h"
 #include "server/jobs/worker.h"
 #include "server/server.h"
 
@@ -175,14 +177,9 @@ static void end_failed(struct pl_supervisor *s, const char *id, pl_status st, co
         complain(s, id, err);
 }
 
-static const char *started_words(struct pl_supervisor *s, const char *id)
-{
-    static const char first[] = "Fine-tuning job started";
-    return pl_store_has_event(s->j->store, id, first, -2) ? "Fine-tuning job resumed" : first;
-}
-
-/* Marks the row before the process exists, so that it is looked for after a crash of the daemon. quiet: without an event. */
-static pl_status mark_running(struct pl_supervisor *s, struct pl_job_row *row, bool quiet, struct pl_err *err)
+/* Marks the row before the process exists, so that it is looked for after a crash of the daemon. A job that waits says so until its worker has
+ * said something. */
+static pl_status mark_running(struct pl_supervisor *s, struct pl_job_row *row, struct pl_err *err)
 {
     struct pl_store *store = s->j->store;
     pl_status st = begin_change(s, row, err);
@@ -200,37 +197,54 @@ static pl_status mark_running(struct pl_supervisor *s, struct pl_job_row *row, b
         if (row->started_at == 0)
             row->started_at = time(NULL);
         st = pl_store_update(store, PL_TABLE_JOBS, row, err);
-        if (st == PL_OK && !quiet)
-            st = pl_jobs_event(s->j, row->id, "info", "message", NULL, -1, err, "%s", started_words(s, row->id));
+        if (st == PL_OK && row->waits == NULL)
+            st = pl_jobs_event(s->j, row->id, "info", "message", NULL, -1, err, "%s", pl_waits_started_words(s->j, row->id));
     }
     return pl_store_end(store, st, err);
 }
 
 static void fail_job(struct pl_supervisor *s, struct pl_job_row *row, const char *code, const char *param, const char *message);
-static void queue_again(struct pl_supervisor *s, struct pl_job_row *row, int64_t crashes, const char *message);
 
-/* A job whose worker could not be started. What may be otherwise a while later (no space, no process, no memory) leaves it queued; its events
- * say so once for each reason. */
+/* The job is queued and tried again after a while. crashes: how many there are now, at the row's step; 0 = it was not one. limit: seconds after
+ * which it is not to wait any longer. */
+static void wait_for(struct pl_supervisor *s, struct pl_job_row *row, pl_wait why, const char *message, int64_t crashes, unsigned limit)
+{
+    struct pl_err err = {0};
+    const int64_t step = row->step;
+    unsigned seconds;
+    struct pl_retry *r = pl_retry_note(&s->retries, row->id, step, pl_now_ns(), limit, &seconds);
+    r->for_room = why == PL_WAIT_BUSY;
+    pl_status st = begin_change(s, row, &err);
+    if (st == PL_OK) {
+        if (crashes > 0) {
+            row->crashes = crashes;
+            row->crash_step = step;
+        }
+        pl_row_set(&row->status, "queued");
+        row->alive = 0;
+        st = pl_waits_begin(s->j, row, why, message, seconds, &err);
+        if (st == PL_OK)
+            st = pl_store_update(s->j->store, PL_TABLE_JOBS, row, &err);
+        st = pl_store_end(s->j->store, st, &err);
+    }
+    r->stored = st == PL_OK;
+    if (st == PL_ESTOPPED) /* a client has decided otherwise */
+        pl_retry_forget(&s->retries, row->id);
+    if (st != PL_OK)
+        end_failed(s, row->id, st, &err);
+    else
+        pl_log_warn("%s waits %u s (%s): %s", row->id, seconds, pl_wait_code(why), message);
+}
+
+/* A job whose worker could not be started: what may be otherwise a while later is no space, no process, no memory. */
 static void not_started(struct pl_supervisor *s, struct pl_job_row *row, const char *folder, pl_status st, const struct pl_err *why)
 {
     const bool passes = st == PL_ENOSPC || st == PL_ENOMEM || st == PL_EIO || st == PL_EFULL;
-    struct pl_err err = {0};
-    char message[700];
-    unsigned seconds;
     complain(s, row->id, why);
-    if (!passes || access(folder, W_OK) != 0) {
+    if (!passes || access(folder, W_OK) != 0)
         fail_job(s, row, "worker_not_started", NULL, why->msg);
-        return;
-    }
-    struct pl_retry *r = pl_retry_note(&s->retries, row->id, row->step, pl_now_ns(), &seconds);
-    const bool news = strncmp(r->told, why->msg, sizeof r->told - 1) != 0;
-    snprintf(message, sizeof message, "The job could not be started: %s; it stays queued and is tried again, first in %u s", why->msg, seconds);
-    if (row->alive)
-        queue_again(s, row, 0, NULL);
-    if (news && (st = pl_jobs_event(s->j, row->id, "warn", "message", NULL, -1, &err, "%s", message)) == PL_OK)
-        snprintf(r->told, sizeof r->told, "%s", why->msg);
-    else if (news)
-        complain(s, row->id, &err);
+    else
+        wait_for(s, row, PL_WAIT_START, why->msg, 0, UINT_MAX);
 }
 
 /* False: it could not be started. */
@@ -242,10 +256,9 @@ static bool launch(struct pl_supervisor *s, struct pl_job_row *row)
     struct job_worker *w = pl_xcalloc(1, sizeof *w);
     const struct pl_worker_opts o = {.program = s->program, .folder = folder, .nice = c->train_nice, .cpus = &s->cpus, .device = c->train_device,
                                      .cuda_library = c->cuda_library, .memory = pl_jobs_on_gpu(s->j) ? 0 : pl_jobs_memory(s->j)};
-    const bool again = pl_retry_find(s->retries, row->id) != NULL;
     pl_status st = write_job(s->j, row, folder, &err);
     if (st == PL_OK)
-        st = mark_running(s, row, again, &err);
+        st = mark_running(s, row, &err);
     if (st == PL_ESTOPPED)
         goto out; /* paused or cancelled a moment ago */
     if (st == PL_OK) {
@@ -262,8 +275,6 @@ static bool launch(struct pl_supervisor *s, struct pl_job_row *row)
     s->workers = w;
     pl_log_info("%s: worker %ld started on %s, nice %d, sure of %d %% of %u threads' time, at most %llu MiB (0: no limit)", row->id, (long)w->w.pid,
                 o.device, c->train_nice, c->train_share, pl_share_threads(c->train_threads), (unsigned long long)(o.memory >> 20));
-    if (again && pl_jobs_event(s->j, row->id, "info", "message", NULL, -1, &err, "%s", started_words(s, row->id)) != PL_OK)
-        complain(s, row->id, &err);
     w = NULL;
 out:
     free(w);
@@ -291,6 +302,7 @@ static pl_status end_job(struct pl_supervisor *s, struct pl_job_row *row, const 
     row->alive = 0;
     row->finished_at = time(NULL);
     row->estimated_finish = 0;
+    pl_waits_clear(row);
     return pl_store_update(s->j->store, PL_TABLE_JOBS, row, err);
 }
 
@@ -437,63 +449,71 @@ static void describe_end(int status, const char *folder, char *out, size_t n)
         snprintf(out, n, "the worker exited with status %d%s%s", WEXITSTATUS(status), words[0] != '\0' ? "; its last words: " : "", words);
 }
 
-/* crashes: how many there are now, at the row's step; 0 = it was not one. message: NULL = no event. */
-static void queue_again(struct pl_supervisor *s, struct pl_job_row *row, int64_t crashes, const char *message)
+static void interrupted(struct pl_supervisor *s, struct pl_job_row *row)
 {
     struct pl_err err = {0};
-    const int64_t step = row->step;
-    const bool crash = crashes > 0;
     pl_status st = begin_change(s, row, &err);
     if (st == PL_OK) {
-        if (crash) {
-            row->crashes = crashes;
-            row->crash_step = step;
-        }
         pl_row_set(&row->status, "queued");
         row->alive = 0;
         st = pl_store_update(s->j->store, PL_TABLE_JOBS, row, &err);
-        if (st == PL_OK && message != NULL)
-            st = pl_jobs_event(s->j, row->id, crash ? "warn" : "info", "message", NULL, -1, &err, "%s", message);
+        if (st == PL_OK)
+            st = pl_jobs_event(s->j, row->id, "info", "message", NULL, -1, &err, "The job was interrupted; it goes on from its last checkpoint");
         st = pl_store_end(s->j->store, st, &err);
     }
     if (st != PL_OK)
         end_failed(s, row->id, st, &err);
 }
 
-static void crashed(struct pl_supervisor *s, struct pl_job_row *row, int status, const char *folder)
+/* why: PL_WAIT_CRASH, or PL_WAIT_LOST when it was the device that did. */
+static void crashed(struct pl_supervisor *s, struct pl_job_row *row, pl_wait why, const char *what)
 {
-    char what[400], message[500];
-    describe_end(status, folder, what, sizeof what);
+    char message[700];
     const int64_t crashes = row->step > row->crash_step ? 1 : row->crashes + 1;
     if (crashes >= MAX_CRASHES) {
         snprintf(message, sizeof message, "%s, %d times without progress", what, MAX_CRASHES);
-        fail_job(s, row, "worker_crashed", NULL, message);
+        fail_job(s, row, pl_wait_code(why), NULL, message);
         return;
     }
     atomic_fetch_add(&s->restarts, 1);
-    pl_log_warn("%s: %s; starting it again", row->id, what);
-    snprintf(message, sizeof message, "%s; it starts again from its last checkpoint", what);
-    queue_again(s, row, crashes, message);
+    wait_for(s, row, why, what, crashes, UINT_MAX);
 }
 
 /* Nothing is lost: the checkpoints are there, and the worker goes on from the last one when there is room for the next. */
 static void no_space(struct pl_supervisor *s, struct pl_job_row *row, const char *folder)
 {
-    char words[256], message[500];
-    unsigned seconds;
+    char words[256];
     last_words(folder, words, sizeof words);
-    pl_retry_note(&s->retries, row->id, row->step, pl_now_ns(), &seconds);
-    snprintf(message, sizeof message, "There is no space left for the job's files%s%s; it goes on from its last checkpoint in %u s (free some space)",
-             words[0] != '\0' ? ": " : "", words, seconds);
-    pl_log_warn("%s: %s", row->id, message);
-    queue_again(s, row, 0, message);
+    wait_for(s, row, PL_WAIT_DISK, words[0] != '\0' ? words : "the disk is full", 0, UINT_MAX);
+}
+
+static void without_device(struct pl_supervisor *s, struct pl_job_row *row, pl_wait why, const char *param, const char *what)
+{
+    char message[800];
+    const int64_t limit = s->j->server->config->train_device_wait, waited = pl_waits_for_device(row, time(NULL));
+    if (waited < limit) {
+        wait_for(s, row, why, what, 0, (unsigned)(limit - waited));
+        return;
+    }
+    snprintf(message, sizeof message, "%s", what);
+    if (limit > 0)
+        snprintf(message, sizeof message, "%s; the job has waited %lld s for it (train-device-wait)", what, (long long)waited);
+    fail_job(s, row, pl_wait_code(why), param, message);
 }
 
 static void failed_by_worker(struct pl_supervisor *s, struct pl_job_row *row, const json_t *outcome)
 {
     const char *code = json_string_value(json_object_get(outcome, "code")), *param = json_string_value(json_object_get(outcome, "param"));
     const char *message = json_string_value(json_object_get(outcome, "message"));
-    fail_job(s, row, code != NULL ? code : "failed", param, message != NULL ? message : "the worker did not say why");
+    const pl_wait why = pl_wait_of(code);
+    if (message == NULL)
+        message = "the worker did not say why";
+    if (why == PL_WAIT_LOST)
+        crashed(s, row, why, message);
+    else if (why != PL_WAIT_COUNT)
+        without_device(s, row, why, param, message);
+    else
+        fail_job(s, row, code != NULL ? code : "failed", param, message);
 }
 
 /* The worker is gone. row is as in the store, everything it wrote has been taken. status: of waitpid, -1 = not known. */
@@ -521,9 +541,11 @@ static void settle(struct pl_supervisor *s, struct pl_job_row *row, int status, 
     } else if (status != -1 && WIFEXITED(status) && WEXITSTATUS(status) == PL_TRAIN_NO_SPACE) {
         no_space(s, row, folder);
     } else if (status == -1 || (WIFEXITED(status) && WEXITSTATUS(status) == PL_TRAIN_PAUSED)) {
-        queue_again(s, row, 0, "The job was interrupted; it goes on from its last checkpoint");
+        interrupted(s, row);
     } else {
-        crashed(s, row, status, folder);
+        char what[400];
+        describe_end(status, folder, what, sizeof what);
+        crashed(s, row, PL_WAIT_CRASH, what);
     }
     json_decref(outcome);
 }
@@ -606,7 +628,10 @@ static void tend(struct pl_supervisor *s, const struct pl_job_row *seen)
         forget_worker(s, seen->id);
         if (s->workers == NULL) /* what follows may take a while */
             set_rest(s, 0);
+        const bool had_device = row.waits == NULL; /* what it has left is room for others */
         settle(s, &row, status, folder);
+        if (had_device)
+            pl_retry_hasten(s->retries);
         pl_row_fini(PL_TABLE_JOBS, &row);
     } else {
         complain(s, seen->id, &err);
@@ -668,8 +693,11 @@ static void launch_waiting(struct pl_supervisor *s, size_t running)
     }
     for (size_t i = 0; i < n && running < limit; i++) {
         struct pl_job_row *row = (struct pl_job_row *)rows + i;
+        const struct pl_retry *r = pl_retry_find(s->retries, row->id);
+        if (r != NULL && r->stored && row->waits == NULL)
+            pl_retry_forget(&s->retries, row->id); /* a client has resumed it */
         if (row->alive || !pl_retry_due(s->retries, row->id, pl_now_ns()))
-            continue; /* an earlier worker has not gone yet, or it could not be started a moment ago */
+            continue; /* an earlier worker has not gone yet, or it waits */
         if (pl_jobs_has_base(s->j, row)) {
             running += launch(s, row);
         } else if (pl_jobs_park(s->j, row->id, &err) != PL_OK) {

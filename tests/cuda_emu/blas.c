@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "core/model/dtype.h"
+#include "tests/cuda_emu/emu.h"
 #include "tests/cuda_emu/graphs.h"
 
 /* The operand as floats [k][n] of its own; NULL: memory is out */
@@ -64,7 +65,7 @@ static int product(const struct pl_cublas *b, const struct pl_cublas_product *p)
     if (p->m <= 0 || p->n <= 0 || p->k <= 0 || !fits(&p->a, p->k, p->m) || !fits(&p->b, p->k, p->n) || p->stride < (size_t)p->n)
         return 7; /* CUBLAS_STATUS_INVALID_VALUE */
     struct pl_cublas_product copy = *p;
-    const char *fault = getenv("PARLEY_EMU_FAULT");
+    const char *fault = emu_fault();
     if (fault != NULL && strncmp(fault, "blas:", 5) == 0)
         return atoi(fault + 5);
     emu_enqueue_bytes(b->handle, run, &copy, sizeof copy);
@@ -89,7 +90,7 @@ static void close_blas(struct pl_cublas *b)
 
 pl_status pl_cublas_open(struct pl_cublas *blas, cudaStream_t stream, struct pl_err *err)
 {
-    const char *fault = getenv("PARLEY_EMU_FAULT");
+    const char *fault = emu_fault();
     if (fault != NULL && strcmp(fault, "no-cublas") == 0)
         return pl_fail(err, PL_ENOTSUP, PL_CUBLAS_MISSING);
     *blas = (struct pl_cublas){.handle = stream, .product = product, .work_in = work_in, .status_name = status_name, .close = close_blas};

@@ -15,6 +15,8 @@ extern "C" {
 __attribute__((visibility("default"))) void emu_set_reverse(bool reverse);
 __attribute__((visibility("default"))) unsigned long emu_launches(void);
 __attribute__((visibility("default"))) unsigned long emu_graph_launches(void);
+/* What PARLEY_EMU_FAULT says now; NULL = nothing. */
+const char *emu_fault(void);
 /* For the stand-in of NCCL: the calling thread's GPU; something on the stream does not get through, or does again. */
 __attribute__((visibility("default"))) int emu_gpu(void);
 __attribute__((visibility("default"))) void emu_stream_hold(cudaStream_t s, bool held);

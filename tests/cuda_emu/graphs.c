@@ -129,7 +129,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t s)
 cudaError_t cudaStreamQuery(cudaStream_t s)
 {
     static atomic_ulong waits;
-    const char *f = getenv("PARLEY_EMU_FAULT");
+    const char *f = emu_fault();
     if (s != NULL && atomic_load(&s->held))
         return cudaErrorNotReady;
     if (f != NULL && strncmp(f, "lost:", 5) == 0 && ++waits > strtoul(f + 5, NULL, 10))
@@ -243,7 +243,7 @@ cudaError_t cudaGraphDestroy(cudaGraph_t g)
 
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *out, cudaGraph_t g, unsigned long long flags)
 {
-    const char *fault = getenv("PARLEY_EMU_FAULT");
+    const char *fault = emu_fault();
     (void)flags;
     if (fault != NULL && strcmp(fault, "graphs") == 0)
         return cudaErrorNotSupported;

@@ -5,6 +5,8 @@
  *     PARLEY_EMU_FAULT=pools     there are no pools of memory
  *     PARLEY_EMU_FAULT=mixed | old-gpu    GPU 0 is of another kind than the others; of a kind that is too old
  *     PARLEY_EMU_FAULT=turing    compute capability 7.5, and what a block of it may have
+ *     PARLEY_EMU_FAULT=others:GPU:N    as PARLEY_EMU_OTHERS_MB
+ *     PARLEY_EMU_FAULT=@FILE     what the file says at that moment, nothing while there is none
  *     PARLEY_EMU_MEMORY_MB=N     a device's memory (default 1024)
  *     PARLEY_EMU_OTHERS_MB=GPU:N that others have taken of one
  *     PARLEY_EMU_GPUS=N          how many there are (default 2)
@@ -37,9 +39,22 @@ static cudaError_t failed(cudaError_t e)
     return last = e;
 }
 
+const char *emu_fault(void)
+{
+    static _Thread_local char text[64];
+    const char *set = getenv("PARLEY_EMU_FAULT");
+    if (set == NULL || set[0] != '@')
+        return set;
+    FILE *f = fopen(set + 1, "r");
+    const bool there = f != NULL && fgets(text, sizeof text, f) != NULL;
+    if (f != NULL)
+        fclose(f);
+    return there ? text : NULL;
+}
+
 static bool fault(const char *name)
 {
-    const char *f = getenv("PARLEY_EMU_FAULT");
+    const char *f = emu_fault();
     return f != NULL && strcmp(f, name) == 0;
 }
 
@@ -107,14 +122,16 @@ static size_t memory(void)
 /* By what else uses that GPU. */
 static size_t taken(int index)
 {
-    const char *others = getenv("PARLEY_EMU_OTHERS_MB");
+    const char *others = getenv("PARLEY_EMU_OTHERS_MB"), *now = emu_fault();
     int gpu = 0, mb = 0;
-    return others != NULL && sscanf(others, "%d:%d", &gpu, &mb) == 2 && gpu == index ? (size_t)mb << 20 : 0;
+    const bool said = (others != NULL && sscanf(others, "%d:%d", &gpu, &mb) == 2) || (now != NULL && sscanf(now, "others:%d:%d", &gpu, &mb) == 2);
+    return said && gpu == index ? (size_t)mb << 20 : 0;
 }
 
 static size_t left(void)
 {
-    return memory() - taken(current) - used[current];
+    const size_t gone = taken(current) + used[current];
+    return gone < memory() ? memory() - gone : 0;
 }
 
 size_t emu_shared_limit(void)
@@ -167,7 +184,7 @@ cudaError_t cudaMalloc(void **p, size_t n)
         return failed(cudaErrorStreamCaptureUnsupported);
     static atomic_ulong hangs;
     uint8_t *all;
-    const char *f = getenv("PARLEY_EMU_FAULT");
+    const char *f = emu_fault();
     while (f != NULL && n > SMALL && strncmp(f, "hang:", 5) == 0 && atoi(f + 5) == current && atomic_fetch_add(&hangs, 1) > 0)
         nanosleep(&(struct timespec){.tv_sec = 1}, NULL);
     if (n > left() || posix_memalign((void **)&all, 256, n + HEADER) != 0)

@@ -256,12 +256,110 @@ def test_a_worker_that_always_crashes(place):
     assert job.error.code == "worker_crashed" and "5 times without progress" in job.error.message
 
 
-@pytest.mark.parametrize("status", [1, 3, 127])
+@pytest.mark.parametrize("status", [1, 127])
 def test_a_worker_that_says_nothing(place, status):
     place.run()
     place.script(exit=status)
-    job = place.wait(place.job().id, "failed")
-    assert job.error.code == "worker_crashed" and "no training today" in job.error.message
+    job = place.job()
+    until(lambda: place.client.fine_tuning.jobs.retrieve(job.id).to_dict()["waiting"])
+    began = time.monotonic()
+    job = place.wait(job.id, "failed")
+    assert job.error.code == "worker_crashed" and "no training today" in job.error.message and job.to_dict()["waiting"] is None
+    assert time.monotonic() - began > 10  # after pauses of 1, 2, 4 and 8 s
+
+
+AWAY = {"code": "device_not_available", "param": "device", "message": "device cuda: no GPU can be used"}
+FULL = {"code": "device_busy", "param": "device", "message": "the weights take 9 MB but cuda:0 has 3 MB left by others"}
+
+
+def waiting(place, job, tries=1):
+    def there():
+        now = place.client.fine_tuning.jobs.retrieve(job)
+        assert now.status in ("validating_files", "queued", "running") and now.error is None, now
+        w = now.to_dict()["waiting"]
+        return now.status == "queued" and w and w["attempts"] >= tries and w
+    return until(there)
+
+
+def test_a_job_waits_for_its_device(place):
+    """Tried again after growing pauses, told once for each reason, and it runs when the device is there."""
+    place.run("--train-device", "cuda")
+    place.script(steps=4, seconds=0, checkpoint_every=2, fail=AWAY, fail_at=0)
+    job = place.job().id
+    w = waiting(place, job, 3)
+    assert (w["code"], w["message"], w["param"]) == (AWAY["code"], AWAY["message"], None) and w["attempts"] == 3
+    assert w["retry_at"] - w["since"] >= 1 + 2 + 4 - 1 and w["since"] <= time.time()
+    m = place.daemon.metrics()
+    assert m['parley_jobs_waiting{reason="device_not_available"}'] == 1 and m['parley_jobs_waiting{reason="device_busy"}'] == 0
+    place.script(steps=4, seconds=0, checkpoint_every=2, fail=FULL, fail_at=0)
+    assert until(lambda: (n := waiting(place, job, 4))["code"] == "device_busy" and n)["since"] == w["since"]
+    place.script(steps=4, seconds=0, checkpoint_every=2)
+    done = place.wait(job, "succeeded")
+    assert done.to_dict()["waiting"] is None and [e.data["step"] for e in place.events(job) if e.type == "metrics"] == [1, 2, 3, 4]
+    told = [e for e in place.events(job) if "waits for" in e.message]
+    assert [e.level for e in told] == ["warn"] * 2 and AWAY["message"] in told[0].message and FULL["message"] in told[1].message
+    said = messages(place.events(job))
+    assert said.count("Fine-tuning job started") == 1 and not any("crash" in x or "failed" in x for x in said), said
+    assert place.daemon.metrics()["parley_job_restarts_total"] == 0
+    assert place.daemon.metrics()['parley_jobs_waiting{reason="device_busy"}'] == 0
+
+
+def test_others_run_while_a_job_waits_for_its_device(place):
+    """And room that they leave is looked at without delay."""
+    place.run("--train-device", "cuda", "--train-jobs", 2)
+    place.script(steps=4, seconds=0, checkpoint_every=2, fail=FULL, fail_at=0)
+    first = place.job().id
+    waiting(place, first, 4)  # the next pause is 8 s
+    place.script(steps=4, seconds=0.01, checkpoint_every=2)
+    second = place.wait(place.job().id, "succeeded")
+    began = time.monotonic()
+    place.wait(first, "succeeded")
+    assert time.monotonic() - began < 7 and second.finished_at
+
+
+def test_a_job_that_waits_is_paused_resumed_and_cancelled(place):
+    c = place.run("--train-device", "cuda")
+    place.script(steps=4, seconds=0, checkpoint_every=2, fail=AWAY, fail_at=0)
+    a, b = place.job().id, place.job().id
+    for job in a, b:
+        waiting(place, job, 3)
+    assert (paused := c.fine_tuning.jobs.pause(a)).status == "paused" and paused.to_dict()["waiting"] is None
+    cancelled = c.fine_tuning.jobs.cancel(b)
+    assert cancelled.status == "cancelled" and cancelled.finished_at and cancelled.to_dict()["waiting"] is None
+    place.script(steps=4, seconds=0, checkpoint_every=2)
+    time.sleep(5)
+    assert [c.fine_tuning.jobs.retrieve(x).status for x in (a, b)] == ["paused", "cancelled"]
+    place.script(steps=4, seconds=0, checkpoint_every=2, fail=AWAY, fail_at=0)
+    c.fine_tuning.jobs.resume(a)
+    w = waiting(place, a)
+    assert w["attempts"] <= 2 and w["retry_at"] - w["since"] <= 4  # begins anew
+    place.script(steps=4, seconds=0, checkpoint_every=2)
+    place.wait(a, "succeeded")
+
+
+def test_a_job_does_not_wait_for_ever(place):
+    """The time goes on while no daemon runs; each restart tries at once."""
+    place.run("--train-device", "cuda", "--train-device-wait", 30)
+    place.script(steps=4, seconds=0, checkpoint_every=2, fail=AWAY, fail_at=0)
+    job = place.job().id
+    since = waiting(place, job, 2)["since"]
+    place.kill()
+    place.run("--train-device", "cuda", "--train-device-wait", 30)
+    assert waiting(place, job, 3)["since"] == since
+    failed = place.wait(job, "failed")
+    assert (failed.error.code, failed.error.param) == ("device_not_available", "device") and AWAY["message"] in failed.error.message
+    assert "train-device-wait" in failed.error.message and failed.to_dict()["waiting"] is None and 30 <= failed.finished_at - since <= 30 + PATIENCE
+
+
+def test_a_device_that_is_lost_again_and_again(place):
+    place.run("--train-device", "cuda")
+    place.script(steps=6, seconds=0, checkpoint_every=2, fail={"code": "device_lost", "param": None, "message": "step 3: device failure"}, fail_at=3)
+    job = place.job().id
+    assert waiting(place, job)["code"] == "device_lost"
+    failed = place.wait(job, "failed")
+    assert failed.error.code == "device_lost" and "5 times without progress" in failed.error.message
+    told = [e.message for e in place.events(job) if "The device was lost" in e.message]
+    assert len(told) == 4 and place.daemon.metrics()["parley_job_restarts_total"] == 4, told
 
 
 def test_no_such_worker(start, tmp_path, tiny):
@@ -507,17 +605,18 @@ def test_a_tuned_model_as_base(place):
     assert e.value.body["code"] == "model_not_available"
 
 
-NEW_IN = {3: "ALTER TABLE jobs DROP COLUMN tidied; DROP TABLE uploads; DROP TABLE parts; DROP TABLE permissions;", 2: "ALTER TABLE jobs DROP COLUMN base_id;"}
+NEW_IN = {4: "".join(f"ALTER TABLE jobs DROP COLUMN {x};" for x in ("waits", "waits_message", "waits_since", "retry_at", "tries")),
+          3: "ALTER TABLE jobs DROP COLUMN tidied; DROP TABLE uploads; DROP TABLE parts; DROP TABLE permissions;", 2: "ALTER TABLE jobs DROP COLUMN base_id;"}
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_a_database_of_an_older_version(place, version):
     place.run()
     place.script(steps=2, seconds=0, checkpoint_every=2)
     job = place.wait(place.job().id, "succeeded")
     place.daemon.stop()
     with contextlib.closing(sqlite3.connect(place.data / "parley.db")) as db:
-        db.executescript("".join(NEW_IN[v] for v in range(3, version, -1)) + f"PRAGMA user_version={version}")
+        db.executescript("".join(NEW_IN[v] for v in range(4, version, -1)) + f"PRAGMA user_version={version}")
     for _ in range(2):
         c = place.run()
         assert [j.id for j in c.fine_tuning.jobs.list()] == [job.id]

@@ -78,13 +78,13 @@ def test_killed_it_ends_with_the_same_bytes(tmp_path, base):
 
 
 def test_a_gpu_that_is_lost(tmp_path, base):
-    """The folder says nothing of it, and the next run goes on."""
+    """The folder says so, and the next run goes on."""
     quiet, other = job(tmp_path / "quiet", base), job(tmp_path / "other", base)
     on_gpu(quiet)
     for waits in (30, 120):  # as the model is loaded; on the way
         done = on_gpu(other, check=1, env={"PARLEY_EMU_FAULT": f"lost:{waits}"})
         assert "illegal memory access" in done.stderr and "device failure" in done.stderr
-        assert not (other / "progress.jsonl").exists() or lines(other, "failed") == []
+        assert lines(other)[-1]["code"] == "device_lost"
     assert steps_written(other) > 0
     on_gpu(other)
     assert result(other) == result(quiet)
@@ -143,7 +143,7 @@ def test_auto_takes_the_cpu_without_a_gpu(tmp_path, base):
 
 def test_no_room_to_evaluate(tmp_path, base):
     """What is said names settings that there are."""
-    short = {"PARLEY_EMU_MEMORY_MB": "6"}
+    short = {"PARLEY_EMU_MEMORY_MB": "40"}  # cuBLAS takes 32
     folder = job(tmp_path / "job", base, compute={"micro_batch_size": 1}, evaluation={"forgetting": True})
     on_gpu(folder, check=1, env=short)
     assert (lines(folder)[-1]["code"], lines(folder)[-1]["param"]) == ("out_of_memory", "forgetting") and "evaluation.forgetting" in lines(folder)[-1]["message"]
@@ -152,7 +152,7 @@ def test_no_room_to_evaluate(tmp_path, base):
     assert done.returncode == 1 and "lower max-length" in done.stderr and "batch" not in done.stderr, done
 
 
-@pytest.mark.parametrize("megabytes, param, remedy", [(8, "device", "train an adapter"), (48, "micro_batch_size", "lower micro_batch_size or max_length, or set recompute")])
+@pytest.mark.parametrize("megabytes, param, remedy", [(8, "device", "train an adapter"), (64, "micro_batch_size", "lower micro_batch_size or max_length, or set recompute")])
 def test_no_room_on_the_gpu(tmp_path, megabytes, param, remedy):
     """Said before the first step, with what would help."""
     model = tmp_path / "base.gguf"
@@ -166,15 +166,30 @@ def test_no_room_on_the_gpu(tmp_path, megabytes, param, remedy):
     assert "MB left" in done.stderr and steps_written(folder) == 0
 
 
+def test_no_room_that_others_have_taken(tmp_path, base):
+    """That may pass: another code, and another status."""
+    folder = job(tmp_path / "job", base)
+    env = {"PARLEY_EMU_MEMORY_MB": "64"}
+    for others in "63", "40":
+        done = on_gpu(folder, check=2, env={**env, "PARLEY_EMU_OTHERS_MB": f"0:{others}"})
+        assert lines(folder)[-1]["code"] == "device_busy" and "left by others" in done.stderr, done
+    on_gpu(folder, env=env)
+    answers = job(tmp_path / "answers", base, evaluation={"answers": 2, "forgetting": False})
+    on_gpu(answers, check=2, env={**env, "PARLEY_EMU_OTHERS_MB": "0:62"})
+    assert (lines(answers)[-1]["code"], lines(answers)[-1]["param"]) == ("device_busy", "answers")
+
+
 def test_no_room_for_the_engine_that_answers(tmp_path, base):
     """Before the job it is said at once; after it, the model is there and the job is done."""
-    short = {"PARLEY_EMU_MEMORY_MB": "8"}
-    first, folder = (job(tmp_path / x, base, evaluation={"answers": 2, "forgetting": False}) for x in ("first", "folder"))
-    on_gpu(first, check=1, env=short)
+    first = job(tmp_path / "first", base, evaluation={"answers": 2, "forgetting": False})
+    on_gpu(first, check=1, env={"PARLEY_EMU_MEMORY_MB": "8"})
     assert lines(first)[-1]["code"] == "out_of_memory" and lines(first)[-1]["param"] == "answers" and "ask for no answers" in lines(first)[-1]["message"]
-    on_gpu(folder)
+    long = tmp_path / "long.gguf"
+    subprocess.run([PARLEY.parent / "make_model", "--out", long, "--ctx", "8192", "--layers", "4", "--kv-heads", "4"], check=True)
+    folder = job(tmp_path / "folder", long, evaluation={"answers": 2, "max_tokens": 4096, "forgetting": False})
+    run(folder)
     back_to(folder, 9)
-    on_gpu(folder, env=short)
+    on_gpu(folder, env={"PARLEY_EMU_MEMORY_MB": "40"})
     assert "could not be evaluated: device cuda has no memory" in lines(folder, "message")[-1]["message"] and lines(folder)[-1]["type"] == "done"
 
 
@@ -222,7 +237,48 @@ def test_jobs_of_a_daemon(start, tmp_path, tiny):
     assert job.status == "succeeded" and "The job runs on cuda:1 (emulated)" in said, (job, said)
     assert real.ask(c, job.fine_tuned_model) == real.ANSWER
     assert d.stop() == 0
-    d = start("--device", "cpu", "--train-device", "cuda", "--cuda-library", "/nowhere", "--data-dir", tmp_path / "data", *real.ROOM[:2], model=tiny)
+    d = start("--device", "cpu", "--train-device", "cuda", "--cuda-library", "/nowhere", "--train-device-wait", 0, "--data-dir", tmp_path / "data",
+              *real.ROOM[:2], model=tiny)
     c = client_of(d)
     job = real.finished(c, c.fine_tuning.jobs.create(model="tiny", training_file=upload(c, real.lines(24)).id, method=method).id)
     assert job.status == "failed" and job.error.code == "device_not_available" and "cannot be loaded" in job.error.message, job
+
+
+def test_a_job_whose_gpu_comes_and_goes(start, tmp_path, tiny):
+    """No GPU, a full one, one that is lost on the way: the bytes are those of a quiet run."""
+    says = tmp_path / "fault"
+
+    def fault(text):
+        (tmp_path / "new").write_text(text)
+        os.replace(tmp_path / "new", says)
+
+    worker = tmp_path / "worker"  # which gets nothing of the daemon's environment that is called PARLEY_…
+    worker.write_text(f'#!/bin/sh\nPARLEY_EMU_FAULT=@{says} PARLEY_EMU_MEMORY_MB=64 exec {PARLEY.resolve()} "$@"\n')
+    worker.chmod(0o755)
+    d = start("--device", "cpu", "--train-device", "cuda", "--cuda-library", EMULATED, "--train-worker", worker, "--data-dir", tmp_path / "data",
+              "--train-threads", 1, *real.ROOM[:2], model=tiny)
+    c = client_of(d)
+    jobs = c.fine_tuning.jobs
+    file = upload(c, real.lines(24)).id
+    method = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 4, "batch_size": 2}, "checkpoints": {"interval": 5, "keep_last": 2},
+                                                   "evaluation": {"forgetting": False}}}
+
+    def waits(job, code):
+        until(lambda: (jobs.retrieve(job).to_dict()["waiting"] or {}).get("code") == code, 60)
+
+    fault("no-driver")
+    job = jobs.create(model="tiny", training_file=file, method=method, seed=5).id
+    waits(job, "device_not_available")
+    fault("others:0:63")
+    waits(job, "device_busy")
+    fault("lost:200")
+    waits(job, "device_lost")
+    says.unlink()
+    assert d.metrics()["parley_job_restarts_total"] >= 1
+    done = real.finished(c, job, 300)
+    assert done.status == "succeeded" and done.to_dict()["waiting"] is None, done
+    said = [e for e in jobs.list_events(job, limit=1000)][::-1]
+    assert [e.data["step"] for e in said if e.type == "metrics"] == list(range(1, 49))
+    assert sum(e.message == "Fine-tuning job started" for e in said) == 1
+    quiet = real.finished(c, jobs.create(model="tiny", training_file=file, method=method, seed=5).id, 300)
+    assert real.result_of(d, job) == real.result_of(d, quiet.id)

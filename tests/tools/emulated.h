@@ -11,8 +11,9 @@ pl_status emulated_open(struct pl_device **out, struct pl_err *err) PL_MUST_CHEC
 /* From the next operation on: threads of a block run from the last to the first. */
 void emulated_reverse(bool reverse);
 
-/* How often a CUDA graph was launched. */
+/* How often a CUDA graph, and a kernel, was launched. */
 unsigned long emulated_graph_launches(void);
+unsigned long emulated_launches(void);
 
 /* Any device by name: "cuda-emulated", "cuda" (the first GPU), else an instruction set of the CPU device. */
 pl_status device_open(struct pl_device **out, struct pl_pool *pool, const char *name, struct pl_err *err) PL_MUST_CHECK;

@@ -2,7 +2,7 @@
 """A worker that trains nothing: it speaks the protocol of `parley train --job FOLDER`, so that tests of jobs take no time and say when
 what happens. FOLDER/../../script (a JSON file in the data directory) tells it how to behave:
 
-  steps, seconds (of a step), checkpoint_every, fail {"code","param","message"} at step fail_at, crash_at [steps: exit 9 the first time
+  steps, seconds (of a step), checkpoint_every, fail {"code","param","message"} at step fail_at (0: before it says anything else), crash_at [steps: exit 9 the first time
   there], hang_at, ignore_term, hold_at (a step that waits until the script no longer says so), big (bytes of memory to take),
   whole (a GGUF file: the result is a copy of it), say (lines written as they are), exit (status), last (word before that)
 SPDX-License-Identifier: Apache-2.0
@@ -54,6 +54,9 @@ os.replace(folder / "seen.tmp", folder / "seen.json")
 if "exit" in script:
     print(script.get("last", "no training today"), file=sys.stderr)
     sys.exit(script["exit"])
+if script.get("fail_at") == 0:
+    say(type="failed", **script["fail"])
+    sys.exit(2)
 if "big" in script:
     try:
         bytearray(script["big"])
@@ -63,7 +66,8 @@ if "big" in script:
 done = sorted(int(p.name.removeprefix("step-")) for p in (folder / "checkpoints").glob("step-*"))
 first = done[-1] + 1 if done else 1
 if first > 1 or progress.exists():  # what will be repeated is dropped
-    lines = [x for x in progress.read_text().splitlines(keepends=True) if x.endswith("\n") and json.loads(x).get("step", 0) < first]
+    said = [(x, json.loads(x)) for x in progress.read_text().splitlines(keepends=True) if x.endswith("\n")]
+    lines = [x for x, line in said if line["type"] != "failed" and line.get("step", 0) < first]
     temporary = folder / "progress.tmp"
     temporary.write_text("".join(lines))
     os.replace(temporary, progress)

@@ -347,6 +347,55 @@ START_TEST(operands_are_rounded)
 }
 END_TEST
 
+/* What stays is rounded once, as a whole, with the bits that each product would have made of it; and anew once it may have changed. */
+START_TEST(operands_that_stay)
+{
+    enum { T = 37, K = 72, N = 48, FIRST = 8, SOME = 24 };
+    struct bed b;
+    unsigned long n[2];
+    if (!bed_open(&b))
+        return;
+    const struct mat x = new_mat(&b, T, K, 1), dy = new_mat(&b, T, N, 1), u = new_mat(&b, T, 4, 1), w_ = new_mat(&b, N, K, 1), up = new_mat(&b, SOME, 4, 1);
+    struct pl_device *dev = b.dev[CUDA];
+    const struct pl_train_ops *t = dev->ops->train;
+    float *got[2], first[T * K];
+    OK(dev->ops->get_rows(dev, x.v[CUDA], first));
+    OK(t->set_precision(dev, PL_MM_BF16, NULL));
+    for (int stays = 0; stays < 2; stays++) {
+        const struct mat out = new_mat(&b, T, N, 0), dx = new_mat(&b, T, K, 0), dw = new_mat(&b, N, K, 0), du = new_mat(&b, T, 4, 0);
+        const struct mat db = new_mat(&b, SOME, 4, 0);
+        const struct mat all[] = {out, dx, dw, du, db};
+        const struct pl_train_mat m = plain(w_, CUDA), some = plain(up, CUDA);
+        const pl_view part = pl_view_cols(dy.v[CUDA], FIRST, SOME);
+        size_t at = 0;
+        OK(dev->ops->put_rows(dev, x.v[CUDA], first));
+        got[stays] = pl_xmalloc(PL_COUNT_OF(all) * T * (K + N) * sizeof *got[stays]);
+        n[stays] = emulated_launches();
+        for (int round = 0; round < 2; round++) { /* x is another one in the second */
+            if (stays)
+                t->stays(dev, x.v[CUDA], dy.v[CUDA]);
+            OK(t->linear(dev, out.v[CUDA], x.v[CUDA], &m, pl_view_none(), 1, false));
+            OK(t->linear_dx(dev, dx.v[CUDA], dy.v[CUDA], &m, 1, false));
+            OK(t->linear_dw(dev, dw.v[CUDA], pl_view_none(), dy.v[CUDA], x.v[CUDA]));
+            OK(t->linear_dx(dev, du.v[CUDA], part, &some, 1, false));
+            OK(t->linear_dw(dev, db.v[CUDA], pl_view_none(), part, u.v[CUDA]));
+            t->stays(dev, pl_view_none(), pl_view_none());
+            OK(t->add(dev, x.v[CUDA], x.v[CUDA]));
+            OK(t->linear(dev, out.v[CUDA], x.v[CUDA], &m, pl_view_none(), 1, false));
+        }
+        n[stays] = emulated_launches() - n[stays];
+        for (size_t i = 0; i < PL_COUNT_OF(all); at += (size_t)all[i].v[CUDA].rows * all[i].v[CUDA].cols, i++)
+            OK(dev->ops->get_rows(dev, all[i].v[CUDA], got[stays] + at));
+        if (stays)
+            ck_assert_mem_eq(got[0], got[1], at * sizeof(float));
+    }
+    ck_assert_uint_eq(n[0] - n[1], 2 * (7 - 3)); /* of x, dy, dy, x, part, part and u in each round, x, dy and u are left */
+    bed_close(&b);
+    free(got[0]);
+    free(got[1]);
+}
+END_TEST
+
 /* A weight of two parts that takes several panels */
 static void check_frozen(struct bed *b, pl_dtype type, uint32_t T, uint32_t N, uint32_t K, bool bf16)
 {
@@ -402,7 +451,7 @@ static void check_head(struct bed *b, uint32_t R, uint32_t V, uint32_t C)
     float *weight = pl_xmalloc(R * sizeof *weight);
     for (uint32_t r = 0; r < R; r++) {
         targets[r] = r % 3 == 0 ? V - 1 - r % V : r * 31 % V;
-        weight[r] = 0.5f + (float)(r % 5);
+        weight[r] = 0.5f + 4 * (float)r / (float)R;
     }
     EVERYWHERE (b) {
         const struct pl_train_mat m = plain(w_, w);
@@ -473,24 +522,27 @@ END_TEST
 START_TEST(embeddings)
 {
     enum { T = 300, V = 40, C = 150 };
-    uint32_t idx[T];
+    uint32_t idx[T], few[T];
     struct bed b;
     if (!bed_open(&b))
         return;
     for (uint32_t i = 0; i < T; i++)
-        idx[i] = i * i * 7 % (i < 100 ? V : 3);
-    const struct mat w_ = new_mat(&b, V, C, 1), out = new_mat(&b, T, C, 1), sum = new_mat(&b, T, C, 1), dy = new_mat(&b, T, C, 1), dw = new_mat(&b, V, C, 1);
+        idx[i] = i * i * 7 % (i < 100 ? V : 3), few[i] = i % (V / 2) * 2; /* some rows are used often; none more than is one piece */
+    const struct mat dfew = new_mat(&b, V, C, 1), w_ = new_mat(&b, V, C, 1), out = new_mat(&b, T, C, 1);
+    const struct mat sum = new_mat(&b, T, C, 1), dy = new_mat(&b, T, C, 1), dw = new_mat(&b, V, C, 1);
     EVERYWHERE (&b) {
         const struct pl_train_mat m = plain(w_, w);
         OK(t->embed(dev, out.v[w], &m, idx, false));
         OK(t->embed(dev, sum.v[w], &m, idx, true));
         OK(t->embed_dw(dev, dw.v[w], dy.v[w], idx));
         OK(t->embed_dw(dev, dw.v[w], pl_view_rows(dy.v[w], 0, 0), idx));
+        OK(t->embed_dw(dev, dfew.v[w], dy.v[w], few));
         OK(t->add(dev, dy.v[w], out.v[w]));
     }
     expect(&b, "an embedding", out, true);
     expect(&b, "one added", sum, true);
-    expect(&b, "its gradient", dw, true);
+    expect(&b, "its gradient", dw, false);
+    expect(&b, "one of rows with few uses", dfew, true);
     expect(&b, "a sum", dy, true);
     bed_close(&b);
 }
@@ -521,6 +573,109 @@ START_TEST(optimizer)
         bed_clear(&b);
     }
     bed_close(&b);
+}
+END_TEST
+
+/* ---- memory ---- */
+
+static size_t left_on(struct pl_device *dev)
+{
+    size_t left, total;
+    OK(dev->ops->memory(dev, &left, &total));
+    return left;
+}
+
+/* All that a step of that shape may ask of the device. */
+static void take_all(struct bed *b, const struct pl_train_shape *s, const struct pl_train_mat *head, float *dh_bits)
+{
+    enum { D = 8 };
+    struct pl_device *dev = b->dev[CUDA];
+    const struct pl_train_ops *t = dev->ops->train;
+    const uint32_t T = s->n_tokens, C = s->n_embd, W = s->widest, R = s->n_rows, H = s->n_heads;
+    const struct mat x = new_mat(b, T, W, 1), dy = new_mat(b, T, W, 1), w_ = new_mat(b, W, W, 1), dw = new_mat(b, W, W, 0), u = new_mat(b, T, s->passing, 1);
+    const struct mat h = new_mat(b, R, C, 1), dh = new_mat(b, R, C, 0), gain = new_mat(b, 1, C, 1), dgain = new_mat(b, 1, C, 0), lse = new_mat(b, T, H, 1);
+    const struct mat qkv = new_mat(b, T, 3 * H * D, 1), dqkv = new_mat(b, T, 3 * H * D, 0), out = new_mat(b, T, H * D, 1), table = new_mat(b, 4, W, 1);
+    const struct mat params = new_mat(b, 1, (uint32_t)s->n_trained, 1);
+    const uint32_t start[] = {0, T};
+    const struct pl_train_seqs seqs = {1, start};
+    const struct pl_train_mat m = plain(w_, CUDA), up = {.rows = W, .cols = s->passing, .values = pl_view_rows(u.v[CUDA], 0, W)};
+    uint32_t *numbers = pl_xcalloc(T, sizeof *numbers), *more = pl_xcalloc(T, sizeof *more);
+    float *weight = pl_xcalloc(R, sizeof *weight);
+    double *logp = pl_xmalloc(R * sizeof *logp), squares;
+    bool *best = pl_xmalloc(R * sizeof *best);
+    for (uint32_t i = 0; i < R; i++)
+        weight[i] = 0.5f, more[i] = i;
+    const size_t left = left_on(dev);
+    OK(dev->ops->step_begin(dev, NULL));
+    OK(t->embed(dev, x.v[CUDA], &(struct pl_train_mat){.rows = 4, .cols = W, .values = table.v[CUDA]}, numbers, false));
+    OK(t->gather(dev, h.v[CUDA], pl_view_cols(x.v[CUDA], 0, C), more));
+    t->stays(dev, x.v[CUDA], dy.v[CUDA]);
+    OK(t->linear(dev, dy.v[CUDA], x.v[CUDA], &m, pl_view_none(), 1, false));
+    OK(t->linear_dx(dev, u.v[CUDA], dy.v[CUDA], &up, 1, false));
+    OK(t->linear_dw(dev, pl_view_cols(dw.v[CUDA], 0, s->passing), pl_view_none(), dy.v[CUDA], u.v[CUDA]));
+    OK(t->linear_dw(dev, dw.v[CUDA], pl_view_none(), dy.v[CUDA], x.v[CUDA]));
+    OK(t->linear_dw(dev, pl_view_rows(pl_view_cols(dw.v[CUDA], 0, s->passing), 0, s->passing), pl_view_none(), u.v[CUDA], u.v[CUDA]));
+    t->stays(dev, pl_view_none(), pl_view_none());
+    OK(t->attn_d(dev, dqkv.v[CUDA], out.v[CUDA], out.v[CUDA], lse.v[CUDA], qkv.v[CUDA], D, 1, &seqs));
+    OK(t->norm_d(dev, PL_NORM_LAYER, dh.v[CUDA], dgain.v[CUDA], pl_view_none(), h.v[CUDA], h.v[CUDA], gain.v[CUDA], 1e-5f, false));
+    OK(t->norm_d(dev, PL_NORM_LAYER, pl_view_cols(dy.v[CUDA], 0, C), dgain.v[CUDA], pl_view_none(), pl_view_cols(x.v[CUDA], 0, C),
+                 pl_view_cols(x.v[CUDA], 0, C), gain.v[CUDA], 1e-5f, false));
+    OK(t->head(dev, h.v[CUDA], head, numbers, weight, logp, best, dh.v[CUDA], pl_view_none()));
+    OK(t->gather_d(dev, pl_view_cols(dy.v[CUDA], 0, C), h.v[CUDA], more));
+    OK(t->embed_dw(dev, pl_view_rows(pl_view_cols(table.v[CUDA], 0, C), 0, 4), pl_view_cols(dy.v[CUDA], 0, C), numbers));
+    OK(t->sum_squares(dev, params.v[CUDA], &squares));
+    OK(dev->ops->step_end(dev));
+    ck_assert_uint_eq(left_on(dev), left);
+    OK(dev->ops->get_rows(dev, dh.v[CUDA], dh_bits));
+    bed_clear(b);
+    free(numbers), free(more), free(weight), free(logp), free(best);
+}
+
+/* What is said to be taken is taken, before the step, which takes nothing; the head expanded as a whole gives the bits of its panels. */
+START_TEST(memory_is_taken_before_a_step)
+{
+    enum { V = (1 << 21) + 8, C = 8, R = 2, ROUNDING = 2 << 20 }; /* a head of two panels */
+    const struct pl_train_shape shape = {.n_tokens = 330, .n_rows = R, .n_seqs = 1, .widest = 300, .n_embd = C, .n_heads = 40, .passing = 20,
+                                         .n_trained = 200000};
+    struct bed b;
+    if (!bed_open(&b))
+        return;
+    struct pl_device *dev = b.dev[CUDA];
+    const struct pl_train_ops *t = dev->ops->train;
+    const size_t row = pl_dtype_row_bytes(PL_F16, C);
+    uint16_t *halves = pl_xmalloc(V * row);
+    for (size_t i = 0; i < (size_t)V * C; i++)
+        halves[i] = (uint16_t)(0x2000 + i * 7919 % 0x1000);
+    const struct pl_weight_src src = {.dtype = PL_F16, .rows = V, .cols = C, .data = halves};
+    const size_t before = left_on(dev), says = t->frozen_bytes(&src, 1);
+    struct pl_weight *frozen;
+    OK(t->frozen_new(dev, &src, 1, &frozen, NULL));
+    ck_assert(before - left_on(dev) <= says && says <= before - left_on(dev) + ROUNDING);
+    const struct pl_train_mat head = {.rows = V, .cols = C, .frozen = frozen};
+    float *bits[2];
+    unsigned long n[2];
+    OK(t->set_precision(dev, PL_MM_BF16, NULL));
+    for (int whole = 0; whole < 2; whole++) {
+        struct pl_train_shape s = shape;
+        s.head = &head, s.whole_head = whole;
+        const size_t left = left_on(dev), wanted = t->work_bytes(dev, &s);
+        OK(t->reserve(dev, &s));
+        const size_t taken = left - left_on(dev);
+        ck_assert_msg(taken <= wanted && wanted <= taken + 9 * (size_t)ROUNDING, "%zu bytes are taken, %zu were said", taken, wanted);
+        ck_assert_uint_eq(t->work_bytes(dev, &s), 0);
+        ck_assert(whole == 0 || taken == (size_t)V * C * 2);
+        bits[whole] = pl_xmalloc(R * C * sizeof *bits[whole]);
+        n[whole] = emulated_launches();
+        take_all(&b, &s, &head, bits[whole]);
+        n[whole] = emulated_launches() - n[whole];
+    }
+    ck_assert_uint_eq(n[0] - n[1], 2); /* each panel is expanded once, not for each direction */
+    ck_assert_mem_eq(bits[0], bits[1], R * C * sizeof *bits[0]);
+    dev->ops->weight_free(dev, frozen);
+    bed_close(&b);
+    free(halves);
+    free(bits[0]);
+    free(bits[1]);
 }
 END_TEST
 
@@ -584,11 +739,13 @@ Suite *suite_traincuda(void)
     tcase_add_test(tc, gathers);
     tcase_add_test(tc, products);
     tcase_add_test(tc, operands_are_rounded);
+    tcase_add_test(tc, operands_that_stay);
     tcase_add_test(tc, frozen_weights);
     tcase_add_test(tc, heads);
     tcase_add_test(tc, best_tokens);
     tcase_add_test(tc, embeddings);
     tcase_add_test(tc, optimizer);
+    tcase_add_test(tc, memory_is_taken_before_a_step);
     tcase_add_test(tc, failures);
     tcase_add_test(tc, old_gpus_have_no_bf16);
     suite_add_tcase(s, tc);
