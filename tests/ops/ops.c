@@ -581,6 +581,38 @@ static void nan_in_matmul(struct machine *m, const char *isa, pl_dtype t)
     free(x), free(data[0]), free(data[1]);
 }
 
+/* Rows whose blocks have the greatest sums there are, of both signs, of the whole and of each half; no sum; nothing; a block a million
+ * times the others; and less than counts. Each row for itself, since the largest would hide the others. */
+static void extreme_sums(struct machine *m, struct machine *ref, const char *isa, pl_dtype t)
+{
+    enum { T = 7, K = 512 };
+    struct row r = {MATMUL, t, T, 37, K, false, 1e-9, NULL};
+    struct machine *machines[2] = {m, ref};
+    float x[T * K], *result[2] = {a, b};
+    seed = 11;
+    for (uint32_t k = 0; k < K; k++) {
+        const float v = normal();
+        const float rows[T] = {1, -1, k % 32 < 16 ? 1 : -1, k % 2 ? 1 : -1, 0, k / 32 == 5 ? 1e6f * v : v, v * 0x1p-120f};
+        for (uint32_t i = 0; i < T; i++)
+            x[i * K + k] = rows[i];
+    }
+    for (int i = 0; i < 2; i++) {
+        void *data[2];
+        seed = 12;
+        struct pl_weight *w = new_weight(machines[i], &r, data);
+        pl_view vx = new_view(machines[i], T, K, K, x), vo = new_view(machines[i], T, r.N, r.N, NULL);
+        must(machines[i]->dev->ops->matmul(machines[i]->dev, vo, vx, w, pl_view_none(), false));
+        read_view(machines[i], vo, result[i]);
+        free_view(machines[i], vx), free_view(machines[i], vo);
+        machines[i]->dev->ops->weight_free(machines[i]->dev, w);
+        free(data[0]), free(data[1]);
+    }
+    for (uint32_t i = 0; i < T; i++) {
+        const double e = nmse(a + (size_t)i * r.N, b + (size_t)i * r.N, r.N);
+        check(e <= r.tolerance, isa, &r, "extreme sums: error", e);
+    }
+}
+
 /* A NaN in the key (or value) of one position makes the queries from there on NaN and leaves the earlier ones alone. */
 static void nan_in_attn(struct machine *m, const char *isa, pl_dtype t)
 {
@@ -792,6 +824,8 @@ int main(int argc, char **argv)
                 rows_alone(&m, isas[i], dtypes[d], counts[c]);
             }
         nans(&m, isas[i]);
+        for (size_t d = 0; d < PL_COUNT_OF(dtypes); d++)
+            extreme_sums(&m, &ref, isas[i], dtypes[d]);
         copies(&m, isas[i]);
         turned(&m, isas[i]);
         machine_close(&m), machine_close(&one);

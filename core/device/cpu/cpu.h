@@ -40,9 +40,14 @@ struct pl_cpu_part {
     uint32_t bits; /* 4 or 8; 0 = float type */
     uint32_t sub;
     bool has_min, half_scales;
-    float offset;
-    uint32_t offset_bits; /* offset = 2^offset_bits where there is one */
+    float offset; /* of the file's quants; packed ones have pl_cpu_offset_bits */
 };
+
+/* Packed quants of types without minima are raised so that a layout has one offset, 2 to the power of this. */
+static inline uint32_t pl_cpu_offset_bits(uint32_t bits, uint32_t sub)
+{
+    return bits == 8 ? (sub == 32 ? 7 : 5) : (sub == 32 ? 3 : 2);
+}
 
 static inline uint32_t pl_cpu_quant_bytes(const struct pl_cpu_part *p) /* one group's of a sub-block */
 {
@@ -116,10 +121,12 @@ static inline uint8_t *pl_cpu_head_page(const struct pl_kvdev *kv, uint32_t laye
     return kv->data + (page - at) * kv->page_bytes + (layer * kv->shape.n_kv_heads + head) * kv->head_bytes + (size_t)at * kv->layout.piece;
 }
 
-/* What belongs to 32 quants: their scale, max|x| / 127, and for the minimum term their sum, a whole number, and those of each half. */
+/* What belongs to 32 quants: their scale, max|x| / 127; their sum, as the float that minima are multiplied by; and what products of
+ * weights with an offset start at: -128 times the sum, and the sum of each half with its sign changed. */
 struct pl_cpu_block {
     float d, sum;
-    int32_t sum16[2];
+    int32_t start;
+    int16_t minus16[2];
 };
 
 /* Activations quantized for block types */

@@ -37,7 +37,7 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
     const struct pl_cpu_block *blocks = x->b + (size_t)t0 * (K / 32);
     const int8_t *q = x->q + (size_t)t0 * K;
     const __m256i low = _mm256_set1_epi8(15), flip = _mm256_set1_epi8((char)0x80);
-    const int32_t offset = is_signed ? (int32_t)p->offset - 128 : (int32_t)p->offset;
+    const int32_t offset = 1 << pl_cpu_offset_bits(bits, sub);
     const size_t scale_bytes = half ? 32 : 64, quant_bytes = (size_t)PL_CPU_GROUP * sub * bits / 8;
     const size_t one = quant_bytes + scale_bytes * (has_min ? 2 : 1);
     for (uint32_t side = 0; side < 2; side++) {
@@ -73,11 +73,11 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
             for (uint32_t i = 0; i < n_t; i++) {
                 __m256i sum = bits == 4 ? _mm256_madd_epi16(dot[i], _mm256_set1_epi16(1)) : dot[i];
                 const struct pl_cpu_block *block = blocks + i * (K / 32) + b * sub / 32;
-                if (!has_min)
-                    sum = _mm256_sub_epi32(sum, _mm256_set1_epi32(offset * (sub == 32 ? block->sum16[0] + block->sum16[1] : block->sum16[b % 2])));
+                if (!has_min && !is_signed)
+                    sum = _mm256_add_epi32(sum, _mm256_set1_epi32(sub == 32 ? block->start / (128 / offset) : block->minus16[b % 2] * offset));
                 __m256 y = _mm256_mul_ps(_mm256_cvtepi32_ps(sum), scale);
                 if (has_min)
-                    y = _mm256_fmadd_ps(min, _mm256_set1_ps(sub == 32 ? block->sum : (float)block->sum16[b % 2]), y);
+                    y = _mm256_fmadd_ps(min, _mm256_set1_ps(sub == 32 ? block->sum : (float)-block->minus16[b % 2]), y);
                 acc[i] = _mm256_fmadd_ps(y, _mm256_set1_ps(block->d), acc[i]);
             }
         }

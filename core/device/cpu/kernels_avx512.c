@@ -95,29 +95,33 @@ static inline __attribute__((always_inline)) vf load_scale(const uint8_t *p, boo
     return half ? vf_load_f16((const uint16_t *)p) : vf_load((const float *)p);
 }
 
-/* The sum of sub-block b of a token, in all lanes */
-static inline __attribute__((always_inline)) __m512i sum_of(const struct pl_cpu_block *blocks, uint32_t b, uint32_t sub)
+/* What the sums of a sub-block, the n-th of its block, start at for weights with an offset, in all lanes */
+static inline __attribute__((always_inline)) __m512i start_of(const struct pl_cpu_block *block, uint32_t n, uint32_t bits, uint32_t sub)
 {
-    return sub == 32 ? _mm512_cvtps_epi32(vf_set(blocks[b].sum)) : _mm512_set1_epi32(blocks[b / 2].sum16[b % 2]);
+    if (sub == 32)
+        return bits == 8 ? _mm512_set1_epi32(block->start) : _mm512_srai_epi32(_mm512_set1_epi32(block->start), 4);
+    return _mm512_slli_epi32(_mm512_srai_epi32(_mm512_set1_epi16(block->minus16[n]), 16), bits == 8 ? 5 : 2);
 }
 
 /* Two groups of 16 rows × n_t tokens; the second one's results are kept if n_groups is 2. A step feeds 4 inputs of 32 rows to
  * VPDPBUSD for every token before the next step: chains of one token after the other would fill the scheduler with instructions
- * that wait, and four inputs are loaded once for both groups. In each token, the sum of a sub-block is an exact integer, from which
- * the offset's part is taken at the end, where no product waits for it; scale, minimum and the token's scale are applied once per
- * sub-block, in order. */
+ * that wait, and four inputs are loaded once for both groups. In each token, the sum of a sub-block is an exact integer; scale, minimum
+ * and the token's scale are applied once per sub-block, in order, the scale to a sum that is complete: a product of both scales is
+ * ready early and takes a multiplier from the dots. Lines from next to end are fetched along the way. Every instruction counts here,
+ * the integer ones too: tokens are reached from one pointer that moves on. */
 static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part *p, const uint8_t *w, uint32_t n_groups,
                                                        const struct pl_cpu_act *x, uint32_t t0, uint32_t bits, uint32_t sub,
                                                        bool has_min, bool half, uint32_t n_t, float *out, size_t stride, bool add,
-                                                       uint32_t ahead, uint32_t ahead_step)
+                                                       const uint8_t *next, const uint8_t *end)
 {
-    const uint32_t loads = sub * bits / 32, K = p->cols, n_subs = K / sub;
+    const uint32_t loads = sub * bits / 32, n_subs = p->cols / sub;
+    const size_t K = p->cols, n_blocks = K / 32;
     const uint32_t scale_bytes = half ? 32 : 64, quant_bytes = sub * PL_CPU_GROUP * bits / 8;
     const uint32_t sub_bytes = 2 * (quant_bytes + scale_bytes * (has_min ? 2 : 1));
-    const struct pl_cpu_block *blocks = x->b + (size_t)t0 * (K / 32);
+    const struct pl_cpu_block *blocks = x->b + t0 * n_blocks;
     const __m512i low = _mm512_set1_epi8(15);
-    const __m128i offset_bits = _mm_cvtsi32_si128((int)p->offset_bits);
-    const int8_t *q = x->q + (size_t)t0 * K;
+    const int8_t *q = x->q + t0 * K;
+    const uint32_t fetch = ((uint32_t)(end - next) / 64 + n_subs - 1) / n_subs * 64;
     vf acc[2][TOKENS];
 #pragma GCC unroll 6
     for (uint32_t i = 0; i < n_t; i++) {
@@ -125,15 +129,15 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
         __builtin_prefetch(out + i * stride, 1);
         __builtin_prefetch(out + i * stride + PL_CPU_GROUP, 1);
     }
-    for (uint32_t b = 0; b < n_subs; b++, w += sub_bytes) {
+    for (uint32_t b = 0; b < n_subs; w += sub_bytes, q += sub, blocks += sub == 32 || b % 2, b++) {
         __m512i dot[2][TOKENS];
 #pragma GCC unroll 6
         for (uint32_t i = 0; i < n_t; i++)
-            dot[0][i] = dot[1][i] = _mm512_setzero_si512();
+            dot[0][i] = dot[1][i] = has_min ? _mm512_setzero_si512() : start_of(blocks + i * n_blocks, b % 2, bits, sub);
 #pragma GCC unroll 8
         for (uint32_t k = 0; k < loads; k++) {
             __m512i v0 = _mm512_loadu_si512(w + 64 * k), v1 = _mm512_loadu_si512(w + quant_bytes + 64 * k);
-            const int8_t *in = q + b * sub + 4 * k;
+            const int8_t *in = q + 4 * k;
             if (bits == 4) {
                 step_dots(_mm512_and_si512(v0, low), _mm512_and_si512(v1, low), in, K, n_t, dot);
                 v0 = _mm512_and_si512(_mm512_srli_epi16(v0, 4), low);
@@ -143,27 +147,22 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
                 step_dots(v0, v1, in, K, n_t, dot);
             }
         }
-        for (uint32_t at = ahead; at < sub_bytes; at += ahead_step)
-            _mm_prefetch((const char *)w + p->unit_bytes + at, _MM_HINT_T0); /* of the next unit, other lines than the tiles beside this one */
+        for (const uint8_t *stop = next + fetch < end ? next + fetch : end; next < stop; next += 64)
+            _mm_prefetch((const char *)next, _MM_HINT_T0);
         const uint8_t *scales = w + 2 * quant_bytes, *minima = has_min ? scales + 2 * scale_bytes : scales;
         const vf scale0 = load_scale(scales, half), scale1 = load_scale(scales + scale_bytes, half);
         const vf min0 = load_scale(minima, half), min1 = load_scale(minima + scale_bytes, half);
 #pragma GCC unroll 6
         for (uint32_t i = 0; i < n_t; i++) {
-            const struct pl_cpu_block *block = blocks + i * (K / 32) + b * sub / 32;
-            if (!has_min) {
-                const __m512i offset = _mm512_sll_epi32(sum_of(blocks + i * (K / 32), b, sub), offset_bits);
-                dot[0][i] = _mm512_sub_epi32(dot[0][i], offset);
-                dot[1][i] = _mm512_sub_epi32(dot[1][i], offset);
-            }
-            const vf dx = vf_set(block->d), y0 = _mm512_cvtepi32_ps(dot[0][i]), y1 = _mm512_cvtepi32_ps(dot[1][i]);
+            const vf dx = vf_set(blocks[i * n_blocks].d);
+            const vf y0 = _mm512_cvtepi32_ps(dot[0][i]), y1 = _mm512_cvtepi32_ps(dot[1][i]);
             if (has_min) {
-                const vf sum = sub == 32 ? vf_set(block->sum) : _mm512_cvtepi32_ps(_mm512_set1_epi32(block->sum16[b % 2]));
+                const vf sum = vf_set(sub == 32 ? blocks[i * n_blocks].sum : (float)-blocks[i * n_blocks].minus16[b % 2]);
                 acc[0][i] = vf_fma(vf_fma(y0, scale0, vf_mul(min0, sum)), dx, acc[0][i]);
                 acc[1][i] = vf_fma(vf_fma(y1, scale1, vf_mul(min1, sum)), dx, acc[1][i]);
             } else {
-                acc[0][i] = vf_fma(y0, vf_mul(scale0, dx), acc[0][i]);
-                acc[1][i] = vf_fma(y1, vf_mul(scale1, dx), acc[1][i]);
+                acc[0][i] = vf_fma(vf_mul(y0, scale0), dx, acc[0][i]);
+                acc[1][i] = vf_fma(vf_mul(y1, scale1), dx, acc[1][i]);
             }
         }
     }
@@ -175,22 +174,24 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
     }
 }
 
-/* The tiles of one layout, of about equal numbers of tokens. */
+/* The tiles of one layout, of about equal numbers of tokens. Each fetches its share of the next unit, one stretch: what every tile asks
+ * for comes in a burst that a core cannot have outstanding, and lines here and there are no stream to the processor's own prefetcher. */
 #define LAYOUT(bits, sub, has_min, half)                                                                               \
     static void rows_##bits##_##sub##_##has_min##_##half(const struct pl_cpu_part *p, const uint8_t *w, uint32_t n_groups, \
                                                          const struct pl_cpu_act *x, uint32_t t0, uint32_t n_t,        \
                                                          float *out, size_t stride, bool add)                          \
     {                                                                                                                  \
         const uint32_t n_tiles = (n_t + TOKENS - 1) / TOKENS;                                                          \
-        for (uint32_t left = n_tiles, n; left > 0; left--, n_t -= n, t0 += n, out += n * stride) {                     \
-            const uint32_t ahead = 64 * (n_tiles - left), step = 64 * n_tiles;                                         \
+        const size_t share = (p->unit_bytes / 64 + n_tiles - 1) / n_tiles * 64;                                        \
+        const uint8_t *next = w + p->unit_bytes;                                                                       \
+        for (uint32_t left = n_tiles, n; left > 0; left--, n_t -= n, t0 += n, out += n * stride, next += share) {      \
             switch (n = (n_t + left - 1) / left) {                                                                     \
-            case 1: tile(p, w, n_groups, x, t0, bits, sub, has_min, half, 1, out, stride, add, ahead, step); break;    \
-            case 2: tile(p, w, n_groups, x, t0, bits, sub, has_min, half, 2, out, stride, add, ahead, step); break;    \
-            case 3: tile(p, w, n_groups, x, t0, bits, sub, has_min, half, 3, out, stride, add, ahead, step); break;    \
-            case 4: tile(p, w, n_groups, x, t0, bits, sub, has_min, half, 4, out, stride, add, ahead, step); break;    \
-            case 5: tile(p, w, n_groups, x, t0, bits, sub, has_min, half, 5, out, stride, add, ahead, step); break;    \
-            default: tile(p, w, n_groups, x, t0, bits, sub, has_min, half, TOKENS, out, stride, add, ahead, step);     \
+            case 1: tile(p, w, n_groups, x, t0, bits, sub, has_min, half, 1, out, stride, add, next, next + share); break; \
+            case 2: tile(p, w, n_groups, x, t0, bits, sub, has_min, half, 2, out, stride, add, next, next + share); break; \
+            case 3: tile(p, w, n_groups, x, t0, bits, sub, has_min, half, 3, out, stride, add, next, next + share); break; \
+            case 4: tile(p, w, n_groups, x, t0, bits, sub, has_min, half, 4, out, stride, add, next, next + share); break; \
+            case 5: tile(p, w, n_groups, x, t0, bits, sub, has_min, half, 5, out, stride, add, next, next + share); break; \
+            default: tile(p, w, n_groups, x, t0, bits, sub, has_min, half, TOKENS, out, stride, add, next, next + share); \
             }                                                                                                          \
         }                                                                                                              \
     }

@@ -22,37 +22,41 @@ static inline __attribute__((always_inline)) vf load_scale(const uint8_t *p, boo
     return half ? vf_load_f16((const uint16_t *)p) : vf_load((const float *)p);
 }
 
-static inline __attribute__((always_inline)) __m256i sum_of(const struct pl_cpu_block *blocks, uint32_t b, uint32_t sub)
+/* What the sums of a sub-block, the n-th of its block, start at for weights with an offset, in all lanes */
+static inline __attribute__((always_inline)) __m256i start_of(const struct pl_cpu_block *block, uint32_t n, uint32_t bits, uint32_t sub)
 {
-    return sub == 32 ? _mm256_cvtps_epi32(_mm256_set1_ps(blocks[b].sum)) : _mm256_set1_epi32(blocks[b / 2].sum16[b % 2]);
+    if (sub == 32)
+        return bits == 8 ? _mm256_set1_epi32(block->start) : _mm256_srai_epi32(_mm256_set1_epi32(block->start), 4);
+    return _mm256_slli_epi32(_mm256_srai_epi32(_mm256_set1_epi16(block->minus16[n]), 16), bits == 8 ? 5 : 2);
 }
 
 /* As in AVX-512, with the two halves of group g of 16 rows where two groups are there. */
 static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part *p, const uint8_t *w, uint32_t g, const struct pl_cpu_act *x,
                                                        uint32_t t0, uint32_t bits, uint32_t sub, bool has_min, bool half,
-                                                       uint32_t n_t, float *out, size_t stride, bool add, uint32_t ahead, uint32_t ahead_step)
+                                                       uint32_t n_t, float *out, size_t stride, bool add, const uint8_t *next, const uint8_t *end)
 {
-    const uint32_t loads = sub * bits / 32, K = p->cols, n_subs = K / sub;
+    const uint32_t loads = sub * bits / 32, n_subs = p->cols / sub;
+    const size_t K = p->cols, n_blocks = K / 32;
     const uint32_t scale_bytes = half ? 32 : 64, quant_bytes = sub * PL_CPU_GROUP * bits / 8;
     const uint32_t one = quant_bytes + scale_bytes * (has_min ? 2 : 1); /* of a group's */
-    const uint8_t *quants = w + g * quant_bytes, *scales = w + 2 * quant_bytes + g * scale_bytes, *next = w + p->unit_bytes + g * one;
-    const struct pl_cpu_block *blocks = x->b + (size_t)t0 * (K / 32);
-    const int8_t *q = x->q + (size_t)t0 * K;
+    const uint8_t *quants = w + g * quant_bytes, *scales = w + 2 * quant_bytes + g * scale_bytes;
+    const struct pl_cpu_block *blocks = x->b + t0 * n_blocks;
+    const int8_t *q = x->q + t0 * K;
     const __m256i low = _mm256_set1_epi8(15);
-    const __m128i offset_bits = _mm_cvtsi32_si128((int)p->offset_bits);
+    const uint32_t fetch = ((uint32_t)(end - next) / 64 + n_subs - 1) / n_subs * 64;
     vf acc[TOKENS];
 #pragma GCC unroll 4
     for (uint32_t i = 0; i < n_t; i++)
         acc[i] = vf_set(0.f);
-    for (uint32_t b = 0; b < n_subs; b++, quants += 2 * one, scales += 2 * one, next += 2 * one) {
+    for (uint32_t b = 0; b < n_subs; quants += 2 * one, scales += 2 * one, q += sub, blocks += sub == 32 || b % 2, b++) {
         __m256i dot[2][TOKENS];
 #pragma GCC unroll 4
         for (uint32_t i = 0; i < n_t; i++)
-            dot[0][i] = dot[1][i] = _mm256_setzero_si256();
+            dot[0][i] = dot[1][i] = has_min ? _mm256_setzero_si256() : start_of(blocks + i * n_blocks, b % 2, bits, sub);
 #pragma GCC unroll 8
         for (uint32_t k = 0; k < loads; k++) {
             const __m256i v0 = _mm256_loadu_si256((const void *)(quants + 64 * k)), v1 = _mm256_loadu_si256((const void *)(quants + 64 * k + 32));
-            const int8_t *in = q + b * sub + 4 * k;
+            const int8_t *in = q + 4 * k;
             if (bits == 4) {
                 step_dots(_mm256_and_si256(v0, low), _mm256_and_si256(v1, low), in, K, n_t, dot);
                 step_dots(_mm256_and_si256(_mm256_srli_epi16(v0, 4), low), _mm256_and_si256(_mm256_srli_epi16(v1, 4), low), in + sub / 2, K,
@@ -61,22 +65,17 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
                 step_dots(v0, v1, in, K, n_t, dot);
             }
         }
-        for (uint32_t at = ahead; at < one; at += ahead_step)
-            _mm_prefetch((const char *)next + at, _MM_HINT_T0);
+        for (const uint8_t *stop = next + fetch < end ? next + fetch : end; next < stop; next += 64)
+            _mm_prefetch((const char *)next, _MM_HINT_T0);
         const vf scale = load_scale(scales, half), min = has_min ? load_scale(scales + 2 * scale_bytes, half) : scale;
 #pragma GCC unroll 4
         for (uint32_t i = 0; i < n_t; i++) {
-            const struct pl_cpu_block *block = blocks + i * (K / 32) + b * sub / 32;
-            if (!has_min) {
-                const __m256i offset = _mm256_sll_epi32(sum_of(blocks + i * (K / 32), b, sub), offset_bits);
-                dot[0][i] = _mm256_sub_epi32(dot[0][i], offset);
-                dot[1][i] = _mm256_sub_epi32(dot[1][i], offset);
-            }
+            const struct pl_cpu_block *block = blocks + i * n_blocks;
             const vf y = vf_of(_mm256_cvtepi32_ps(dot[0][i]), _mm256_cvtepi32_ps(dot[1][i])), dx = vf_set(block->d);
             if (has_min)
-                acc[i] = vf_fma(vf_fma(y, scale, vf_mul(min, vf_set(sub == 32 ? block->sum : (float)block->sum16[b % 2]))), dx, acc[i]);
+                acc[i] = vf_fma(vf_fma(y, scale, vf_mul(min, vf_set(sub == 32 ? block->sum : (float)-block->minus16[b % 2]))), dx, acc[i]);
             else
-                acc[i] = vf_fma(y, vf_mul(scale, dx), acc[i]);
+                acc[i] = vf_fma(vf_mul(y, scale), dx, acc[i]);
         }
     }
 #pragma GCC unroll 4
@@ -84,20 +83,21 @@ static inline __attribute__((always_inline)) void tile(const struct pl_cpu_part 
         vf_store(out, add ? vf_add(vf_load(out), acc[i]) : acc[i]);
 }
 
-/* The tiles of one layout, of about equal numbers of tokens. */
+/* The tiles of one layout, of about equal numbers of tokens. Each group's fetch their shares of a half of the next unit. */
 #define LAYOUT(bits, sub, has_min, half)                                                                               \
     static void rows_##bits##_##sub##_##has_min##_##half(const struct pl_cpu_part *p, const uint8_t *w, uint32_t g,    \
                                                          const struct pl_cpu_act *x, uint32_t t0, uint32_t n_t,        \
                                                          float *out, size_t stride, bool add)                          \
     {                                                                                                                  \
         const uint32_t n_tiles = (n_t + TOKENS - 1) / TOKENS;                                                          \
-        for (uint32_t left = n_tiles, n; left > 0; left--, n_t -= n, t0 += n, out += n * stride) {                     \
-            const uint32_t ahead = 64 * (n_tiles - left), step = 64 * n_tiles;                                         \
+        const size_t share = (p->unit_bytes / 128 + n_tiles - 1) / n_tiles * 64;                                       \
+        const uint8_t *next = w + p->unit_bytes + g * (p->unit_bytes / 2);                                             \
+        for (uint32_t left = n_tiles, n; left > 0; left--, n_t -= n, t0 += n, out += n * stride, next += share) {      \
             switch (n = (n_t + left - 1) / left) {                                                                     \
-            case 1: tile(p, w, g, x, t0, bits, sub, has_min, half, 1, out, stride, add, ahead, step); break;           \
-            case 2: tile(p, w, g, x, t0, bits, sub, has_min, half, 2, out, stride, add, ahead, step); break;           \
-            case 3: tile(p, w, g, x, t0, bits, sub, has_min, half, 3, out, stride, add, ahead, step); break;           \
-            default: tile(p, w, g, x, t0, bits, sub, has_min, half, TOKENS, out, stride, add, ahead, step);            \
+            case 1: tile(p, w, g, x, t0, bits, sub, has_min, half, 1, out, stride, add, next, next + share); break;    \
+            case 2: tile(p, w, g, x, t0, bits, sub, has_min, half, 2, out, stride, add, next, next + share); break;    \
+            case 3: tile(p, w, g, x, t0, bits, sub, has_min, half, 3, out, stride, add, next, next + share); break;    \
+            default: tile(p, w, g, x, t0, bits, sub, has_min, half, TOKENS, out, stride, add, next, next + share);     \
             }                                                                                                          \
         }                                                                                                              \
     }

@@ -21,13 +21,14 @@ static void quant(const float *x, size_t x_stride, uint32_t n, const struct pl_c
         if (!finite)
             block->d = NAN; /* what is not a number stays so, in its own row */
         float inverse = max > PL_CPU_TINY ? 127 / max : 0;
-        block->sum16[0] = block->sum16[1] = 0;
+        block->minus16[0] = block->minus16[1] = 0;
         for (int i = 0; i < 32; i++) {
             float r = finite ? nearbyintf(x[i] * inverse) : 0;
             to.q[i] = (int8_t)(r > 127 ? 127 : r < -127 ? -127 : r);
-            block->sum16[i / 16] += to.q[i];
+            block->minus16[i / 16] = (int16_t)(block->minus16[i / 16] - to.q[i]);
         }
-        block->sum = (float)(block->sum16[0] + block->sum16[1]);
+        block->start = 128 * (block->minus16[0] + block->minus16[1]);
+        block->sum = (float)(-block->start / 128);
     }
 }
 

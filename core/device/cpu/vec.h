@@ -60,10 +60,12 @@ static inline __attribute__((always_inline)) void quant_four(const float *x, siz
         sums[i] = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), q), _mm256_set1_epi16(1));
     }
     const __m256i all = _mm256_hadd_epi32(_mm256_hadd_epi32(sums[0], sums[1]), _mm256_hadd_epi32(sums[2], sums[3]));
-    __m128 first = _mm_castsi128_ps(_mm256_castsi256_si128(all)), last = _mm_castsi128_ps(_mm256_extracti128_si256(all, 1));
-    __m128 sum = _mm_cvtepi32_ps(_mm_add_epi32(_mm_castps_si128(first), _mm_castps_si128(last)));
-    _MM_TRANSPOSE4_PS(d, sum, first, last); /* now what belongs to one block each */
-    const __m128 blocks[FOUR] = {d, sum, first, last};
+    const __m128i zero = _mm_setzero_si128(), first = _mm256_castsi256_si128(all), last = _mm256_extracti128_si256(all, 1);
+    const __m128i whole = _mm_add_epi32(first, last);
+    __m128 sum = _mm_cvtepi32_ps(whole), start = _mm_castsi128_ps(_mm_sub_epi32(zero, _mm_slli_epi32(whole, 7)));
+    __m128 minus16 = _mm_castsi128_ps(_mm_sub_epi16(zero, _mm_blend_epi16(first, _mm_slli_epi32(last, 16), 0xaa)));
+    _MM_TRANSPOSE4_PS(d, sum, start, minus16); /* now what belongs to one block each */
+    const __m128 blocks[FOUR] = {d, sum, start, minus16};
     for (uint32_t i = 0; i < FOUR && i < n; i++)
         _mm_storeu_ps(&to.b[i * to.stride].d, blocks[i]);
 }

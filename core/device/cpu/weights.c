@@ -75,8 +75,6 @@ static bool describe(struct pl_cpu_part *p, const struct pl_weight_src *src)
     }
     p->offset = (float)pl_dtype_offset(src->dtype);
     p->has_min = p->offset == 0;
-    while ((float)(1u << p->offset_bits) < p->offset)
-        p->offset_bits++;
     p->half_scales = pl_dtype_block(src->dtype) == 32;
     p->unit_bytes = p->cols / p->sub * sub_bytes(p);
     return true;
@@ -96,13 +94,14 @@ static void put_scale(uint8_t *at, uint32_t row, bool half, float v)
 static void pack_sub(const struct pl_cpu_part *p, uint8_t *to, uint32_t row, const uint8_t *q, float scale, float min)
 {
     const uint32_t steps = p->sub / 4, group = row / PL_CPU_GROUP, in_group = row % PL_CPU_GROUP;
+    const uint32_t raise = p->has_min ? 0 : (1u << pl_cpu_offset_bits(p->bits, p->sub)) - (uint32_t)p->offset;
     uint8_t *quants = to + (size_t)group * pl_cpu_quant_bytes(p);
     for (uint32_t e = 0; e < p->sub; e++) {
-        uint32_t step = e / 4, lane = 4 * in_group + e % 4;
+        uint32_t step = e / 4, lane = 4 * in_group + e % 4, v = q[e] + raise;
         if (p->bits == 8)
-            quants[64 * step + lane] = q[e];
+            quants[64 * step + lane] = (uint8_t)v;
         else
-            quants[64 * (step % (steps / 2)) + lane] |= (uint8_t)(q[e] << (step / (steps / 2) * 4));
+            quants[64 * (step % (steps / 2)) + lane] |= (uint8_t)(v << (step / (steps / 2) * 4));
     }
     uint8_t *scales = to + GROUPS * (size_t)pl_cpu_quant_bytes(p) + group * scale_bytes(p);
     put_scale(scales, in_group, p->half_scales, scale);
