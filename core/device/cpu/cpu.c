@@ -135,9 +135,8 @@ struct row_job {
     pl_view out, x, gain, bias;
     pl_norm_kind norm;
     pl_act_kind act;
-    pl_rope_kind rope;
     float eps;
-    uint32_t n, head_dim, n_dims, rows_per_item;
+    uint32_t n_dims, rows_per_item;
     const uint32_t *idx;
     bool quant; /* rows of out too */
     void (*row)(const struct row_job *j, uint32_t row);
@@ -177,13 +176,6 @@ static pl_status norm(struct pl_device *dev, pl_norm_kind kind, pl_view out, pl_
     return run_rows(&j);
 }
 
-static void rope_row(const struct row_job *j, uint32_t r)
-{
-    const float *cos = j->cpu->rope_cos + (size_t)r * (j->n_dims / 2), *sin = j->cpu->rope_sin + (size_t)r * (j->n_dims / 2);
-    j->cpu->k->rope(j->rope, pl_cpu_row(j->x, r), j->x.cols / j->head_dim, j->head_dim, j->n_dims, cos, sin);
-    j->cpu->k->rope(j->rope, pl_cpu_row(j->out, r), j->out.cols / j->head_dim, j->head_dim, j->n_dims, cos, sin);
-}
-
 static void angle_row(const struct row_job *j, uint32_t r)
 {
     uint32_t n = j->n_dims / 2;
@@ -194,22 +186,16 @@ static void angle_row(const struct row_job *j, uint32_t r)
     }
 }
 
-pl_status pl_cpu_rotate(struct pl_cpu *cpu, const struct pl_rotation *how, pl_view q, pl_view k, uint32_t head_dim, const uint32_t *pos)
+pl_status pl_cpu_angles(struct pl_cpu *cpu, const struct pl_rotation *r, const uint32_t *pos, uint32_t n_rows)
 {
-    const pl_view freq = how->freq;
-    const uint32_t n_dims = how->n_dims;
-    struct row_job j = {.cpu = cpu, .x = q, .out = k, .gain = freq, .rope = how->kind, .head_dim = head_dim, .n_dims = n_dims, .idx = pos};
-    size_t n = (size_t)q.rows * (n_dims / 2), cap = cpu->rope_cap;
+    struct row_job j = {.cpu = cpu, .x = {.rows = n_rows}, .gain = r->freq, .n_dims = r->n_dims, .idx = pos, .row = angle_row};
+    size_t n = (size_t)n_rows * (r->n_dims / 2), cap = cpu->rope_cap;
     if (pl_cpu_grow(&cpu->rope_cos, &cap, n) != PL_OK || pl_cpu_grow(&cpu->rope_sin, &cpu->rope_cap, n) != PL_OK)
         return PL_ENOMEM;
-    if (cpu->rope_freq != pl_cpu_row(freq, 0) || cpu->rope_pos != pos) {
-        j.row = angle_row;
-        run_rows(&j);
-        cpu->rope_freq = pl_cpu_row(freq, 0);
-        cpu->rope_pos = pos;
-    }
-    j.row = rope_row;
-    q.buf->n_quantized = k.buf->n_quantized = 0;
+    if (cpu->rope_freq == pl_cpu_row(r->freq, 0) && cpu->rope_pos == pos)
+        return PL_OK;
+    cpu->rope_freq = pl_cpu_row(r->freq, 0);
+    cpu->rope_pos = pos;
     return run_rows(&j);
 }
 

@@ -311,8 +311,8 @@ pl_status pl_cpu_kv_new(struct pl_device *dev, const struct pl_kv_shape *shape, 
 void pl_cpu_kv_free(struct pl_device *dev, struct pl_kvdev *kv);
 pl_status pl_cpu_kv_copy(struct pl_device *dev, struct pl_kvdev *kv, uint32_t from, uint32_t to);
 bool pl_cpu_kv_prepare(struct pl_device *dev, struct pl_kvdev *kv, uint32_t n_pages);
-/* Of q and k together. */
-pl_status pl_cpu_rotate(struct pl_cpu *cpu, const struct pl_rotation *how, pl_view q, pl_view k, uint32_t head_dim, const uint32_t *pos);
+/* Makes rope_cos and rope_sin of these positions, unless the step has done so. */
+pl_status pl_cpu_angles(struct pl_cpu *cpu, const struct pl_rotation *r, const uint32_t *pos, uint32_t n_rows);
 pl_status pl_cpu_kv_write(struct pl_device *dev, struct pl_kvdev *kv, uint32_t layer, const struct pl_rotation *r, pl_view q, pl_view k, pl_view v,
                           const struct pl_batch *b);
 void pl_cpu_attn_free(struct pl_cpu *cpu);
