@@ -43,6 +43,7 @@ struct attn_job {
     size_t stride;                /* of a segment's result: [queries of a tile][width] */
     float scale;
     bool quant; /* rows of out too: the columns of one key/value head at a time */
+    bool only;  /* nobody reads out itself */
 };
 
 void pl_cpu_attn_free(struct pl_cpu *cpu)
@@ -92,6 +93,7 @@ struct item {
     uint32_t head, n_q;
     struct pl_cpu_query q[MAX_QUERIES]; /* token-major, then head */
     uint32_t end[MAX_QUERIES];          /* positions that it sees: ascending */
+    _Alignas(64) float own[MAX_QUERIES * PL_CPU_MAX_DIM]; /* results that nobody reads but to quantize them, as in a row of out */
 };
 
 static void open_item(const struct attn_job *j, struct item *it, size_t pair)
@@ -185,13 +187,15 @@ static void merge(const struct attn_job *j, struct merged *m, float *total, floa
     j->cpu->k->blend(total, c_old, acc, c_new, j->kv->shape.head_dim);
 }
 
-static float *result_of(const struct attn_job *j, const struct item *it, uint32_t i)
+static float *result_of(const struct attn_job *j, struct item *it, uint32_t i)
 {
+    if (j->only)
+        return it->own + (size_t)i * j->kv->shape.head_dim;
     return pl_cpu_row(j->out, it->tile->token + i / j->per_kv) + (size_t)(it->head * j->per_kv + i % j->per_kv) * j->kv->shape.head_dim;
 }
 
 /* Makes results of weighted sums. */
-static void finish(const struct attn_job *j, const struct item *it, const struct merged *m)
+static void finish(const struct attn_job *j, struct item *it, const struct merged *m)
 {
     const uint32_t D = j->kv->shape.head_dim, width = j->per_kv * D, bits = j->kv->layout.rotate_bits;
     for (uint32_t i = 0; i < it->n_q; i++) {
@@ -203,7 +207,7 @@ static void finish(const struct attn_job *j, const struct item *it, const struct
             j->cpu->k->rotate(out, D, bits);
     }
     for (uint32_t t = 0; j->quant && t < it->tile->n_tokens; t++)
-        pl_cpu_quant(j->cpu, j->out, it->tile->token + t, it->head * width, width);
+        pl_cpu_quant(j->cpu, j->out, it->tile->token + t, it->head * width, width, result_of(j, it, t * j->per_kv));
 }
 
 static void tile_item(void *arg, size_t item, unsigned worker)
@@ -232,7 +236,7 @@ static void tile_item(void *arg, size_t item, unsigned worker)
 
 /* ---- few queries with long contexts: an item is a run of segments ----------------------------------------------------- */
 
-static void join(const struct attn_job *j, const struct item *it, const float *partial)
+static void join(const struct attn_job *j, struct item *it, const float *partial)
 {
     const uint32_t D = j->kv->shape.head_dim;
     struct merged m[MAX_QUERIES];
@@ -312,6 +316,7 @@ pl_status pl_cpu_attn_op(struct pl_device *dev, pl_view out, pl_view q, const st
     struct pl_cpu *cpu = pl_cpu_of(dev);
     const uint32_t D = kv->shape.head_dim, G = kv->shape.n_kv_heads;
     struct attn_job j = {.cpu = cpu, .kv = kv, .b = b, .out = out, .q = q, .layer = layer, .per_kv = q.cols / D / G, .scale = scale};
+    const bool only = pl_cpu_take_only(cpu);
     if (j.per_kv == 0 || j.per_kv > MAX_QUERIES)
         return PL_ENOTSUP;
     if (cpu->attn_plan == NULL && (cpu->attn_plan = calloc(1, sizeof *cpu->attn_plan)) == NULL)
@@ -322,6 +327,7 @@ pl_status pl_cpu_attn_op(struct pl_device *dev, pl_view out, pl_view q, const st
         j.quant = false;
         out.buf->n_quantized = 0;
     }
+    j.only = only && j.quant;
     if (!make_tiles(&j, MAX_QUERIES / j.per_kv))
         return PL_ENOMEM;
     const size_t items = (size_t)j.n_tiles * G;

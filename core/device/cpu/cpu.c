@@ -139,8 +139,15 @@ struct row_job {
     uint32_t n_dims, rows_per_item;
     const uint32_t *idx;
     bool quant; /* rows of out too */
+    bool only;  /* nobody reads out itself */
     void (*row)(const struct row_job *j, uint32_t row);
 };
+
+/* Where nobody reads them, an item's rows take turns at the first one's place, which stays in the cache. */
+static float *out_row(const struct row_job *j, uint32_t r)
+{
+    return pl_cpu_row(j->out, j->only ? r - r % j->rows_per_item : r);
+}
 
 static void run_item(void *arg, size_t item, unsigned worker)
 {
@@ -150,7 +157,7 @@ static void run_item(void *arg, size_t item, unsigned worker)
     for (uint32_t r = from; r < to && r < j->x.rows; r++) {
         j->row(j, r);
         if (j->quant)
-            pl_cpu_quant(j->cpu, j->out, r, 0, j->out.cols);
+            pl_cpu_quant(j->cpu, j->out, r, 0, j->out.cols, out_row(j, r));
     }
 }
 
@@ -165,14 +172,16 @@ static pl_status run_rows(struct row_job *j)
 
 static void norm_row(const struct row_job *j, uint32_t r)
 {
-    j->cpu->k->norm(j->norm, pl_cpu_row(j->out, r), pl_cpu_row(j->x, r), pl_cpu_row(j->gain, 0),
+    j->cpu->k->norm(j->norm, out_row(j, r), pl_cpu_row(j->x, r), pl_cpu_row(j->gain, 0),
                     j->bias.buf != NULL ? pl_cpu_row(j->bias, 0) : NULL, j->x.cols, j->eps);
 }
 
 static pl_status norm(struct pl_device *dev, pl_norm_kind kind, pl_view out, pl_view x, pl_view gain, pl_view bias, float eps)
 {
     struct row_job j = {pl_cpu_of(dev), out, x, gain, bias, .norm = kind, .eps = eps, .row = norm_row};
+    const bool only = pl_cpu_take_only(j.cpu);
     j.quant = pl_cpu_writes(out);
+    j.only = only && j.quant && out.buf != x.buf;
     return run_rows(&j);
 }
 
@@ -209,6 +218,14 @@ static pl_status act(struct pl_device *dev, pl_act_kind kind, pl_view x)
     struct row_job j = {.cpu = pl_cpu_of(dev), .out = x, .x = x, .act = kind, .row = act_row};
     j.quant = pl_cpu_writes(x);
     return run_rows(&j);
+}
+
+static void only_for(struct pl_device *dev, const struct pl_weight *w)
+{
+    bool all = true;
+    for (uint32_t i = 0; i < w->n_parts; i++)
+        all &= w->parts[i].bits != 0;
+    pl_cpu_of(dev)->only = all;
 }
 
 static pl_status gather(struct pl_device *dev, pl_view out, pl_view x, const uint32_t *rows)
@@ -263,7 +280,7 @@ static void attach(struct pl_device *dev)
         .get_rows = get_rows, .host = host, .weight_new = pl_cpu_weight_new, .weight_free = pl_cpu_weight_free,       \
         .kv_bytes = pl_cpu_kv_bytes, .kv_new = pl_cpu_kv_new, .kv_free = pl_cpu_kv_free, .kv_copy = pl_cpu_kv_copy,   \
         .kv_prepare = pl_cpu_kv_prepare,                                                                              \
-        .step_begin = step_begin, .step_end = step_end, .embed = pl_cpu_embed, .norm = norm, .matmul = pl_cpu_matmul, \
+        .step_begin = step_begin, .step_end = step_end, .only_for = only_for, .embed = pl_cpu_embed, .norm = norm, .matmul = pl_cpu_matmul, \
         .matmul_glu = pl_cpu_matmul_glu,                                                                              \
         .kv_write = pl_cpu_kv_write, .attn = pl_cpu_attn_op, .act = act, .gather = gather,                            \
         .lora_new = pl_cpu_lora_new, .lora_free = pl_cpu_lora_free, .lora = pl_cpu_lora,                              \

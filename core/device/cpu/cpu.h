@@ -232,6 +232,7 @@ struct pl_cpu {
     struct pl_pool *pool; /* borrowed */
     const struct pl_cpu_kernels *k;
     struct pl_weight *last;       /* of the last product, NULL = none or freed */
+    bool only;                    /* nobody reads the next operation's result but a product, in its quantized form */
     const struct pl_batch *batch; /* of the step that runs, else NULL */
     struct pl_cpu_act act;
     struct pl_cpu_chunk *chunk; /* where the next packed part goes; NULL = a new one */
@@ -271,19 +272,26 @@ static inline struct pl_cpu_blocks pl_cpu_act_row(const struct pl_cpu_act *a, ui
     const size_t at = (size_t)row * a->cols + from;
     return (struct pl_cpu_blocks){a->q + at, a->b + at / 32, 32, 1};
 }
-/* Quantizes n columns of a row from column `from` (a multiple of 32) into the buffer's act. */
-static inline void pl_cpu_quant(const struct pl_cpu *cpu, pl_view v, uint32_t row, uint32_t from, uint32_t n)
+/* Whether only a product reads what the operation that asks is about to make: it need not write but the quantized rows. */
+static inline bool pl_cpu_take_only(struct pl_cpu *cpu)
+{
+    const bool only = cpu->only;
+    cpu->only = false;
+    return only;
+}
+/* Quantizes x, n columns of a row from column `from` (a multiple of 32) on, into the buffer's act. */
+static inline void pl_cpu_quant(const struct pl_cpu *cpu, pl_view v, uint32_t row, uint32_t from, uint32_t n, const float *x)
 {
     const struct pl_cpu_blocks to = pl_cpu_act_row(&v.buf->act, row, from);
-    cpu->k->quant(pl_cpu_row(v, row) + from, 32, n / 32, &to);
+    cpu->k->quant(x, 32, n / 32, &to);
 }
-/* The same of 32 columns of n rows. */
-static inline void pl_cpu_quant_rows(const struct pl_cpu *cpu, pl_view v, uint32_t row, uint32_t n, uint32_t from)
+/* The same of 32 columns of n rows, which lie stride apart at x. */
+static inline void pl_cpu_quant_rows(const struct pl_cpu *cpu, pl_view v, uint32_t row, uint32_t n, uint32_t from, const float *x, size_t stride)
 {
     struct pl_cpu_blocks to = pl_cpu_act_row(&v.buf->act, row, from);
     to.q_stride = v.buf->act.cols;
     to.stride = v.buf->act.cols / 32;
-    cpu->k->quant(pl_cpu_row(v, row) + from, v.stride, n, &to);
+    cpu->k->quant(x, stride, n, &to);
 }
 pl_status pl_cpu_act_reserve(struct pl_cpu_act *a, uint32_t rows, uint32_t cols);
 void pl_cpu_act_free(struct pl_cpu_act *a);
