@@ -265,6 +265,7 @@ static void close_device(struct pl_device *dev)
     pl_cpu_train_free(cpu->train);
     pl_cpu_release(cpu->lora_work, cpu->lora_cap * sizeof(float));
     pl_cpu_attn_free(cpu);
+    free(cpu->soon);
     free(cpu);
 }
 
@@ -332,8 +333,12 @@ pl_status pl_cpu_open(struct pl_device **out, struct pl_pool *pool, const char *
             continue;
         }
         struct pl_cpu *cpu = calloc(1, sizeof *cpu);
-        if (cpu == NULL)
+        const size_t soon = pl_pool_size(pool) * sizeof *cpu->soon;
+        if (cpu == NULL || (cpu->soon = aligned_alloc(64, soon)) == NULL) {
+            free(cpu);
             return pl_fail(err, PL_ENOMEM, "no memory for the CPU device");
+        }
+        memset(cpu->soon, 0, soon);
         cpu->base.ops = &isas[i].ops;
         cpu->pool = pool;
         cpu->k = isas[i].kernels;

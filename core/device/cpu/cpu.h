@@ -191,6 +191,20 @@ struct pl_cpu_attn {
     float *acc[PL_CPU_MAX_QUERIES];
 };
 
+/* What a worker will read of the cache in the next layer's attention. This one's notes it, and products ask for it: with some tokens
+ * they compute, and leave the memory idle. As late as it can be, so that it is still near when it is read. */
+enum { PL_CPU_SOON = 160, PL_CPU_SOON_LINES = 8192 /* about half of a second-level cache */ };
+struct pl_cpu_soon {
+    _Alignas(64) uint32_t n, at;   /* pieces; the first that was not all asked for */
+    uint32_t left;                 /* lines */
+    uint32_t units, units_before;  /* of products since the last attention, and between that and the one before */
+    uint32_t op;                   /* the attention that noted it */
+    struct {
+        const uint8_t *from;
+        uint32_t lines;
+    } piece[PL_CPU_SOON];
+};
+
 /* What one instruction set provides. Rows are independent of each other: no kernel's result for one token depends on
  * how many tokens it was given. */
 struct pl_cpu_kernels {
@@ -246,6 +260,8 @@ struct pl_cpu {
     float *lora_work; /* x · Aᵀ of the rows that adapters change */
     size_t lora_cap;
     struct pl_cpu_attn_plan *attn_plan; /* attn.c's, made when it is first needed */
+    struct pl_cpu_soon *soon;           /* [workers] */
+    uint32_t n_attn;                    /* calls so far */
 };
 
 static inline struct pl_cpu *pl_cpu_of(struct pl_device *dev)
@@ -324,6 +340,8 @@ pl_status pl_cpu_angles(struct pl_cpu *cpu, const struct pl_rotation *r, const u
 pl_status pl_cpu_kv_write(struct pl_device *dev, struct pl_kvdev *kv, uint32_t layer, const struct pl_rotation *r, pl_view q, pl_view k, pl_view v,
                           const struct pl_batch *b);
 void pl_cpu_attn_free(struct pl_cpu *cpu);
+/* A worker is about to compute a unit of a product: asks for some of what attention will read. */
+void pl_cpu_ask(struct pl_cpu *cpu, unsigned worker);
 pl_status pl_cpu_attn_op(struct pl_device *dev, pl_view out, pl_view q, const struct pl_kvdev *kv, uint32_t layer, float scale,
                          const struct pl_batch *b);
 

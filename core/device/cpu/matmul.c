@@ -201,11 +201,13 @@ static void block_item(void *arg, size_t item, unsigned worker)
     uint32_t n_t = left < j->tokens_per_item ? left : j->tokens_per_item;
     if (j->act != NULL && item == pl_pool_first(j->cpu->pool, j->n_items, worker))
         fetch_act(j->act, t0, n_t);
-    for (uint32_t unit = from; unit < to; unit++)
+    for (uint32_t unit = from; unit < to; unit++) {
+        pl_cpu_ask(j->cpu, worker);
         if (j->gated)
             gated_unit(j, unit, t0, n_t);
         else
             plain_unit(j, p, first_row, unit, t0, n_t);
+    }
 }
 
 /* All parts in one region: a barrier less for each. */
