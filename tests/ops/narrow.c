@@ -153,8 +153,8 @@ static void check_shape(struct pl_device *dev, const char *isa, uint32_t T, uint
 
 void ops_narrow(const char *only, unsigned *passed, unsigned *failed, unsigned *skipped)
 {
-    static const char *const isas[] = {"cuda-emulated", "cuda"};
-    static const uint32_t counts[] = {5, 17, MAX_T}, widths[] = {67, 128, 520};
+    static const char *const isas[] = {"cuda-emulated", "cuda", "avx2", "avxvnni", "avx512"};
+    static const uint32_t counts[] = {5, 17, MAX_T}, widths[] = {67, 128, 520}, blocks[] = {128, 576};
     struct pl_pool *pool = NULL;
     struct pl_err err;
     if (pl_pool_new(&pool, 1, &err) != PL_OK)
@@ -167,7 +167,12 @@ void ops_narrow(const char *only, unsigned *passed, unsigned *failed, unsigned *
             ++*skipped;
             continue;
         }
-        for (size_t t = 0; t < PL_COUNT_OF(counts); t++)
+        for (size_t t = 0; t < PL_COUNT_OF(counts) && !device_is_cuda(isas[i]); t++)
+            for (size_t k = 0; k < PL_COUNT_OF(blocks); k++) {
+                check_shape(dev, isas[i], counts[t], blocks[k], PL_Q4_1, PL_Q8_0, passed, failed);
+                check_shape(dev, isas[i], counts[t], blocks[k], PL_Q4_1, PL_F16, passed, failed);
+            }
+        for (size_t t = 0; t < PL_COUNT_OF(counts) && device_is_cuda(isas[i]); t++)
             for (size_t k = 0; k < PL_COUNT_OF(widths); k++) {
                 check_shape(dev, isas[i], counts[t], widths[k], PL_BF16, PL_BF16, passed, failed);
                 if (t == 1)

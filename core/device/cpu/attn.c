@@ -15,7 +15,9 @@
 enum { SEGMENT_TOKENS = PL_CPU_SEGMENT * PL_CPU_PAGE, MAX_QUERIES = PL_CPU_MAX_QUERIES };
 enum {
     SPLIT_BELOW = 4, /* (tile, head) pairs per thread below which contexts are split */
-    RUN = 4          /* segments of an item then */
+    RUN = 4,         /* segments of an item then */
+    ASK_FROM = 8,    /* sequences from which products have time to ask for the next layer's pages */
+    ASK_LINES = 144  /* with a unit of 32 outputs */
 };
 
 /* Tokens of one sequence whose queries are computed together */
@@ -43,6 +45,8 @@ struct attn_job {
     size_t stride;                /* of a segment's result: [queries of a tile][width] */
     float scale;
     bool quant; /* rows of out too: the columns of one key/value head at a time */
+    bool only;  /* nobody reads out itself */
+    bool note;  /* what the next layer will read */
 };
 
 void pl_cpu_attn_free(struct pl_cpu *cpu)
@@ -92,6 +96,7 @@ struct item {
     uint32_t head, n_q;
     struct pl_cpu_query q[MAX_QUERIES]; /* token-major, then head */
     uint32_t end[MAX_QUERIES];          /* positions that it sees: ascending */
+    _Alignas(64) float own[MAX_QUERIES * PL_CPU_MAX_DIM]; /* results that nobody reads but to quantize them, as in a row of out */
 };
 
 static void open_item(const struct attn_job *j, struct item *it, size_t pair)
@@ -185,13 +190,15 @@ static void merge(const struct attn_job *j, struct merged *m, float *total, floa
     j->cpu->k->blend(total, c_old, acc, c_new, j->kv->shape.head_dim);
 }
 
-static float *result_of(const struct attn_job *j, const struct item *it, uint32_t i)
+static float *result_of(const struct attn_job *j, struct item *it, uint32_t i)
 {
+    if (j->only)
+        return it->own + (size_t)i * j->kv->shape.head_dim;
     return pl_cpu_row(j->out, it->tile->token + i / j->per_kv) + (size_t)(it->head * j->per_kv + i % j->per_kv) * j->kv->shape.head_dim;
 }
 
 /* Makes results of weighted sums. */
-static void finish(const struct attn_job *j, const struct item *it, const struct merged *m)
+static void finish(const struct attn_job *j, struct item *it, const struct merged *m)
 {
     const uint32_t D = j->kv->shape.head_dim, width = j->per_kv * D, bits = j->kv->layout.rotate_bits;
     for (uint32_t i = 0; i < it->n_q; i++) {
@@ -203,18 +210,77 @@ static void finish(const struct attn_job *j, const struct item *it, const struct
             j->cpu->k->rotate(out, D, bits);
     }
     for (uint32_t t = 0; j->quant && t < it->tile->n_tokens; t++)
-        pl_cpu_quant(j->cpu, j->out, it->tile->token + t, it->head * width, width);
+        pl_cpu_quant(j->cpu, j->out, it->tile->token + t, it->head * width, width, result_of(j, it, t * j->per_kv));
+}
+
+/* ---- the next layer's pages ------------------------------------------------------------------------------------------ */
+
+static void note(struct pl_cpu_soon *s, const uint8_t *from, size_t bytes)
+{
+    const uint32_t lines = (uint32_t)((bytes + 63) / 64);
+    if (s->n == PL_CPU_SOON || s->left + lines > PL_CPU_SOON_LINES)
+        return;
+    s->piece[s->n].from = from;
+    s->piece[s->n++].lines = lines;
+    s->left += lines;
+}
+
+/* When a good part of what will be read can be near by then. */
+static bool worth_asking(const struct attn_job *j)
+{
+    size_t pages = 0;
+    for (uint32_t s = 0; s < j->b->n_seqs; s++)
+        pages += (j->b->ctx[s] + PL_CPU_PAGE - 1) / PL_CPU_PAGE;
+    return pages * j->kv->shape.n_kv_heads * 2 * j->kv->layout.piece / 64 <= (size_t)4 * PL_CPU_SOON_LINES * pl_pool_size(j->cpu->pool);
+}
+
+/* The pages of a pair whose turn it is: the worker will most likely have the same pairs, in this order. */
+static void note_pair(const struct attn_job *j, const struct tile *tile, uint32_t head, unsigned worker)
+{
+    struct pl_cpu_soon *s = &j->cpu->soon[worker];
+    const struct pl_cpu_kv_layout *l = &j->kv->layout;
+    const uint32_t *pages = j->b->pages + j->b->page_start[tile->seq];
+    if (s->op != j->cpu->n_attn) {
+        s->op = j->cpu->n_attn;
+        s->units_before = s->units;
+        s->n = s->at = s->left = s->units = 0;
+    }
+    for (uint32_t from = 0, end = j->b->pos[tile->token] + 1; j->note && from < end; from += PL_CPU_PAGE) {
+        const uint8_t *keys = pl_cpu_head_page(j->kv, j->layer + 1, pages[from / PL_CPU_PAGE], head);
+        const uint32_t n = (end - from + l->step - 1) / l->step * l->step;
+        note(s, keys, l->piece);
+        note(s, keys + l->values, n < PL_CPU_PAGE ? n * l->head_dim * l->element : l->piece);
+    }
+}
+
+void pl_cpu_ask(struct pl_cpu *cpu, unsigned worker)
+{
+    struct pl_cpu_soon *s = &cpu->soon[worker];
+    const uint32_t units_left = s->units_before > s->units ? s->units_before - s->units : 0;
+    s->units++;
+    if (s->left == 0 || s->left < units_left * ASK_LINES)
+        return;
+    for (uint32_t budget = ASK_LINES; budget > 0 && s->at < s->n;) {
+        const uint32_t lines = s->piece[s->at].lines < budget ? s->piece[s->at].lines : budget;
+        for (uint32_t i = 0; i < lines; i++)
+            __builtin_prefetch(s->piece[s->at].from + (size_t)i * 64, 0, 2);
+        s->piece[s->at].from += (size_t)lines * 64;
+        s->piece[s->at].lines -= lines;
+        s->at += s->piece[s->at].lines == 0;
+        s->left -= lines;
+        budget -= lines;
+    }
 }
 
 static void tile_item(void *arg, size_t item, unsigned worker)
 {
-    (void)worker;
     const struct attn_job *j = arg;
     _Alignas(64) float acc[MAX_QUERIES][PL_CPU_MAX_DIM];
     struct item it;
     struct pl_cpu_attn a;
     struct merged m[MAX_QUERIES];
     open_item(j, &it, item);
+    note_pair(j, it.tile, it.head, worker);
     for (uint32_t g = 0; g < it.tile->n_segments; g++) {
         const uint32_t first = first_query(&it, g);
         for (uint32_t i = 0; i < it.n_q; i++)
@@ -232,7 +298,7 @@ static void tile_item(void *arg, size_t item, unsigned worker)
 
 /* ---- few queries with long contexts: an item is a run of segments ----------------------------------------------------- */
 
-static void join(const struct attn_job *j, const struct item *it, const float *partial)
+static void join(const struct attn_job *j, struct item *it, const float *partial)
 {
     const uint32_t D = j->kv->shape.head_dim;
     struct merged m[MAX_QUERIES];
@@ -312,6 +378,7 @@ pl_status pl_cpu_attn_op(struct pl_device *dev, pl_view out, pl_view q, const st
     struct pl_cpu *cpu = pl_cpu_of(dev);
     const uint32_t D = kv->shape.head_dim, G = kv->shape.n_kv_heads;
     struct attn_job j = {.cpu = cpu, .kv = kv, .b = b, .out = out, .q = q, .layer = layer, .per_kv = q.cols / D / G, .scale = scale};
+    const bool only = pl_cpu_take_only(cpu);
     if (j.per_kv == 0 || j.per_kv > MAX_QUERIES)
         return PL_ENOTSUP;
     if (cpu->attn_plan == NULL && (cpu->attn_plan = calloc(1, sizeof *cpu->attn_plan)) == NULL)
@@ -322,6 +389,9 @@ pl_status pl_cpu_attn_op(struct pl_device *dev, pl_view out, pl_view q, const st
         j.quant = false;
         out.buf->n_quantized = 0;
     }
+    j.only = only && j.quant;
+    j.note = b->n_tokens == b->n_seqs && b->n_seqs >= ASK_FROM && layer + 1 < kv->shape.n_layers && worth_asking(&j);
+    cpu->n_attn++;
     if (!make_tiles(&j, MAX_QUERIES / j.per_kv))
         return PL_ENOMEM;
     const size_t items = (size_t)j.n_tiles * G;

@@ -135,13 +135,19 @@ struct row_job {
     pl_view out, x, gain, bias;
     pl_norm_kind norm;
     pl_act_kind act;
-    pl_rope_kind rope;
     float eps;
-    uint32_t n, head_dim, n_dims, rows_per_item;
+    uint32_t n_dims, rows_per_item;
     const uint32_t *idx;
     bool quant; /* rows of out too */
+    bool only;  /* nobody reads out itself */
     void (*row)(const struct row_job *j, uint32_t row);
 };
+
+/* Where nobody reads them, an item's rows take turns at the first one's place, which stays in the cache. */
+static float *out_row(const struct row_job *j, uint32_t r)
+{
+    return pl_cpu_row(j->out, j->only ? r - r % j->rows_per_item : r);
+}
 
 static void run_item(void *arg, size_t item, unsigned worker)
 {
@@ -151,7 +157,7 @@ static void run_item(void *arg, size_t item, unsigned worker)
     for (uint32_t r = from; r < to && r < j->x.rows; r++) {
         j->row(j, r);
         if (j->quant)
-            pl_cpu_quant(j->cpu, j->out, r, 0, j->out.cols);
+            pl_cpu_quant(j->cpu, j->out, r, 0, j->out.cols, out_row(j, r));
     }
 }
 
@@ -166,22 +172,17 @@ static pl_status run_rows(struct row_job *j)
 
 static void norm_row(const struct row_job *j, uint32_t r)
 {
-    j->cpu->k->norm(j->norm, pl_cpu_row(j->out, r), pl_cpu_row(j->x, r), pl_cpu_row(j->gain, 0),
+    j->cpu->k->norm(j->norm, out_row(j, r), pl_cpu_row(j->x, r), pl_cpu_row(j->gain, 0),
                     j->bias.buf != NULL ? pl_cpu_row(j->bias, 0) : NULL, j->x.cols, j->eps);
 }
 
 static pl_status norm(struct pl_device *dev, pl_norm_kind kind, pl_view out, pl_view x, pl_view gain, pl_view bias, float eps)
 {
     struct row_job j = {pl_cpu_of(dev), out, x, gain, bias, .norm = kind, .eps = eps, .row = norm_row};
+    const bool only = pl_cpu_take_only(j.cpu);
     j.quant = pl_cpu_writes(out);
+    j.only = only && j.quant && out.buf != x.buf;
     return run_rows(&j);
-}
-
-static void rope_row(const struct row_job *j, uint32_t r)
-{
-    const float *cos = j->cpu->rope_cos + (size_t)r * (j->n_dims / 2), *sin = j->cpu->rope_sin + (size_t)r * (j->n_dims / 2);
-    j->cpu->k->rope(j->rope, pl_cpu_row(j->x, r), j->x.cols / j->head_dim, j->head_dim, j->n_dims, cos, sin);
-    j->cpu->k->rope(j->rope, pl_cpu_row(j->out, r), j->out.cols / j->head_dim, j->head_dim, j->n_dims, cos, sin);
 }
 
 static void angle_row(const struct row_job *j, uint32_t r)
@@ -194,22 +195,16 @@ static void angle_row(const struct row_job *j, uint32_t r)
     }
 }
 
-pl_status pl_cpu_rotate(struct pl_cpu *cpu, const struct pl_rotation *how, pl_view q, pl_view k, uint32_t head_dim, const uint32_t *pos)
+pl_status pl_cpu_angles(struct pl_cpu *cpu, const struct pl_rotation *r, const uint32_t *pos, uint32_t n_rows)
 {
-    const pl_view freq = how->freq;
-    const uint32_t n_dims = how->n_dims;
-    struct row_job j = {.cpu = cpu, .x = q, .out = k, .gain = freq, .rope = how->kind, .head_dim = head_dim, .n_dims = n_dims, .idx = pos};
-    size_t n = (size_t)q.rows * (n_dims / 2), cap = cpu->rope_cap;
+    struct row_job j = {.cpu = cpu, .x = {.rows = n_rows}, .gain = r->freq, .n_dims = r->n_dims, .idx = pos, .row = angle_row};
+    size_t n = (size_t)n_rows * (r->n_dims / 2), cap = cpu->rope_cap;
     if (pl_cpu_grow(&cpu->rope_cos, &cap, n) != PL_OK || pl_cpu_grow(&cpu->rope_sin, &cpu->rope_cap, n) != PL_OK)
         return PL_ENOMEM;
-    if (cpu->rope_freq != pl_cpu_row(freq, 0) || cpu->rope_pos != pos) {
-        j.row = angle_row;
-        run_rows(&j);
-        cpu->rope_freq = pl_cpu_row(freq, 0);
-        cpu->rope_pos = pos;
-    }
-    j.row = rope_row;
-    q.buf->n_quantized = k.buf->n_quantized = 0;
+    if (cpu->rope_freq == pl_cpu_row(r->freq, 0) && cpu->rope_pos == pos)
+        return PL_OK;
+    cpu->rope_freq = pl_cpu_row(r->freq, 0);
+    cpu->rope_pos = pos;
     return run_rows(&j);
 }
 
@@ -223,6 +218,14 @@ static pl_status act(struct pl_device *dev, pl_act_kind kind, pl_view x)
     struct row_job j = {.cpu = pl_cpu_of(dev), .out = x, .x = x, .act = kind, .row = act_row};
     j.quant = pl_cpu_writes(x);
     return run_rows(&j);
+}
+
+static void only_for(struct pl_device *dev, const struct pl_weight *w)
+{
+    bool all = true;
+    for (uint32_t i = 0; i < w->n_parts; i++)
+        all &= w->parts[i].bits != 0;
+    pl_cpu_of(dev)->only = all;
 }
 
 static pl_status gather(struct pl_device *dev, pl_view out, pl_view x, const uint32_t *rows)
@@ -262,6 +265,7 @@ static void close_device(struct pl_device *dev)
     pl_cpu_train_free(cpu->train);
     pl_cpu_release(cpu->lora_work, cpu->lora_cap * sizeof(float));
     pl_cpu_attn_free(cpu);
+    free(cpu->soon);
     free(cpu);
 }
 
@@ -277,7 +281,7 @@ static void attach(struct pl_device *dev)
         .get_rows = get_rows, .host = host, .weight_new = pl_cpu_weight_new, .weight_free = pl_cpu_weight_free,       \
         .kv_bytes = pl_cpu_kv_bytes, .kv_new = pl_cpu_kv_new, .kv_free = pl_cpu_kv_free, .kv_copy = pl_cpu_kv_copy,   \
         .kv_prepare = pl_cpu_kv_prepare,                                                                              \
-        .step_begin = step_begin, .step_end = step_end, .embed = pl_cpu_embed, .norm = norm, .matmul = pl_cpu_matmul, \
+        .step_begin = step_begin, .step_end = step_end, .only_for = only_for, .embed = pl_cpu_embed, .norm = norm, .matmul = pl_cpu_matmul, \
         .matmul_glu = pl_cpu_matmul_glu,                                                                              \
         .kv_write = pl_cpu_kv_write, .attn = pl_cpu_attn_op, .act = act, .gather = gather,                            \
         .lora_new = pl_cpu_lora_new, .lora_free = pl_cpu_lora_free, .lora = pl_cpu_lora,                              \
@@ -329,8 +333,12 @@ pl_status pl_cpu_open(struct pl_device **out, struct pl_pool *pool, const char *
             continue;
         }
         struct pl_cpu *cpu = calloc(1, sizeof *cpu);
-        if (cpu == NULL)
+        const size_t soon = pl_pool_size(pool) * sizeof *cpu->soon;
+        if (cpu == NULL || (cpu->soon = aligned_alloc(64, soon)) == NULL) {
+            free(cpu);
             return pl_fail(err, PL_ENOMEM, "no memory for the CPU device");
+        }
+        memset(cpu->soon, 0, soon);
         cpu->base.ops = &isas[i].ops;
         cpu->pool = pool;
         cpu->k = isas[i].kernels;

@@ -198,6 +198,20 @@ struct pl_cpu_attn {
     float *acc[PL_CPU_MAX_QUERIES];
 };
 
+/* What a worker will read of the cache in the next layer's attention. This one's notes it, and products ask for it: with some tokens
+ * they compute, and leave the memory idle. As late as it can be, so that it is still near when it is read. */
+enum { PL_CPU_SOON = 160, PL_CPU_SOON_LINES = 8192 /* about half of a second-level cache */ };
+struct pl_cpu_soon {
+    _Alignas(64) uint32_t n, at;   /* pieces; the first that was not all asked for */
+    uint32_t left;                 /* lines */
+    uint32_t units, units_before;  /* of products since the last attention, and between that and the one before */
+    uint32_t op;                   /* the attention that noted it */
+    struct {
+        const uint8_t *from;
+        uint32_t lines;
+    } piece[PL_CPU_SOON];
+};
+
 /* What one instruction set provides. Rows are independent of each other: no kernel's result for one token depends on
  * how many tokens it was given. */
 struct pl_cpu_kernels {
@@ -239,6 +253,7 @@ struct pl_cpu {
     struct pl_pool *pool; /* borrowed */
     const struct pl_cpu_kernels *k;
     struct pl_weight *last;       /* of the last product, NULL = none or freed */
+    bool only;                    /* nobody reads the next operation's result but a product, in its quantized form */
     const struct pl_batch *batch; /* of the step that runs, else NULL */
     struct pl_cpu_act act;
     struct pl_cpu_chunk *chunk; /* where the next packed part goes; NULL = a new one */
@@ -252,6 +267,8 @@ struct pl_cpu {
     float *lora_work; /* x · Aᵀ of the rows that adapters change */
     size_t lora_cap;
     struct pl_cpu_attn_plan *attn_plan; /* attn.c's, made when it is first needed */
+    struct pl_cpu_soon *soon;           /* [workers] */
+    uint32_t n_attn;                    /* calls so far */
 };
 
 static inline struct pl_cpu *pl_cpu_of(struct pl_device *dev)
@@ -278,19 +295,26 @@ static inline struct pl_cpu_blocks pl_cpu_act_row(const struct pl_cpu_act *a, ui
     const size_t at = (size_t)row * a->cols + from;
     return (struct pl_cpu_blocks){a->q + at, a->b + at / 32, 32, 1};
 }
-/* Quantizes n columns of a row from column `from` (a multiple of 32) into the buffer's act. */
-static inline void pl_cpu_quant(const struct pl_cpu *cpu, pl_view v, uint32_t row, uint32_t from, uint32_t n)
+/* Whether only a product reads what the operation that asks is about to make: it need not write but the quantized rows. */
+static inline bool pl_cpu_take_only(struct pl_cpu *cpu)
+{
+    const bool only = cpu->only;
+    cpu->only = false;
+    return only;
+}
+/* Quantizes x, n columns of a row from column `from` (a multiple of 32) on, into the buffer's act. */
+static inline void pl_cpu_quant(const struct pl_cpu *cpu, pl_view v, uint32_t row, uint32_t from, uint32_t n, const float *x)
 {
     const struct pl_cpu_blocks to = pl_cpu_act_row(&v.buf->act, row, from);
-    cpu->k->quant(pl_cpu_row(v, row) + from, 32, n / 32, &to);
+    cpu->k->quant(x, 32, n / 32, &to);
 }
-/* The same of 32 columns of n rows. */
-static inline void pl_cpu_quant_rows(const struct pl_cpu *cpu, pl_view v, uint32_t row, uint32_t n, uint32_t from)
+/* The same of 32 columns of n rows, which lie stride apart at x. */
+static inline void pl_cpu_quant_rows(const struct pl_cpu *cpu, pl_view v, uint32_t row, uint32_t n, uint32_t from, const float *x, size_t stride)
 {
     struct pl_cpu_blocks to = pl_cpu_act_row(&v.buf->act, row, from);
     to.q_stride = v.buf->act.cols;
     to.stride = v.buf->act.cols / 32;
-    cpu->k->quant(pl_cpu_row(v, row) + from, v.stride, n, &to);
+    cpu->k->quant(x, stride, n, &to);
 }
 pl_status pl_cpu_act_reserve(struct pl_cpu_act *a, uint32_t rows, uint32_t cols);
 void pl_cpu_act_free(struct pl_cpu_act *a);
@@ -318,11 +342,13 @@ pl_status pl_cpu_kv_new(struct pl_device *dev, const struct pl_kv_shape *shape, 
 void pl_cpu_kv_free(struct pl_device *dev, struct pl_kvdev *kv);
 pl_status pl_cpu_kv_copy(struct pl_device *dev, struct pl_kvdev *kv, uint32_t from, uint32_t to);
 bool pl_cpu_kv_prepare(struct pl_device *dev, struct pl_kvdev *kv, uint32_t n_pages);
-/* Of q and k together. */
-pl_status pl_cpu_rotate(struct pl_cpu *cpu, const struct pl_rotation *how, pl_view q, pl_view k, uint32_t head_dim, const uint32_t *pos);
+/* Makes rope_cos and rope_sin of these positions, unless the step has done so. */
+pl_status pl_cpu_angles(struct pl_cpu *cpu, const struct pl_rotation *r, const uint32_t *pos, uint32_t n_rows);
 pl_status pl_cpu_kv_write(struct pl_device *dev, struct pl_kvdev *kv, uint32_t layer, const struct pl_rotation *r, pl_view q, pl_view k, pl_view v,
                           const struct pl_batch *b);
 void pl_cpu_attn_free(struct pl_cpu *cpu);
+/* A worker is about to compute a unit of a product: asks for some of what attention will read. */
+void pl_cpu_ask(struct pl_cpu *cpu, unsigned worker);
 pl_status pl_cpu_attn_op(struct pl_device *dev, pl_view out, pl_view q, const struct pl_kvdev *kv, uint32_t layer, float scale,
                          const struct pl_batch *b);
 

@@ -112,10 +112,11 @@ bool pl_cpu_kv_prepare(struct pl_device *dev, struct pl_kvdev *kv, uint32_t n_pa
 enum { ITEMS_PER_WORKER = 4, MOST_TOKENS = 16 };
 
 struct kv_job {
-    const struct pl_cpu_kernels *kernels;
+    const struct pl_cpu *cpu;
     struct pl_kvdev *kv;
     uint32_t layer;
-    pl_view k, v;
+    const struct pl_rotation *rotation; /* NULL = none */
+    pl_view q, k, v;
     const struct pl_batch *b;
     uint32_t per_item; /* tokens */
 };
@@ -155,6 +156,18 @@ static void round_head(const struct pl_cpu_kernels *kernels, const struct pl_cpu
         scales[b * PL_CPU_PAGE + at] = pl_f32_to_f16(blocks[b].d);
 }
 
+/* Queries and keys, where they are. */
+static void rotate_token(const struct kv_job *j, uint32_t t)
+{
+    const struct pl_rotation *r = j->rotation;
+    const uint32_t D = j->kv->shape.head_dim;
+    if (r == NULL)
+        return;
+    const float *cos = j->cpu->rope_cos + (size_t)t * (r->n_dims / 2), *sin = j->cpu->rope_sin + (size_t)t * (r->n_dims / 2);
+    j->cpu->k->rope(r->kind, pl_cpu_row(j->q, t), j->q.cols / D, D, r->n_dims, cos, sin);
+    j->cpu->k->rope(r->kind, pl_cpu_row(j->k, t), j->k.cols / D, D, r->n_dims, cos, sin);
+}
+
 static void write_token(const struct kv_job *j, uint32_t t)
 {
     const struct pl_cpu_kv_layout *l = &j->kv->layout;
@@ -165,10 +178,10 @@ static void write_token(const struct kv_job *j, uint32_t t)
         for (int value = 0; value < 2; value++) {
             const float *in = pl_cpu_row(value ? j->v : j->k, t) + h * D;
             if (l->dtype == PL_Q8_0)
-                round_head(j->kernels, l, in, value ? 0 : PL_CPU_KEY_OFFSET, row,
+                round_head(j->cpu->k, l, in, value ? 0 : PL_CPU_KEY_OFFSET, row,
                            (uint16_t *)(to + (value ? l->value_scales : l->key_scales)), at);
             else if (l->dtype == PL_F16)
-                ((float *)(to + (value ? l->value_scales : l->key_scales)))[at] = j->kernels->round16(in, D, value, (int16_t *)row);
+                ((float *)(to + (value ? l->value_scales : l->key_scales)))[at] = j->cpu->k->round16(in, D, value, (int16_t *)row);
             else
                 pl_quant_row(l->dtype, in, row, D);
             if (value)
@@ -200,20 +213,23 @@ static void kv_item(void *arg, size_t item, unsigned worker)
     for (uint32_t t = from; t < from + n; t++)
         if (t == from || j->b->slot[t] != j->b->slot[t - 1] + 1)
             fetch_keys(j, t);
-    for (uint32_t t = from; t < from + n; t++)
+    for (uint32_t t = from; t < from + n; t++) {
+        rotate_token(j, t);
         write_token(j, t);
+    }
 }
 
 pl_status pl_cpu_kv_write(struct pl_device *dev, struct pl_kvdev *kv, uint32_t layer, const struct pl_rotation *r, pl_view q, pl_view k, pl_view v,
                           const struct pl_batch *b)
 {
-    const bool turn = r != NULL && r->kind != PL_ROPE_NONE;
-    const pl_status rotated = turn ? pl_cpu_rotate(pl_cpu_of(dev), r, q, k, kv->shape.head_dim, b->pos) : PL_OK;
-    if (rotated != PL_OK)
-        return rotated;
-    struct pl_pool *pool = pl_cpu_of(dev)->pool;
-    const uint32_t share = b->n_tokens / (ITEMS_PER_WORKER * pl_pool_size(pool));
-    struct kv_job j = {pl_cpu_of(dev)->k, kv, layer, k, v, b, share < 1 ? 1 : share < MOST_TOKENS ? share : MOST_TOKENS};
-    pl_pool_run(pool, kv_item, &j, (b->n_tokens + j.per_item - 1) / j.per_item);
+    struct pl_cpu *cpu = pl_cpu_of(dev);
+    const uint32_t share = b->n_tokens / (ITEMS_PER_WORKER * pl_pool_size(cpu->pool));
+    struct kv_job j = {cpu, kv, layer, r != NULL && r->kind != PL_ROPE_NONE ? r : NULL, q, k, v, b, share < 1 ? 1 : share < MOST_TOKENS ? share : MOST_TOKENS};
+    if (j.rotation != NULL) {
+        if (pl_cpu_angles(cpu, r, b->pos, b->n_tokens) != PL_OK)
+            return PL_ENOMEM;
+        q.buf->n_quantized = k.buf->n_quantized = 0;
+    }
+    pl_pool_run(cpu->pool, kv_item, &j, (b->n_tokens + j.per_item - 1) / j.per_item);
     return PL_OK;
 }

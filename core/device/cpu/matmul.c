@@ -16,6 +16,7 @@ struct product {
     const struct pl_cpu_act *act; /* x, quantized; NULL when no part needs it */
     bool add;
     bool gated, quant; /* out = kind(first part's results) × second part's; out's quantized rows too */
+    bool only;         /* nothing but these */
     pl_act_kind kind;
     const struct pl_plus *plus; /* gated only */
     const struct pl_weight *w;
@@ -159,9 +160,9 @@ static void gated_unit(const struct product *j, uint32_t unit, uint32_t t0, uint
         add_plus(j, row, n, t0, n_t, g);
         add_plus(j, gate->rows + row, n, t0, n_t, u);
         for (uint32_t i = 0; i < n_t; i++)
-            j->cpu->k->glu(j->kind, pl_cpu_row(j->out, t0 + i) + row, g[i], u[i], n);
+            j->cpu->k->glu(j->kind, j->only ? g[i] : pl_cpu_row(j->out, t0 + i) + row, g[i], u[i], n);
         if (j->quant)
-            pl_cpu_quant_rows(j->cpu, j->out, t0, n_t, row);
+            pl_cpu_quant_rows(j->cpu, j->out, t0, n_t, row, j->only ? g[0] : pl_cpu_row(j->out, t0) + row, j->only ? PL_CPU_UNIT : j->out.stride);
     }
 }
 
@@ -200,11 +201,13 @@ static void block_item(void *arg, size_t item, unsigned worker)
     uint32_t n_t = left < j->tokens_per_item ? left : j->tokens_per_item;
     if (j->act != NULL && item == pl_pool_first(j->cpu->pool, j->n_items, worker))
         fetch_act(j->act, t0, n_t);
-    for (uint32_t unit = from; unit < to; unit++)
+    for (uint32_t unit = from; unit < to; unit++) {
+        pl_cpu_ask(j->cpu, worker);
         if (j->gated)
             gated_unit(j, unit, t0, n_t);
         else
             plain_unit(j, p, first_row, unit, t0, n_t);
+    }
 }
 
 /* All parts in one region: a barrier less for each. */
@@ -273,10 +276,12 @@ pl_status pl_cpu_matmul_glu(struct pl_device *dev, pl_act_kind kind, pl_view out
                             const struct pl_plus *plus)
 {
     struct product j = {.cpu = pl_cpu_of(dev), .out = out, .x = x, .bias = bias, .plus = plus, .gated = true, .kind = kind, .w = w};
+    const bool only = pl_cpu_take_only(j.cpu);
     if (x.cols != w->cols || w->n_parts != 2 || w->parts[0].rows != w->parts[1].rows || out.cols != w->parts[0].rows || out.rows != x.rows)
         return PL_EINVAL;
     if (x.rows == 0)
         return PL_OK;
     j.quant = pl_cpu_writes(out);
+    j.only = only && j.quant;
     return run(&j);
 }
