@@ -6,6 +6,7 @@ enum { LORA_WARPS = 4 };
 
 static __global__ void clear_kernel(pl_cuda_mat out, const uint32_t *rows)
 {
+    wait_for_earlier();
     const uint32_t i = blockIdx.y * LORA_WARPS * WARP + threadIdx.x;
     if (i < out.cols)
         out.p[rows[blockIdx.x] * out.stride + i] = 0;
@@ -13,6 +14,7 @@ static __global__ void clear_kernel(pl_cuda_mat out, const uint32_t *rows)
 
 static __global__ void down_kernel(pl_cuda_mat x, const uint32_t *rows, pl_cuda_lora_part p, float *y)
 {
+    wait_for_earlier();
     const uint32_t r = blockIdx.y * LORA_WARPS + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     if (r >= p.rank)
         return;
@@ -26,6 +28,7 @@ static __global__ void down_kernel(pl_cuda_mat x, const uint32_t *rows, pl_cuda_
 
 static __global__ void up_kernel(pl_cuda_mat out, const uint32_t *rows, pl_cuda_lora_part p, const float *y)
 {
+    wait_for_earlier();
     const uint32_t c = blockIdx.y * LORA_WARPS * WARP + threadIdx.x;
     if (c >= p.rows)
         return;

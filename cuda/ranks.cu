@@ -7,6 +7,7 @@ enum { SUM_THREADS = 256 };
 /* A thread for a value. */
 static __global__ void sum_ranks_kernel(float *out, const float *parts, size_t stride, unsigned size, size_t n)
 {
+    wait_for_earlier();
     const size_t i = blockIdx.x * static_cast<size_t>(SUM_THREADS) + threadIdx.x;
     if (i >= n)
         return;
