@@ -193,6 +193,14 @@ cudaError_t pl_cuda_sample(cudaStream_t s, struct pl_cuda_draws d, uint32_t firs
 
 /* out[n] = the sum of `size` vectors that begin `stride` apart, first to last. out may be the first. */
 cudaError_t pl_cuda_sum_ranks(cudaStream_t s, float *out, const float *parts, size_t stride, unsigned size, size_t n);
+/* Columns that ranks have sent, to where they belong: rank r's, out.rows of them, become [first[r], first[r + 1]) of out; the own ones are there.
+ * They lie one rank's behind the other's: each with room for `widest` columns, or, where that is 0, as wide as they are and from rank 1 on. */
+enum { PL_CUDA_RANKS = 64 };
+struct pl_cuda_shares {
+    uint32_t size, own, widest, first[PL_CUDA_RANKS + 1];
+};
+cudaError_t pl_cuda_spread(cudaStream_t s, struct pl_cuda_mat out, const float *from, struct pl_cuda_shares shares);
+
 #ifdef __cplusplus
 }
 #endif
