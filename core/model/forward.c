@@ -159,10 +159,12 @@ static pl_status enqueue(struct pl_model *m, struct pl_kvdev *kv, const struct p
         if (layer + 1 == s->n_layers) {
             if (R == 0)
                 return PL_OK;
-            STEP(gather, first_rows(m->x_rows, R), x, b->rows);
-            STEP(gather, first_rows(m->att_rows, R), att, b->rows);
-            x = first_rows(m->x_rows, R);
-            att = first_rows(m->att_rows, R);
+            if (R < T) {
+                STEP(gather, first_rows(m->x_rows, R), x, b->rows);
+                STEP(gather, first_rows(m->att_rows, R), att, b->rows);
+                x = first_rows(m->x_rows, R);
+                att = first_rows(m->att_rows, R);
+            }
             pl_loras_narrow(&m->loras, b);
         }
         rc = add_product(m, layer, PL_PRODUCT_ATTN_OUT, x, att, m->part.q_first, l->attn_out, l->attn_out_b);

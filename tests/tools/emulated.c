@@ -46,16 +46,26 @@ void emulated_reverse(bool reverse)
     dlclose(handle);
 }
 
-unsigned long emulated_graph_launches(void)
+static unsigned long count_of(const char *name)
 {
     void *handle = dlopen(library(), RTLD_NOW | RTLD_NOLOAD);
     unsigned long (*count)(void) = NULL;
     if (handle == NULL)
         return 0;
-    *(void **)&count = dlsym(handle, "emu_graph_launches");
+    *(void **)&count = dlsym(handle, name);
     const unsigned long n = count();
     dlclose(handle);
     return n;
+}
+
+unsigned long emulated_graph_launches(void)
+{
+    return count_of("emu_graph_launches");
+}
+
+unsigned long emulated_launches(void)
+{
+    return count_of("emu_launches");
 }
 
 bool device_is_cuda(const char *name)

@@ -13,6 +13,8 @@ void emulated_reverse(bool reverse);
 
 /* How often a CUDA graph was launched. */
 unsigned long emulated_graph_launches(void);
+/* How often a kernel ran, in graphs too. */
+unsigned long emulated_launches(void);
 
 /* Any device by name: "cuda-emulated", "cuda" (the first GPU), else an instruction set of the CPU device. */
 pl_status device_open(struct pl_device **out, struct pl_pool *pool, const char *name, struct pl_err *err) PL_MUST_CHECK;
