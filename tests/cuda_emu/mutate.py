@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Mutation check: plants an error in each kernel family of cuda/, one at a time, and sees whether the operation table on the
-emulated device notices; for files whose names begin with "train" the unit suites of training, for recorded steps theirs. `make mutants`
+emulated device notices; for files whose names begin with "train" the unit suites of training, for recorded steps and ranks theirs. `make mutants`
 runs it; each line of the table below is a kernel family, a file, a text that occurs in it exactly once, and what takes its place.
 
 Ends with "N passed, N failed": passed = caught. A mutant that the compiler refuses, or a text that is no longer there, counts as failed.
@@ -107,6 +107,9 @@ MUTANTS = [
     ("recorded steps", "record.c", "cudaGraphLaunch(r->exec, c->stream)", "cudaGetLastError()"),
     ("recorded steps", "attn.c", "c->record.n_spans > 0 ? c->record.n_spans : pl_cuda_spans(b)", "pl_cuda_spans(b)"),
     ("recorded steps", "device.c", "(struct pl_cuda_attn_tile){i, i, 1}", "(struct pl_cuda_attn_tile){i, i, 2}"),
+    ("ranks", "ranks.cu", "s.widest > 0 ? s.widest * r :", "s.widest > 0 ? s.widest * (r > 0 ? r - 1 : 0) :"),
+    ("ranks", "ranks.cu", "while (i >= s.first[r + 1])", "while (i > s.first[r + 1])"),
+    ("ranks", "ranks.cu", "for (unsigned r = 1; r < size; r++)", "for (unsigned r = 1; r + 1 < size; r++)"),
     ("sampling, largest value", "sample.cu", "b.at < a.at) ? b : a", "b.at > a.at) ? b : a"),
     ("sampling, weights", "sample.cu", "k < LANES; k++)\n        total", "k + 1 < LANES; k++)\n        total"),
     ("sampling, weights", "sample.cu", "i < end; i += LANES)", "i + LANES < end; i += LANES)"),
@@ -197,6 +200,7 @@ MUTANTS = [
 ]
 
 SUITES = ("traincuda", "train")  # of files whose names begin with "train"
+SUITES_OF = {"recorded steps": ("record",), "ranks": ("comm",)}  # families
 
 
 def sources_of(name):
@@ -252,13 +256,16 @@ def check(number, mutant, args):
             return family, name, "does not compile: " + done.stderr.strip().splitlines()[0], False
         objects = [str(made) if o.endswith(f"/cuda/{source}.o") else o for o in objects]
     library = folder / "libparley_cuda_emu.so"
-    subprocess.run([*shlex.split(args.link), *objects, "-lpthread", "-o", str(library)], check=True)
+    subprocess.run([*shlex.split(args.link), *objects, f"-Wl,-soname,{library.name}", "-lpthread", "-o", str(library)], check=True)
+    beside = folder / "nccl_emu"
+    beside.symlink_to(Path(args.ops).resolve().parent / "nccl_emu")
     env = {**os.environ, "PARLEY_TEST_CUDA_LIBRARY": str(library.resolve())}
-    suites = SUITES if name.startswith("train") else ("record",) if family == "recorded steps" else ()
+    suites = SUITES if name.startswith("train") else SUITES_OF.get(family, ())
     if suites:
         caught = next(filter(None, (run_until_failure([args.unit], {**env, "CK_RUN_SUITE": suite}) for suite in suites)), None)
     else:
         caught = run_until_failure([args.ops, "cuda-emulated"], env)
+    beside.unlink()
     for path in folder.rglob("*"):
         if path.is_file():
             path.unlink()
