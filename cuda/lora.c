@@ -12,12 +12,11 @@ struct pl_lora {
 
 /* A sum for each row and rank of what is computed at once: more rows go in several rounds */
 enum { MAX_SUMS = 1 << 20 };
-enum { LARGEST = PL_CUDA_LORA_PARTS * PL_ADAPTER_MAX_RANK };
-_Static_assert(MAX_SUMS >= 16 * LARGEST, "some rows fit");
+_Static_assert(MAX_SUMS >= 16 * PL_ADAPTER_MAX_RANK, "some rows fit");
 
 size_t pl_cuda_lora_bytes(size_t T)
 {
-    return (T * LARGEST < MAX_SUMS ? T * LARGEST : MAX_SUMS) * sizeof(float);
+    return (T * PL_ADAPTER_MAX_RANK < MAX_SUMS ? T * PL_ADAPTER_MAX_RANK : MAX_SUMS) * sizeof(float);
 }
 
 /* Other threads than the engine's come and go with adapters while steps run, are captured or wait for other ranks. Nothing here waits for the
@@ -79,8 +78,11 @@ pl_status pl_cuda_lora_new(struct pl_device *dev, uint32_t cols, const struct pl
     struct pl_cuda *c = pl_cuda_of(dev);
     if (c->adapters.pool == NULL)
         return pl_fail(err, PL_ENOTSUP, "this GPU's driver has no pools of memory, which adapters need: serve them with --device cpu");
-    if (n_parts > PL_CUDA_LORA_PARTS)
-        return pl_fail(err, PL_ENOTSUP, "an adapter that changes a product in %zu parts is not supported by the CUDA device", n_parts);
+    bool fits = n_parts <= PL_CUDA_LORA_PARTS;
+    for (size_t i = 0; i < n_parts; i++)
+        fits = fits && parts[i].rank > 0 && parts[i].rank <= PL_ADAPTER_MAX_RANK;
+    if (!fits)
+        return pl_fail(err, PL_ENOTSUP, "an adapter of this shape is not supported by the CUDA device");
     struct pl_lora *l = calloc(1, sizeof *l);
     if (l == NULL)
         return pl_fail(err, PL_ENOMEM, "no memory for an adapter");
@@ -90,7 +92,6 @@ pl_status pl_cuda_lora_new(struct pl_device *dev, uint32_t cols, const struct pl
         const struct pl_lora_src *src = &parts[l->parts.n];
         struct pl_cuda_lora_part *p = &l->parts.part[l->parts.n];
         *p = (struct pl_cuda_lora_part){src->first, src->rows, src->rank, cols, src->scale, NULL, NULL};
-        l->parts.rank += src->rank;
         l->end = src->first + src->rows > l->end ? src->first + src->rows : l->end;
         rc = copy(c, &p->a, src->a, (size_t)src->rank * cols);
         if (rc == PL_OK)
@@ -120,6 +121,17 @@ static pl_status apply(struct pl_cuda *c, pl_view out, pl_view x, const uint32_t
     return rc;
 }
 
+/* From `first` on, as many as have no more sums for a row than one part may have. */
+static struct pl_cuda_lora_parts parts_at_once(const struct pl_cuda_lora_parts *all, uint32_t first)
+{
+    struct pl_cuda_lora_parts some = {.n = 0};
+    for (uint32_t i = first; i < all->n && some.rank + all->part[i].rank <= PL_ADAPTER_MAX_RANK; i++) {
+        some.part[some.n++] = all->part[i];
+        some.rank += all->part[i].rank;
+    }
+    return some;
+}
+
 pl_status pl_cuda_lora_op(struct pl_device *dev, pl_view out, pl_view x, const struct pl_lora_use *uses, size_t n_uses, bool add)
 {
     struct pl_cuda *c = pl_cuda_of(dev);
@@ -131,7 +143,11 @@ pl_status pl_cuda_lora_op(struct pl_device *dev, pl_view out, pl_view x, const s
         const uint32_t *rows = pl_cuda_upload(c, uses[u].rows, uses[u].n_rows * sizeof *rows);
         if (rows == NULL)
             return pl_cuda_failed(c);
-        rc = apply(c, out, x, rows, uses[u].n_rows, &l->parts, add);
+        for (uint32_t i = 0, n; rc == PL_OK && i < l->parts.n; i += n) {
+            const struct pl_cuda_lora_parts some = parts_at_once(&l->parts, i);
+            n = some.n;
+            rc = apply(c, out, x, rows, uses[u].n_rows, &some, add || i > 0);
+        }
     }
     return rc;
 }
