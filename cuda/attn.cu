@@ -71,8 +71,8 @@ __device__ __forceinline__ eight<TYPE> load_eight(const uint8_t *head, uint32_t 
 {
     eight<TYPE> e;
     if constexpr (TYPE == PL_F8) {
-        const uint2 v = __ldg(reinterpret_cast<const uint2 *>(head + at + position * D + d));
-        const uint32_t scale = __ldg(head + scales + position);
+        const uint2 v = *reinterpret_cast<const uint2 *>(head + at + position * D + d);
+        const uint32_t scale = head[scales + position];
         const float up = scale == 255 ? nanf("") : __uint_as_float((scale + 8) << 23); /* e4m3 as half floats are 2^-8 of what they mean */
 #pragma unroll
         for (int i = 0; i < 4; i++) {
@@ -85,17 +85,17 @@ __device__ __forceinline__ eight<TYPE> load_eight(const uint8_t *head, uint32_t 
             e.high[i] = __byte_perm(bits[0], bits[1], 0x7632);
         }
     } else if constexpr (!kv_type<TYPE>::wide) {
-        const uint4 v = __ldg(reinterpret_cast<const uint4 *>(head + at + (position * D + d) * 2));
+        const uint4 v = *reinterpret_cast<const uint4 *>(head + at + (position * D + d) * 2);
         e.high[0] = v.x, e.high[1] = v.y, e.high[2] = v.z, e.high[3] = v.w;
     } else {
         float x[8];
         if constexpr (TYPE == PL_F32) {
             const float4 *from = reinterpret_cast<const float4 *>(head + at + (position * D + d) * 4);
-            const float4 a = __ldg(from), b = __ldg(from + 1);
+            const float4 a = from[0], b = from[1];
             x[0] = a.x, x[1] = a.y, x[2] = a.z, x[3] = a.w, x[4] = b.x, x[5] = b.y, x[6] = b.z, x[7] = b.w;
         } else {
-            const uint2 v = __ldg(reinterpret_cast<const uint2 *>(head + at + position * D + d));
-            const unsigned short bits = __ldg(reinterpret_cast<const unsigned short *>(head + scales) + position * ((D + 31) / 32) + d / 32);
+            const uint2 v = *reinterpret_cast<const uint2 *>(head + at + position * D + d);
+            const unsigned short bits = reinterpret_cast<const unsigned short *>(head + scales)[position * ((D + 31) / 32) + d / 32];
             const float scale = __half2float(__ushort_as_half(bits));
 #pragma unroll
             for (int i = 0; i < 8; i++)
@@ -516,6 +516,7 @@ __device__ __forceinline__ void write(const job &j, uint32_t token, size_t colum
  * in the cache. */
 template <int TYPE, unsigned CHUNKS> __global__ void __launch_bounds__(MAX_WARPS *WARP) whole(job j)
 {
+    wait_for_earlier();
     SHARED_DYNAMIC(uint32_t, shared);
     SHARED uint32_t limits[MAX_WARPS];
     const uint32_t warps = blockDim.x / WARP, warp = threadIdx.x / WARP, number = blockIdx.x * warps + warp;
@@ -585,6 +586,7 @@ template <int TYPE> constexpr unsigned ahead = kv_type<TYPE>::wide ? 2 : 4;
 
 template <int TYPE> __global__ void __launch_bounds__(WARP) one_span(job j)
 {
+    wait_for_earlier();
     SHARED_DYNAMIC(uint32_t, shared);
     const uint32_t number = blockIdx.x, head = blockIdx.y, span = blockIdx.z, D = j.kv.head_dim;
     const pl_cuda_attn_tile from = j.tiles[number];
@@ -620,6 +622,7 @@ template <int TYPE> __global__ void __launch_bounds__(WARP) one_span(job j)
 /* A block for each query. Several spans' numbers are on their way at once; they are folded one after the other. */
 __global__ void join(job j)
 {
+    wait_for_earlier();
     constexpr uint32_t ROUND = 8;
     const uint32_t number = blockIdx.x, head = blockIdx.y, query = blockIdx.z, D = j.kv.head_dim, d = threadIdx.x;
     const pl_cuda_attn_tile from = j.tiles[number];
@@ -649,6 +652,7 @@ __global__ void join(job j)
 /* Multiplies pieces of 2^bits elements of each head by the Hadamard matrix of that size, over the root of the size. A warp for a head. */
 __global__ void rotate_heads(pl_cuda_mat out, pl_cuda_mat x, uint32_t head_dim, uint32_t bits)
 {
+    wait_for_earlier();
     SHARED float heads[MAX_WARPS][MAX_DIM];
     const unsigned lane = threadIdx.x % WARP, per_row = x.cols / head_dim;
     const uint32_t i = blockIdx.x * MAX_WARPS + threadIdx.x / WARP;

@@ -33,11 +33,11 @@ template <int TYPE> struct super_at {
 
     __device__ __forceinline__ uint4 piece(int p) const
     {
-        return __ldg(reinterpret_cast<const uint4 *>(quad) + p * PL_PACK_LANES + lane);
+        return weight_at(reinterpret_cast<const uint4 *>(quad) + p * PL_PACK_LANES + lane);
     }
     __device__ __forceinline__ uint32_t tail() const
     {
-        return __ldg(reinterpret_cast<const uint32_t *>(quad + block_type<TYPE>::pieces * PL_PACK_LANES * PL_PACK_PIECE) + lane);
+        return weight_at(reinterpret_cast<const uint32_t *>(quad + block_type<TYPE>::pieces * PL_PACK_LANES * PL_PACK_PIECE) + lane);
     }
 };
 

@@ -67,9 +67,9 @@ template <class W, int N> struct piece {
     __device__ __forceinline__ void load(const uint8_t *row, uint32_t k)
     {
         if constexpr (N == 1)
-            raw.x = __float_as_uint(value(__ldg(reinterpret_cast<const W *>(row) + k)));
+            raw.x = __float_as_uint(value(weight_at(reinterpret_cast<const W *>(row) + k)));
         else
-            raw = __ldcs(reinterpret_cast<const uint4 *>(row) + k / N);
+            raw = weight_once(reinterpret_cast<const uint4 *>(row) + k / N);
     }
     __device__ __forceinline__ float at(int i) const
     {
@@ -86,13 +86,13 @@ template <int N, bool ALIGNED> static __device__ __forceinline__ void load_x(con
     if constexpr (ALIGNED) {
 #pragma unroll
         for (int i = 0; i < N / 4; i++) {
-            const float4 v = __ldg(reinterpret_cast<const float4 *>(from) + i);
+            const float4 v = reinterpret_cast<const float4 *>(from)[i];
             to[4 * i] = v.x, to[4 * i + 1] = v.y, to[4 * i + 2] = v.z, to[4 * i + 3] = v.w;
         }
     } else {
 #pragma unroll
         for (int i = 0; i < N; i++)
-            to[i] = __ldg(from + i);
+            to[i] = from[i];
     }
 }
 
@@ -151,8 +151,6 @@ template <class W, int N, int T, bool ALIGNED, bool GATED> static __global__ voi
     uint32_t block, column;
     const pl_cuda_part w = part_of(j.w, GATED ? 1 : j.w.n, WARPS * OUTS, block, column);
     const uint32_t lane = threadIdx.x % WARP, first = (block * WARPS + threadIdx.x / WARP) * OUTS, token = blockIdx.y * T;
-    if (first >= w.rows)
-        return;
     const int n = static_cast<int>(min(j.x.rows - token, static_cast<uint32_t>(T)));
     const pl_cuda_mat x = {j.x.p + token * j.x.stride, j.x.rows, j.x.cols, j.x.stride};
     const uint8_t *rows[ROWS];
@@ -162,6 +160,9 @@ template <class W, int N, int T, bool ALIGNED, bool GATED> static __global__ voi
         rows[r] = (r >= OUTS ? j.w.part[1].data : w.data) + min(first + r % OUTS, w.rows - 1) * w.row_bytes;
     few_pieces<W, N, T> next;
     next.load(rows, lane * N, w.cols);
+    wait_for_earlier(); /* weights are there */
+    if (first >= w.rows)
+        return;
 #pragma unroll 1
     for (uint32_t k = lane * N; k < w.cols; k += STEPS * WARP * N) {
         const few_pieces<W, N, T> now = next;
@@ -261,6 +262,7 @@ static __device__ __forceinline__ float scale_for(float most)
 /* A block for a row */
 template <class W, bool SCALED, bool QUADS> static __global__ void narrow_kernel(pl_cuda_mat x, W *to, float *scales)
 {
+    wait_for_earlier();
     SHARED float largest[WARP];
     const uint32_t t = blockIdx.x, lane = threadIdx.x % WARP;
     const float *const in = x.p + t * x.stride;
@@ -312,6 +314,7 @@ cudaError_t pl_cuda_narrow(cudaStream_t s, int dtype, struct pl_cuda_mat x, void
 
 static __global__ void finish_kernel(pl_cuda_mat out, const float *y, const float *scale, const float *bias, bool add)
 {
+    wait_for_earlier();
     const uint32_t i = blockIdx.y * FINISH_THREADS + threadIdx.x, t = blockIdx.x;
     if (i >= out.cols)
         return;

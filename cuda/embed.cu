@@ -24,6 +24,7 @@ static __device__ __forceinline__ void put(float *to, float v, bool add)
 
 static __global__ void embed_floats(pl_cuda_mat out, pl_cuda_part w, uint32_t first, const uint32_t *idx, bool add)
 {
+    wait_for_earlier();
     const uint32_t i = blockIdx.y * EMBED_THREADS + threadIdx.x;
     uint32_t row = idx[blockIdx.x];
     if (i < out.cols && is_zero(first, row, add))
@@ -41,6 +42,7 @@ static __global__ void embed_floats(pl_cuda_mat out, pl_cuda_part w, uint32_t fi
 /* A thread for 32 values */
 template <int TYPE> static __global__ void embed_blocks(pl_cuda_mat out, pl_cuda_part w, uint32_t first, const uint32_t *idx, bool add)
 {
+    wait_for_earlier();
     using type = block_type<TYPE>;
     const uint32_t block = blockIdx.y * EMBED_THREADS + threadIdx.x, super = block / 8;
     uint32_t row = idx[blockIdx.x];

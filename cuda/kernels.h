@@ -166,10 +166,15 @@ struct pl_cuda_lora_part {
     float scale;
     float *a, *b; /* [rank][cols], [rows][rank] */
 };
-cudaError_t pl_cuda_lora_clear(cudaStream_t s, struct pl_cuda_mat out, const uint32_t *rows, uint32_t n_rows);
-/* y: [n_rows][rank] to work in */
+/* Parts of one product, no output in two of them; rank: of all together */
+enum { PL_CUDA_LORA_PARTS = 9 };
+struct pl_cuda_lora_parts {
+    struct pl_cuda_lora_part part[PL_CUDA_LORA_PARTS];
+    uint32_t n, rank;
+};
+/* Of n_rows rows of out and x. Without add, outputs that no part is for become 0. y: [n_rows][rank] to work in */
 cudaError_t pl_cuda_lora(cudaStream_t s, struct pl_cuda_mat out, struct pl_cuda_mat x, const uint32_t *rows, uint32_t n_rows,
-                         const struct pl_cuda_lora_part *p, float *y);
+                         struct pl_cuda_lora_parts parts, float *y, bool add);
 
 /* ---- sample.cu ---------------------------------------------------------------------------------------------------------- */
 
@@ -187,6 +192,13 @@ cudaError_t pl_cuda_sample(cudaStream_t s, struct pl_cuda_draws d, uint32_t firs
 
 /* out[n] = the sum of `size` vectors that begin `stride` apart, first to last. out may be the first. */
 cudaError_t pl_cuda_sum_ranks(cudaStream_t s, float *out, const float *parts, size_t stride, unsigned size, size_t n);
+/* Columns that ranks have sent, to where they belong: rank r's, out.rows of them, become [first[r], first[r + 1]) of out; the own ones are there.
+ * They lie one rank's behind the other's: each with room for `widest` columns, or, where that is 0, as wide as they are and from rank 1 on. */
+enum { PL_CUDA_RANKS = 64 };
+struct pl_cuda_shares {
+    uint32_t size, own, widest, first[PL_CUDA_RANKS + 1];
+};
+cudaError_t pl_cuda_spread(cudaStream_t s, struct pl_cuda_mat out, const float *from, struct pl_cuda_shares shares);
 
 #ifdef __cplusplus
 }

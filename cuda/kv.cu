@@ -158,6 +158,7 @@ static __device__ __forceinline__ void write_f8(const pl_cuda_kv &kv, const plac
 
 template <int TYPE> static __global__ void kv_kernel(kv_job j)
 {
+    wait_for_earlier();
     SHARED heads x;
     SHARED float cosines[MAX_DIM / 2], sines[MAX_DIM / 2];
     const uint32_t t = blockIdx.x, h = blockIdx.y, D = j.kv.head_dim, slot = j.slot[t];

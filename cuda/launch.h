@@ -2,8 +2,14 @@
  * which run the same text on a CPU.
  *
  *     LAUNCH(kernel, grid, block, shared_bytes, stream, arguments…)    a template's name in parentheses: (name<float, 4>)
+ *     wait_for_earlier();                                              the first statement of every kernel
  *     SHARED_DYNAMIC(type, name);                                      the shared_bytes, as an array of type
  *     SHARED type name[n];                                             shared memory of a size known here
+ *
+ * Kernels overlap where the GPU lets them (9.0 and newer; also in graphs): one is started when all blocks of the one before it are, and waits at
+ * its head until that one is through and all that it wrote can be seen. That one had waited too, so that the same holds for everything before it. So
+ * nothing is read or written before the wait but weights, which no kernel writes, and nothing else is read as what stays the same while a kernel is
+ * there (weight_at). A copy, or a kernel of a library, that stands between two waits for the first, and the second for it, as ever.
  *
  * Emulation spends its time with exchanges between lanes: those of sums, maxima and tensor cores (mma.h) are made at once there, unless it runs
  * threads backwards; then, as on a GPU, the lanes make them.
@@ -21,7 +27,33 @@
 #include "cuda/kernels.h"
 
 #ifdef __CUDACC__
-#define LAUNCH(kernel, grid, block, shared_bytes, stream, ...) kernel<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__)
+#include <atomic>
+
+/* Whether the current GPU runs code of this library that knows how to wait. All of it is compiled alike: any kernel can be asked. */
+inline bool kernels_overlap(const void *kernel)
+{
+    static std::atomic<signed char> known[64]; /* of each GPU; 0 = not asked yet */
+    cudaFuncAttributes a;
+    int gpu;
+    if (cudaGetDevice(&gpu) != cudaSuccess || gpu >= 64)
+        return false;
+    if (known[gpu] == 0 && cudaFuncGetAttributes(&a, kernel) == cudaSuccess)
+        known[gpu] = a.ptxVersion >= 90 ? 1 : -1;
+    return known[gpu] > 0;
+}
+
+template <class... P, class... A>
+static inline void launch_kernel(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream, A... arguments)
+{
+    cudaLaunchAttribute overlap = {};
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t how = {};
+    how.gridDim = grid, how.blockDim = block, how.dynamicSmemBytes = shared_bytes, how.stream = stream;
+    how.attrs = &overlap, how.numAttrs = kernels_overlap(reinterpret_cast<const void *>(kernel)) ? 1 : 0;
+    (void)cudaLaunchKernelEx(&how, kernel, arguments...); /* cudaGetLastError says what came of it */
+}
+#define LAUNCH(kernel, grid, block, shared_bytes, stream, ...) launch_kernel(kernel, grid, block, shared_bytes, stream, __VA_ARGS__)
 #define SHARED_DYNAMIC(type, name)                                                                                     \
     extern __shared__ __align__(16) unsigned char pl_shared_bytes[];                                                   \
     type *const name = reinterpret_cast<type *>(pl_shared_bytes)
@@ -32,6 +64,27 @@
 #define SHARED_DYNAMIC(type, name) type *const name = static_cast<type *>(emu_shared())
 #define SHARED static
 #endif
+
+static __device__ __forceinline__ void wait_for_earlier()
+{
+#if !defined(__CUDACC__)
+    emu_waited();
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    cudaGridDependencySynchronize();
+    cudaTriggerProgrammaticLaunchCompletion();
+#endif
+}
+
+/* Of a weight; once: it is not read again soon. */
+template <class T> static __device__ __forceinline__ T weight_at(const T *p)
+{
+    return __ldg(p);
+}
+
+template <class T> static __device__ __forceinline__ T weight_once(const T *p)
+{
+    return __ldcs(p);
+}
 
 enum { WARP = 32 };
 #define ALL_LANES 0xffffffffu

@@ -6,8 +6,8 @@
 #include "cuda/cuda.h"
 
 struct pl_lora {
-    uint32_t cols, n_parts;
-    struct pl_cuda_lora_part *parts;
+    uint32_t cols, end; /* end: of the last output that is changed */
+    struct pl_cuda_lora_parts parts;
 };
 
 /* A sum for each row and rank of what is computed at once: more rows go in several rounds */
@@ -57,12 +57,10 @@ void pl_cuda_adapters_close(struct pl_cuda *c)
 void pl_cuda_lora_free(struct pl_device *dev, struct pl_lora *l)
 {
     struct pl_cuda *c = pl_cuda_of(dev);
-    for (uint32_t i = 0; l != NULL && i < l->n_parts; i++) {
-        release(c, l->parts[i].a);
-        release(c, l->parts[i].b);
+    for (uint32_t i = 0; l != NULL && i < l->parts.n; i++) {
+        release(c, l->parts.part[i].a);
+        release(c, l->parts.part[i].b);
     }
-    if (l != NULL)
-        free(l->parts);
     free(l);
 }
 
@@ -80,17 +78,21 @@ pl_status pl_cuda_lora_new(struct pl_device *dev, uint32_t cols, const struct pl
     struct pl_cuda *c = pl_cuda_of(dev);
     if (c->adapters.pool == NULL)
         return pl_fail(err, PL_ENOTSUP, "this GPU's driver has no pools of memory, which adapters need: serve them with --device cpu");
+    bool fits = n_parts <= PL_CUDA_LORA_PARTS;
+    for (size_t i = 0; i < n_parts; i++)
+        fits = fits && parts[i].rank > 0 && parts[i].rank <= PL_ADAPTER_MAX_RANK;
+    if (!fits)
+        return pl_fail(err, PL_ENOTSUP, "an adapter of this shape is not supported by the CUDA device");
     struct pl_lora *l = calloc(1, sizeof *l);
-    if (l == NULL || (l->parts = calloc(n_parts, sizeof *l->parts)) == NULL) {
-        free(l);
+    if (l == NULL)
         return pl_fail(err, PL_ENOMEM, "no memory for an adapter");
-    }
     l->cols = cols;
     pl_status rc = PL_OK;
-    for (; rc == PL_OK && l->n_parts < n_parts; l->n_parts++) {
-        const struct pl_lora_src *src = &parts[l->n_parts];
-        struct pl_cuda_lora_part *p = &l->parts[l->n_parts];
+    for (; rc == PL_OK && l->parts.n < n_parts; l->parts.n++) {
+        const struct pl_lora_src *src = &parts[l->parts.n];
+        struct pl_cuda_lora_part *p = &l->parts.part[l->parts.n];
         *p = (struct pl_cuda_lora_part){src->first, src->rows, src->rank, cols, src->scale, NULL, NULL};
+        l->end = src->first + src->rows > l->end ? src->first + src->rows : l->end;
         rc = copy(c, &p->a, src->a, (size_t)src->rank * cols);
         if (rc == PL_OK)
             rc = copy(c, &p->b, src->b, (size_t)src->rows * src->rank);
@@ -105,20 +107,29 @@ pl_status pl_cuda_lora_new(struct pl_device *dev, uint32_t cols, const struct pl
     return PL_OK;
 }
 
-static pl_status apply(struct pl_cuda *c, pl_view out, pl_view x, const uint32_t *rows, uint32_t n_rows, const struct pl_cuda_lora_part *p)
+static pl_status apply(struct pl_cuda *c, pl_view out, pl_view x, const uint32_t *rows, uint32_t n_rows, const struct pl_cuda_lora_parts *parts, bool add)
 {
-    const uint32_t fit = MAX_SUMS / p->rank, most = n_rows < fit ? n_rows : fit;
-    float *y = pl_cuda_scratch(c, PL_CUDA_SCRATCH_LORA, (size_t)most * p->rank * sizeof *y);
-    if (p->first + p->rows > out.cols)
-        return PL_EINVAL;
+    const uint32_t fit = MAX_SUMS / parts->rank, most = n_rows < fit ? n_rows : fit;
+    float *y = pl_cuda_scratch(c, PL_CUDA_SCRATCH_LORA, (size_t)most * parts->rank * sizeof *y);
     if (y == NULL)
         return pl_cuda_failed(c);
     pl_status rc = PL_OK;
     for (uint32_t at = 0; rc == PL_OK && at < n_rows; at += most) {
         const uint32_t n = n_rows - at < most ? n_rows - at : most;
-        rc = pl_cuda_check(c, pl_cuda_lora(c->stream, pl_cuda_mat(out), pl_cuda_mat(x), rows + at, n, p, y), "an adapter");
+        rc = pl_cuda_check(c, pl_cuda_lora(c->stream, pl_cuda_mat(out), pl_cuda_mat(x), rows + at, n, *parts, y, add), "an adapter");
     }
     return rc;
+}
+
+/* From `first` on, as many as have no more sums for a row than one part may have. */
+static struct pl_cuda_lora_parts parts_at_once(const struct pl_cuda_lora_parts *all, uint32_t first)
+{
+    struct pl_cuda_lora_parts some = {.n = 0};
+    for (uint32_t i = first; i < all->n && some.rank + all->part[i].rank <= PL_ADAPTER_MAX_RANK; i++) {
+        some.part[some.n++] = all->part[i];
+        some.rank += all->part[i].rank;
+    }
+    return some;
 }
 
 pl_status pl_cuda_lora_op(struct pl_device *dev, pl_view out, pl_view x, const struct pl_lora_use *uses, size_t n_uses, bool add)
@@ -127,15 +138,16 @@ pl_status pl_cuda_lora_op(struct pl_device *dev, pl_view out, pl_view x, const s
     pl_status rc = pl_cuda_begin(c);
     for (size_t u = 0; rc == PL_OK && u < n_uses; u++) {
         const struct pl_lora *l = uses[u].lora;
-        if (l->cols != x.cols)
+        if (l->cols != x.cols || l->end > out.cols)
             return PL_EINVAL;
         const uint32_t *rows = pl_cuda_upload(c, uses[u].rows, uses[u].n_rows * sizeof *rows);
         if (rows == NULL)
             return pl_cuda_failed(c);
-        if (!add)
-            rc = pl_cuda_check(c, pl_cuda_lora_clear(c->stream, pl_cuda_mat(out), rows, uses[u].n_rows), "clearing for adapters");
-        for (uint32_t i = 0; rc == PL_OK && i < l->n_parts; i++)
-            rc = apply(c, out, x, rows, uses[u].n_rows, &l->parts[i]);
+        for (uint32_t i = 0, n; rc == PL_OK && i < l->parts.n; i += n) {
+            const struct pl_cuda_lora_parts some = parts_at_once(&l->parts, i);
+            n = some.n;
+            rc = apply(c, out, x, rows, uses[u].n_rows, &some, add || i > 0);
+        }
     }
     return rc;
 }

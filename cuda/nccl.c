@@ -67,6 +67,8 @@ _Static_assert(offsetof(ncclConfig_t, version) == offsetof(struct config, versio
                    offsetof(ncclConfig_t, splitShare) == offsetof(struct config, split_share), "NCCL's configuration");
 #endif
 
+_Static_assert((int)PL_CUDA_RANKS >= (int)PL_MAX_RANKS, "kernels know of all ranks");
+
 struct pl_nccl {
     struct pl_comm base;
     struct pl_comm *host; /* borrowed */
@@ -325,6 +327,14 @@ static pl_status copy_columns(struct pl_nccl *n, float *to, size_t to_stride, co
     return pl_cuda_check(n->cuda, e, "copying columns");
 }
 
+/* What has come from the other ranks, to its columns of the first n_rows of v. */
+static pl_status spread(struct pl_nccl *n, pl_view v, uint32_t n_rows, const float *from, const uint32_t *first, uint32_t widest)
+{
+    struct pl_cuda_shares shares = {.size = n->base.size, .own = n->base.rank, .widest = widest};
+    memcpy(shares.first, first, (shares.size + 1) * sizeof *first);
+    return pl_cuda_check(n->cuda, pl_cuda_spread(n->cuda->stream, pl_cuda_mat(pl_view_rows(v, 0, n_rows)), from, shares), "placing columns");
+}
+
 /* One row of equal shares lies as NCCL leaves it. */
 static bool is_in_place(const struct pl_comm *c, pl_view v, const uint32_t *first)
 {
@@ -352,10 +362,7 @@ static pl_status all_gather(struct pl_comm *c, struct pl_device *dev, pl_view v,
     rc = copy_columns(n, all + room * c->rank, widest, p + first[c->rank], v.stride, first[c->rank + 1] - first[c->rank], v.rows);
     if (rc == PL_OK)
         rc = gather_equal(n, all + room * c->rank, all, room, "gathering columns");
-    for (unsigned r = 0; r < c->size && rc == PL_OK; r++)
-        if (r != c->rank)
-            rc = copy_columns(n, p + first[r], v.stride, all + room * r, widest, first[r + 1] - first[r], v.rows);
-    return rc;
+    return rc == PL_OK ? spread(n, v, v.rows, all, first, widest) : rc;
 }
 
 static pl_status send_part(struct pl_nccl *n, pl_view part)
@@ -382,7 +389,7 @@ static pl_status gather(struct pl_comm *c, struct pl_device *dev, pl_view out, p
     pl_status rc = ready(n, dev);
     if (rc != PL_OK || c->rank != 0)
         return rc != PL_OK ? rc : send_part(n, part);
-    float *all = scratch(n, rows * (first[c->size] - first[1]) + 1), *p = out.buf->data + out.offset;
+    float *all = rows == 1 ? out.buf->data + out.offset + first[1] : scratch(n, rows * (first[c->size] - first[1]) + 1); /* one row: to its place */
     if (all == NULL)
         return pl_cuda_failed(n->cuda);
     int e = calls.group_start();
@@ -390,9 +397,7 @@ static pl_status gather(struct pl_comm *c, struct pl_device *dev, pl_view out, p
         e = calls.recv(all + rows * (first[r] - first[1]), rows * (first[r + 1] - first[r]), FLOAT32, (int)r, n->comm, n->cuda->stream);
     const int ended = calls.group_end();
     rc = settle(n, bad(e) ? e : ended, "receiving columns");
-    for (unsigned r = 1; r < c->size && rc == PL_OK; r++)
-        rc = copy_columns(n, p + first[r], out.stride, all + rows * (first[r] - first[1]), first[r + 1] - first[r], first[r + 1] - first[r], part.rows);
-    return rc;
+    return rc == PL_OK && rows > 1 ? spread(n, out, part.rows, all, first, 0) : rc;
 }
 
 /* ---- what is not the device's ------------------------------------------------------------------------------------------------ */

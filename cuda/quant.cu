@@ -48,6 +48,7 @@ constexpr float TINY = 0x1p-100f; /* a largest value up to this counts as zero: 
 /* A warp for 32 inputs */
 __global__ void quant_rows(pl_cuda_mat x, pl_cuda_act to)
 {
+    wait_for_earlier();
     const unsigned lane = threadIdx.x % WARP, per_row = to.padded / 32;
     const size_t i = blockIdx.x * static_cast<size_t>(blockDim.x / WARP) + threadIdx.x / WARP;
     if (i >= static_cast<size_t>(x.rows) * per_row)
@@ -77,7 +78,7 @@ struct act_block {
 
 __device__ __forceinline__ act_block act_at(const pl_cuda_act &x, uint32_t t, uint32_t block)
 {
-    const uint2 v = __ldg(reinterpret_cast<const uint2 *>(x.scale) + t * static_cast<size_t>(x.padded / 32) + block);
+    const uint2 v = reinterpret_cast<const uint2 *>(x.scale)[t * static_cast<size_t>(x.padded / 32) + block];
     return {__uint_as_float(v.x), {static_cast<int16_t>(v.y & 0xffff), static_cast<int16_t>(v.y >> 16)}};
 }
 
@@ -113,7 +114,7 @@ __device__ __forceinline__ void add_super(float *sum, const super_held<TYPE> &w,
         for (int i = 0; i < N; i++) {
             const uint32_t t = i < static_cast<int>(n) ? i : n - 1;
             const int4 *q = reinterpret_cast<const int4 *>(x.q + t * static_cast<size_t>(x.padded) + super * PL_PACK_SUPER) + 2 * j;
-            const int4 low = __ldg(q), high = __ldg(q + 1);
+            const int4 low = q[0], high = q[1];
             const int xq[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
             int dot[halves] = {};
 #pragma unroll
@@ -138,6 +139,7 @@ __device__ __forceinline__ void announce(const uint8_t *quad, unsigned bytes, un
 /* An SM has at least two such blocks, of both matrices: where it could have more, the compiler saves registers by loading late. */
 template <int TYPE, int N> __global__ void __launch_bounds__(2 * FEW_WARPS *WARP, 2) few(product p)
 {
+    wait_for_earlier();
     /* What is loaded in one round is multiplied in the next: the compiler would else load each piece where it is wanted. With more rows of x
      * arithmetic costs more than bytes, and warps help more than loads under way; and registers have an end. */
     constexpr bool AHEAD = N < PL_CUDA_QUANT_FEW && block_type<TYPE>::pieces <= (N == 1 ? 13 : 12);
@@ -224,7 +226,7 @@ template <int TYPE> __device__ __forceinline__ void load_tile(tile<TYPE> &s, con
     for (unsigned i = threadIdx.x; i < TOKENS * BLOCKS * 2; i += MANY_THREADS) {
         const unsigned token = i / (BLOCKS * 2), piece = i % (BLOCKS * 2);
         const uint32_t t = min(blockIdx.y * TOKENS + token, p.out.rows - 1), block = super * 8 + half * BLOCKS;
-        const uint4 v = __ldg(reinterpret_cast<const uint4 *>(p.x.q + t * static_cast<size_t>(p.x.padded) + block * 32) + piece);
+        const uint4 v = reinterpret_cast<const uint4 *>(p.x.q + t * static_cast<size_t>(p.x.padded) + block * 32)[piece];
         *reinterpret_cast<uint4 *>(&s.x[token][piece * 4]) = v;
         if (piece < BLOCKS)
             s.act[token][piece] = act_at(p.x, t, block + piece);
@@ -261,6 +263,7 @@ template <int TYPE> __device__ __forceinline__ void multiply_tile(float (*sum)[4
 
 template <int TYPE> __global__ void __launch_bounds__(MANY_THREADS) many(product p)
 {
+    wait_for_earlier();
     SHARED_DYNAMIC(tile<TYPE>, s);
     const uint32_t cols = p.w.part[0].cols, warps = pl_pack_warps(cols), supers = pl_pack_supers(cols);
     float total[TOKENS / 8][4] = {};

@@ -17,6 +17,7 @@ struct norm_job {
 
 template <bool QUADS> static __global__ void norm_kernel(norm_job j)
 {
+    wait_for_earlier();
     SHARED float sums[2][WARP];
     const uint32_t cols = j.x.cols;
     const float *in = j.x.p + blockIdx.x * j.x.stride;
@@ -67,6 +68,7 @@ cudaError_t pl_cuda_norm(cudaStream_t s, bool layer, struct pl_cuda_mat out, str
 
 static __global__ void act_kernel(bool gelu, pl_cuda_mat x)
 {
+    wait_for_earlier();
     const uint32_t i = blockIdx.y * ACT_THREADS + threadIdx.x;
     float *const at = x.p + blockIdx.x * x.stride + i;
     if (i < x.cols)
@@ -99,6 +101,7 @@ template <bool QUADS> static __device__ __forceinline__ void add_four(float *gat
 
 template <bool QUADS> static __global__ void glu_kernel(glu_job j)
 {
+    wait_for_earlier();
     const uint32_t i = 4 * (blockIdx.y * ACT_THREADS + threadIdx.x), t = blockIdx.x, F = j.out.cols;
     if (i >= F)
         return;
@@ -135,6 +138,7 @@ cudaError_t pl_cuda_glu(cudaStream_t s, bool gelu, struct pl_cuda_mat out, struc
 
 static __global__ void gather_kernel(pl_cuda_mat out, pl_cuda_mat x, const uint32_t *rows)
 {
+    wait_for_earlier();
     const uint32_t i = blockIdx.y * ACT_THREADS + threadIdx.x;
     if (i < out.cols)
         out.p[blockIdx.x * out.stride + i] = x.p[rows[blockIdx.x] * x.stride + i];

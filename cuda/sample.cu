@@ -467,6 +467,7 @@ __device__ bool log_probabilities(const float *x, uint32_t V, uint32_t n_top, fl
 
 __global__ void __launch_bounds__(THREADS) sample_kernel(pl_cuda_draws p, uint32_t first)
 {
+    wait_for_earlier();
     SHARED_DYNAMIC(amount, sums);
     SHARED shared s;
     const uint32_t row = first + blockIdx.x, V = p.logits.cols;

@@ -193,6 +193,7 @@ template <int CHUNKS> static __device__ __forceinline__ void weigh(piece &s, run
 
 template <int CHUNKS> static __global__ void __launch_bounds__(THREADS) forward(job j)
 {
+    wait_for_earlier();
     SHARED_DYNAMIC(float, shared);
     float *const a = shared, *const b = a + TILE * LINE, *const p = b + TILE * LINE;
     const tile q = tile_of(j, blockIdx.x);
@@ -233,6 +234,7 @@ enum { ALONG_WARPS = 8 };
 /* along: a warp for each row of a head */
 static __global__ void along_kernel(job j)
 {
+    wait_for_earlier();
     const uint32_t t = blockIdx.x, h = blockIdx.y * ALONG_WARPS + threadIdx.x / WARP;
     float sum = 0;
     for (uint32_t d = threadIdx.x % WARP; h < j.H && d < j.D; d += WARP)
@@ -261,6 +263,7 @@ static __device__ __forceinline__ void score_gradients(piece &p, piece &ds, cons
 /* dq: a block for 64 queries of a head */
 template <int CHUNKS> static __global__ void __launch_bounds__(THREADS) backward_queries(job j)
 {
+    wait_for_earlier();
     SHARED_DYNAMIC(float, shared);
     float *const a = shared, *const b = a + TILE * LINE, *const p = b + TILE * LINE;
     const tile q = tile_of(j, blockIdx.x);
@@ -283,6 +286,7 @@ template <int CHUNKS> static __global__ void __launch_bounds__(THREADS) backward
 /* dk and dv: a block for 64 keys of a key/value head; the heads that read it one after the other */
 template <int CHUNKS> static __global__ void __launch_bounds__(THREADS) backward_keys(job j)
 {
+    wait_for_earlier();
     SHARED_DYNAMIC(float, shared);
     float *const a = shared, *const b = a + TILE * LINE, *const p = b + TILE * LINE;
     const tile k = tile_of(j, blockIdx.x);

@@ -27,6 +27,7 @@ static __device__ __forceinline__ float value_at(const uint8_t *row, int dtype, 
 
 template <class OUT> static __global__ void expand_floats(pl_cuda_part w, uint32_t first, OUT *out, size_t stride)
 {
+    wait_for_earlier();
     const uint8_t *const row = w.data + (first + static_cast<size_t>(blockIdx.x)) * w.row_bytes;
     OUT *const to = out + blockIdx.x * stride;
 #pragma unroll
@@ -40,6 +41,7 @@ template <class OUT> static __global__ void expand_floats(pl_cuda_part w, uint32
 /* A warp for a quad of 8 rows × 1024 values: each lane reads its super, all write 32 values of a row at a time. */
 template <int TYPE, class OUT> static __global__ void expand_blocks(pl_cuda_part w, uint32_t first, uint32_t n, OUT *out, size_t stride)
 {
+    wait_for_earlier();
     using type = block_type<TYPE>;
     SHARED float values[QUADS][WARP][WARP + 1];
     const uint32_t lane = threadIdx.x % WARP, quad = blockIdx.y * QUADS + threadIdx.x / WARP, group = first / PL_PACK_ROWS + blockIdx.x;
@@ -89,6 +91,7 @@ cudaError_t pl_cuda_expand(cudaStream_t s, const struct pl_cuda_part *w, uint32_
 
 static __global__ void bias_kernel(pl_cuda_mat out, const float *bias)
 {
+    wait_for_earlier();
     const uint32_t i = blockIdx.y * WIDE + threadIdx.x;
     if (i < out.cols)
         out.p[blockIdx.x * out.stride + i] = bias[i];
@@ -102,6 +105,7 @@ cudaError_t pl_cuda_bias(cudaStream_t s, struct pl_cuda_mat out, const float *bi
 
 static __global__ void add_kernel(pl_cuda_mat out, pl_cuda_mat x)
 {
+    wait_for_earlier();
     const uint32_t i = blockIdx.y * WIDE + threadIdx.x;
     if (i < x.cols)
         out.p[blockIdx.x * out.stride + i] += x.p[blockIdx.x * x.stride + i];
@@ -116,6 +120,7 @@ cudaError_t pl_cuda_add(cudaStream_t s, struct pl_cuda_mat out, struct pl_cuda_m
 /* A block for 32 columns: warp w adds up rows w, w + 32, …; then what the warps have is added, first to last. */
 static __global__ void __launch_bounds__(SUM_ROWS *WARP) sum_columns_kernel(float *sums, pl_cuda_mat x)
 {
+    wait_for_earlier();
     SHARED float part[SUM_ROWS][WARP];
     const uint32_t lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, column = blockIdx.x * WARP + lane;
     float sum = 0;
@@ -150,6 +155,7 @@ static __device__ __forceinline__ float block_max(float v, float *scratch)
 
 static __global__ void __launch_bounds__(LOSS_THREADS) loss_kernel(pl_cuda_loss_job l)
 {
+    wait_for_earlier();
     SHARED float largest[WARP], sums[WARP];
     const uint32_t r = blockIdx.x, V = l.logits.cols, target = l.targets[r];
     float *const x = l.logits.p + r * l.logits.stride;

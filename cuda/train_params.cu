@@ -8,6 +8,7 @@ enum { THREADS = 256, EMBED_THREADS = 128 };
 /* A thread for a column of a piece. */
 static __global__ void embed_pieces_kernel(pl_cuda_mat dw, pl_cuda_mat dy, float *sums, const pl_cuda_use_piece *pieces, const uint32_t *order)
 {
+    wait_for_earlier();
     const uint32_t i = blockIdx.y * EMBED_THREADS + threadIdx.x;
     const pl_cuda_use_piece p = pieces[blockIdx.x];
     if (i >= dy.cols)
@@ -23,6 +24,7 @@ static __global__ void embed_pieces_kernel(pl_cuda_mat dw, pl_cuda_mat dy, float
 
 static __global__ void embed_total_kernel(pl_cuda_mat dw, const float *sums, const pl_cuda_use_piece *totals)
 {
+    wait_for_earlier();
     const uint32_t i = blockIdx.y * EMBED_THREADS + threadIdx.x;
     const pl_cuda_use_piece t = totals[blockIdx.x];
     if (i >= dw.cols)
@@ -47,6 +49,7 @@ cudaError_t pl_cuda_embed_dw(cudaStream_t s, struct pl_cuda_mat dw, struct pl_cu
 /* A block for a piece: each thread every THREADS-th value, then pairs of threads. */
 static __global__ void squares_kernel(double *sums, const float *x, size_t n)
 {
+    wait_for_earlier();
     SHARED double part[THREADS];
     const size_t from = blockIdx.x * static_cast<size_t>(PL_CUDA_SQUARES), end = min(from + PL_CUDA_SQUARES, n);
     double sum = 0;
@@ -71,6 +74,7 @@ cudaError_t pl_cuda_squares(cudaStream_t s, double *sums, const float *x, size_t
 
 static __global__ void adamw_kernel(float *w, float *g, float *m, float *v, size_t n, pl_cuda_adamw_step o)
 {
+    wait_for_earlier();
     const size_t i = blockIdx.x * static_cast<size_t>(THREADS) + threadIdx.x;
     if (i >= n)
         return;

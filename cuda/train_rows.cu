@@ -16,6 +16,7 @@ static __device__ __forceinline__ float *row_of(const pl_cuda_mat &m, uint32_t r
 /* With x̂ = (x - mean) r and d = gain dy:  dx = r (d - mean(d) - x̂ mean(d x̂)); RMS has no mean(d). stats: mean and r of each row. */
 static __global__ void norm_d_kernel(bool layer, pl_cuda_mat dx, pl_cuda_mat dy, pl_cuda_mat x, const float *gain, float eps, bool add, float2 *stats)
 {
+    wait_for_earlier();
     SHARED float sums[4][WARP];
     const float *in = row_of(x, blockIdx.x), *d_out = row_of(dy, blockIdx.x), n = static_cast<float>(x.cols);
     float *to = row_of(dx, blockIdx.x), sum = 0, squares = 0, mean = 0, d_sum = 0, d_along = 0;
@@ -46,6 +47,7 @@ static __global__ void norm_d_kernel(bool layer, pl_cuda_mat dx, pl_cuda_mat dy,
 /* A thread's column of one piece of rows: parts[piece][0][C] of the gain, parts[piece][1][C] of the bias */
 static __global__ void norm_parts_kernel(pl_cuda_mat dy, pl_cuda_mat x, const float2 *stats, float *parts)
 {
+    wait_for_earlier();
     const uint32_t c = blockIdx.y * ROW_THREADS + threadIdx.x, from = blockIdx.x * PIECE, end = min(from + PIECE, x.rows);
     float gain = 0, bias = 0;
     if (c >= x.cols)
@@ -62,6 +64,7 @@ static __global__ void norm_parts_kernel(pl_cuda_mat dy, pl_cuda_mat x, const fl
 
 static __global__ void norm_total_kernel(uint32_t n_pieces, uint32_t n_cols, const float *parts, float *dgain, float *dbias)
 {
+    wait_for_earlier();
     const uint32_t c = blockIdx.x * ROW_THREADS + threadIdx.x;
     float gain = 0, bias = 0;
     if (c >= n_cols)
@@ -99,6 +102,7 @@ cudaError_t pl_cuda_norm_d(cudaStream_t s, bool layer, struct pl_cuda_mat dx, fl
 
 static __global__ void rope_table_kernel(pl_cuda_mat table, const float *freq, const uint32_t *pos)
 {
+    wait_for_earlier();
     const uint32_t i = blockIdx.y * ROW_THREADS + threadIdx.x, n = table.cols / 2;
     float *const to = row_of(table, blockIdx.x);
     if (i < n)
@@ -113,6 +117,7 @@ cudaError_t pl_cuda_rope_table(cudaStream_t s, struct pl_cuda_mat table, const f
 
 static __global__ void rotate_kernel(bool halves, pl_cuda_mat x, uint32_t head_dim, pl_cuda_mat table, float sign)
 {
+    wait_for_earlier();
     const uint32_t k = blockIdx.y * ROW_THREADS + threadIdx.x, n = table.cols / 2, i = k % n;
     if (k / n >= x.cols / head_dim)
         return;
@@ -142,6 +147,7 @@ static __device__ __forceinline__ float2 slope_of(bool gelu, float x)
 
 static __global__ void act_kernel(bool gelu, pl_cuda_mat out, pl_cuda_mat x)
 {
+    wait_for_earlier();
     const uint32_t i = blockIdx.y * ROW_THREADS + threadIdx.x;
     if (i < x.cols)
         row_of(out, blockIdx.x)[i] = activate(gelu, row_of(x, blockIdx.x)[i]);
@@ -149,6 +155,7 @@ static __global__ void act_kernel(bool gelu, pl_cuda_mat out, pl_cuda_mat x)
 
 static __global__ void act_d_kernel(bool gelu, pl_cuda_mat dx, pl_cuda_mat dout, pl_cuda_mat x)
 {
+    wait_for_earlier();
     const uint32_t i = blockIdx.y * ROW_THREADS + threadIdx.x;
     if (i < x.cols)
         row_of(dx, blockIdx.x)[i] = row_of(dout, blockIdx.x)[i] * slope_of(gelu, row_of(x, blockIdx.x)[i]).y;
@@ -156,6 +163,7 @@ static __global__ void act_d_kernel(bool gelu, pl_cuda_mat dx, pl_cuda_mat dout,
 
 static __global__ void glu_d_kernel(bool gelu, pl_cuda_mat dx, pl_cuda_mat dout, pl_cuda_mat x)
 {
+    wait_for_earlier();
     const uint32_t i = blockIdx.y * ROW_THREADS + threadIdx.x, F = dout.cols;
     if (i >= F)
         return;
@@ -201,6 +209,7 @@ static __device__ __forceinline__ uint32_t random_of(uint64_t key, uint64_t at)
 
 static __global__ void dropout_kernel(pl_cuda_mat out, pl_cuda_mat x, uint32_t bound, float keep, uint64_t key, bool add)
 {
+    wait_for_earlier();
     const uint32_t i = blockIdx.y * ROW_THREADS + threadIdx.x;
     if (i >= x.cols)
         return;
@@ -221,6 +230,7 @@ cudaError_t pl_cuda_dropout(cudaStream_t s, struct pl_cuda_mat out, struct pl_cu
 
 static __global__ void clear_kernel(pl_cuda_mat out)
 {
+    wait_for_earlier();
     const uint32_t i = blockIdx.y * ROW_THREADS + threadIdx.x;
     if (i < out.cols)
         row_of(out, blockIdx.x)[i] = 0;
@@ -228,6 +238,7 @@ static __global__ void clear_kernel(pl_cuda_mat out)
 
 static __global__ void scatter_kernel(pl_cuda_mat out, pl_cuda_mat x, const uint32_t *rows)
 {
+    wait_for_earlier();
     const uint32_t i = blockIdx.y * ROW_THREADS + threadIdx.x;
     if (i < x.cols)
         row_of(out, rows[blockIdx.x])[i] = row_of(x, blockIdx.x)[i];

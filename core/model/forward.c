@@ -26,9 +26,10 @@
 #define SUM(v) COLLECTIVE(all_reduce, v)
 /* v[T, n] = the columns [first[r], first[r + 1]) of each rank r. */
 #define GATHER(v, first) COLLECTIVE(all_gather, v, first)
+/* One rank alone says nothing, whatever its communicator: that might wait for the device, which steps that are recorded may not. */
 #define COLLECTIVE(op, ...)                                                                                            \
     do {                                                                                                               \
-        const pl_status comm_rc = m->comm->ops->op(m->comm, m->dev, __VA_ARGS__);                                      \
+        const pl_status comm_rc = m->part.size > 1 ? m->comm->ops->op(m->comm, m->dev, __VA_ARGS__) : PL_OK;           \
         if (comm_rc != PL_OK)                                                                                          \
             return comm_rc;                                                                                            \
     } while (0)
@@ -159,10 +160,12 @@ static pl_status enqueue(struct pl_model *m, struct pl_kvdev *kv, const struct p
         if (layer + 1 == s->n_layers) {
             if (R == 0)
                 return PL_OK;
-            STEP(gather, first_rows(m->x_rows, R), x, b->rows);
-            STEP(gather, first_rows(m->att_rows, R), att, b->rows);
-            x = first_rows(m->x_rows, R);
-            att = first_rows(m->att_rows, R);
+            if (R < T) {
+                STEP(gather, first_rows(m->x_rows, R), x, b->rows);
+                STEP(gather, first_rows(m->att_rows, R), att, b->rows);
+                x = first_rows(m->x_rows, R);
+                att = first_rows(m->att_rows, R);
+            }
             pl_loras_narrow(&m->loras, b);
         }
         rc = add_product(m, layer, PL_PRODUCT_ATTN_OUT, x, att, m->part.q_first, l->attn_out, l->attn_out_b);
@@ -177,7 +180,8 @@ static pl_status enqueue(struct pl_model *m, struct pl_kvdev *kv, const struct p
     STEP(norm, s->norm, h, x, m->top.out_norm, m->top.out_norm_b, s->norm_eps);
     const pl_view logits = first_rows(m->logits, R), part = pl_view_cols(logits, 0, m->own.n_vocab);
     STEP(matmul, part, h, head, pl_view_none(), false);
-    return m->comm->ops->gather(m->comm, m->dev, logits, part, m->part.v_first);
+    COLLECTIVE(gather, logits, part, m->part.v_first);
+    return PL_OK;
 }
 
 /* Does what b is filled up to as a step that is recorded, where that may be: what adapters need is uploaded by each step, and ranks

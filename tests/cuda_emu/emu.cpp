@@ -1,7 +1,8 @@
 /* emu: runs the CUDA kernels of cuda/ on a CPU, for tests: a fiber for each thread of a block, blocks one after the other.
  * A fiber runs until it waits for others: at a barrier of the block or an exchange of its warp. What no GPU would take kindly
  * ends the process, with the kernel, block and thread: barriers that not all threads reach, or at different places; exchanges
- * that lack a lane of their mask. Dynamic shared memory is the heap's, filled with NaN, so that a sanitizer sees its ends.
+ * that lack a lane of their mask; threads that do not wait for earlier kernels. Dynamic shared memory is the heap's, filled with NaN, so that
+ * a sanitizer sees its ends.
  * Source: the semantics of the CUDA C++ Programming Guide, sections on synchronization and warp functions.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "emu.h"
@@ -56,7 +57,7 @@ struct fiber {
     context at;
     uint8_t *stack;
     uint3 index; /* threadIdx */
-    bool done;
+    bool done, waited; /* waited: for earlier kernels */
     const void *waits; /* the meeting that it waits for; what follows names it */
     const char *what, *file;
     int line;
@@ -108,6 +109,12 @@ void switch_to(context *from, context *to, const void *stack, size_t size, bool 
 
 void hand_over(fiber &f, bool last);
 
+void must_have_waited(const fiber &f)
+{
+    if (!f.waited)
+        emu_wrong("has not waited for the kernels before this one (wait_for_earlier)");
+}
+
 void enter()
 {
 #ifdef __SANITIZE_ADDRESS__
@@ -115,6 +122,7 @@ void enter()
 #endif
     block.body(block.closure);
     fiber &f = block.fibers[emu_thread];
+    must_have_waited(f);
     f.done = true;
     block.left--;
     block.warps[emu_thread / 32].ready &= ~(1u << emu_thread % 32);
@@ -154,7 +162,7 @@ void start(fiber &f)
     for (int i = 0; i < 6; i++)
         *--top = nullptr;
     f.at.sp = top;
-    f.done = false;
+    f.done = f.waited = false;
 }
 
 void place(unsigned thread)
@@ -283,8 +291,14 @@ void *emu_shared()
     return block.shared;
 }
 
+void emu_waited(void)
+{
+    block.fibers[emu_thread].waited = true;
+}
+
 void emu_barrier(const char *file, int line)
 {
+    must_have_waited(block.fibers[emu_thread]);
     auto &b = block.barrier;
     if (b.arrived == 0) {
         b.file = file;
@@ -306,6 +320,7 @@ emu_value *emu_arrive(const char *what, unsigned mask, const char *file, int lin
     const unsigned lane = emu_thread % 32;
     warp &w = block.warps[emu_thread / 32];
     meeting *g = w.groups;
+    must_have_waited(block.fibers[emu_thread]);
     if (!(mask >> lane & 1))
         emu_wrong("%s (%s:%d): lane %u is not in its own mask %08x", what, file, line, lane, mask);
     for (; g->mask != mask && g->mask != 0; g++)

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Mutation check: plants an error in each kernel family of cuda/, one at a time, and sees whether the operation table on the
-emulated device notices; for files whose names begin with "train" the unit suites of training, for recorded steps theirs. `make mutants`
+emulated device notices; for files whose names begin with "train" the unit suites of training, for recorded steps and ranks theirs. `make mutants`
 runs it; each line of the table below is a kernel family, a file, a text that occurs in it exactly once, and what takes its place.
 
 Ends with "N passed, N failed": passed = caught. A mutant that the compiler refuses, or a text that is no longer there, counts as failed.
@@ -34,6 +34,7 @@ MUTANTS = [
     ("gather", "rows.cu", "if (i < out.cols)\n        out.p", "if (i <= out.cols)\n        out.p"),
     ("block sum", "launch.h", "lane < n ? scratch[lane]", "lane + 1 < n ? scratch[lane]"),
     ("block sum: no barrier", "launch.h", "scratch[warp] = v;\n    __syncthreads();", "scratch[warp] = v;"),
+    ("no wait for what is before", "rows.cu", "static __global__ void norm_kernel(norm_job j)\n{\n    wait_for_earlier();", "static __global__ void norm_kernel(norm_job j)\n{"),
     ("embedding of floats", "embed.cu", "if (i >= out.cols || row == PL_CUDA_NO_ROW", "if (i + 1 >= out.cols || row == PL_CUDA_NO_ROW"),
     ("embedding of blocks", "embed.cu", "e = 0; e < 32; e++", "e = 0; e < 31; e++"),
     ("embedding of blocks", "embed.cu", "type::halves == 2 ? e / 16 : 0", "type::halves == 2 ? (e + 1) / 16 % 2 : 0"),
@@ -52,7 +53,7 @@ MUTANTS = [
     ("dense, few rows", "dense.cu", "? total[r] + j.bias[column + first + r]", "? total[r] + j.bias[first + r]"),
     ("dense, few rows", "dense.cu", "j.out.p + (token + t) * j.out.stride", "j.out.p + (token + (t ^ 1)) * j.out.stride"),
     ("products, parts", "parts.h", "block -= blocks, column += p.rows", "block -= blocks, column += p.rows - 1"),
-    ("dense, unaligned", "dense.cu", "to[i] = __ldg(from + i)", "to[i] = __ldg(from + (i ^ 1) % N)"),
+    ("dense, unaligned", "dense.cu", "to[i] = from[i];", "to[i] = from[(i ^ 1) % N];"),
     ("dense, gated", "dense.cu", "total[r], total[r + OUTS])", "total[r], total[OUTS])"),
     ("dense, gated", "dense.cu", "up += j.bias[F + row]", "up += j.bias[F + row - 1]"),
     ("dense, gated", "dense.cu", "up += j.plus.p[t * j.plus.stride + F + row]", "up += j.plus.p[t * j.plus.stride + row]"),
@@ -99,10 +100,12 @@ MUTANTS = [
     ("attention, tiles", "attn.c", "b->q_start[s + 1]; t < end", "b->q_start[s + 1]; t + 1 < end"),
     ("attention, spans", "attn.c", "return most / PL_CUDA_SPAN + 1", "return (most + PL_CUDA_SPAN - 1) / PL_CUDA_SPAN"),
     ("adapters, down", "lora.cu", "k < p.cols; k += WARP", "k + WARP < p.cols; k += WARP"),
-    ("adapters, down", "lora.cu", "if (r >= p.rank)", "if (r + 1 >= p.rank)"),
-    ("adapters, up", "lora.cu", "if (c >= p.rows)", "if (c > p.rows)"),
+    ("adapters, down", "lora.cu", "if (at >= parts.rank)", "if (at + 1 >= parts.rank)"),
+    ("adapters, up", "lora.cu", "if (c >= p.rows)", "if (c + 1 >= p.rows)"),
     ("adapters, up", "lora.cu", "r < p.rank; r++)", "r + 1 < p.rank; r++)"),
-    ("adapters, clearing", "lora.cu", "if (i < out.cols)", "if (i + 1 < out.cols)"),
+    ("adapters, parts", "lora.cu", "r -= parts.part[i++].rank;", "i++, r = 0;"),
+    ("adapters, parts", "lora.cu", "y += parts.part[i++].rank", "y += parts.part[i++].rank - 1"),
+    ("adapters, clearing", "lora.cu", "if (!add)", "if (!add && column + 1 < out.cols)"),
     ("recorded steps", "record.c", "&& r->n_spans == key->n_spans", ""),
     ("recorded steps", "record.c", "&& r->n_tokens == key->n_tokens", ""),
     ("recorded steps", "record.c", "r->owner == key->owner && r->kv == key->kv", "r->owner == key->owner"),
@@ -110,6 +113,9 @@ MUTANTS = [
     ("recorded steps", "record.c", "cudaGraphLaunch(r->exec, c->stream)", "cudaGetLastError()"),
     ("recorded steps", "attn.c", "c->record.n_spans > 0 ? c->record.n_spans : pl_cuda_spans(b)", "pl_cuda_spans(b)"),
     ("recorded steps", "device.c", "(struct pl_cuda_attn_tile){i, i, 1}", "(struct pl_cuda_attn_tile){i, i, 2}"),
+    ("ranks", "ranks.cu", "s.widest > 0 ? s.widest * r :", "s.widest > 0 ? s.widest * (r > 0 ? r - 1 : 0) :"),
+    ("ranks", "ranks.cu", "while (i >= s.first[r + 1])", "while (i > s.first[r + 1])"),
+    ("ranks", "ranks.cu", "for (unsigned r = 1; r < size; r++)", "for (unsigned r = 1; r + 1 < size; r++)"),
     ("sampling, largest value", "sample.cu", "b.at < a.at) ? b : a", "b.at > a.at) ? b : a"),
     ("sampling, weights", "sample.cu", "k < LANES; k++)\n        total", "k + 1 < LANES; k++)\n        total"),
     ("sampling, weights", "sample.cu", "i < end; i += LANES)", "i + LANES < end; i += LANES)"),
@@ -217,6 +223,7 @@ MUTANTS = [
 ]
 
 SUITES = ("traincuda", "train")  # of files whose names begin with "train"
+SUITES_OF = {"recorded steps": ("record",), "ranks": ("comm",)}  # families
 
 
 def sources_of(name):
@@ -272,13 +279,16 @@ def check(number, mutant, args):
             return family, name, "does not compile: " + done.stderr.strip().splitlines()[0], False
         objects = [str(made) if o.endswith(f"/cuda/{source}.o") else o for o in objects]
     library = folder / "libparley_cuda_emu.so"
-    subprocess.run([*shlex.split(args.link), *objects, "-lpthread", "-o", str(library)], check=True)
+    subprocess.run([*shlex.split(args.link), *objects, f"-Wl,-soname,{library.name}", "-lpthread", "-o", str(library)], check=True)
+    beside = folder / "nccl_emu"
+    beside.symlink_to(Path(args.ops).resolve().parent / "nccl_emu")
     env = {**os.environ, "PARLEY_TEST_CUDA_LIBRARY": str(library.resolve())}
-    suites = SUITES if name.startswith("train") else ("record",) if family == "recorded steps" else ()
+    suites = SUITES if name.startswith("train") else SUITES_OF.get(family, ())
     if suites:
         caught = next(filter(None, (run_until_failure([args.unit], {**env, "CK_RUN_SUITE": suite}) for suite in suites)), None)
     else:
         caught = run_until_failure([args.ops, "cuda-emulated"], env)
+    beside.unlink()
     for path in folder.rglob("*"):
         if path.is_file():
             path.unlink()

@@ -33,6 +33,11 @@ conflicts() { # of the tracked files, or of all in a tree without git
     fi
 }
 
+kernels_that_do_not_wait() { # but for one that loads weights first
+    awk '/__global__/ { name = $0; kernel = 1 } first && !/^    wait_for_earlier\(\);/ { print FILENAME ": " name } { first = 0 }
+         kernel && /^{$/ { first = 1; kernel = 0 }' cuda/*.cu | grep -v ' few_kernel(few_job j)'
+}
+
 sources=$(find core server config cli cuda tests -name '*.[ch]' -o -name '*.cu' -o -name '*.cpp')
 product=$(find core server config cli cuda -name '*.[ch]' -o -name '*.cu')
 core=$(find core -name '*.[ch]')
@@ -41,6 +46,8 @@ headers=$(find core server config cli cuda/blas.h cuda/cuda.h cuda/kernels.h cud
 {
     rule "core knows nothing of server, config and cli" "$(grep -nE '#include "(server|config|cli)/' $core)"
     rule "cuda knows of core only its interfaces" "$(grep -nE '#include "(server|config|cli|tests|core/(sched|kv|sample|text|train|device/cpu))/' cuda/*)"
+    rule "a kernel's first statement is wait_for_earlier()" "$(kernels_that_do_not_wait)"
+    rule "what kernels write is not read as if it stayed (__ldg, __ldcs, __restrict__)" "$(grep -nE '__ldg|__ldcs|__restrict__' cuda/* | grep -v '^cuda/launch.h')"
     rule "only the server includes microhttpd.h" "$(grep -ln 'microhttpd.h' $sources | grep -v '^server/')"
     rule "the environment is read in config/ only" "$(grep -nE '\bgetenv\(' $product | grep -v '^config/')"
     rule "nothing in core ends the process" "$(grep -nE '(^|[^_a-z])(exit|_exit|abort)\(' $core | grep -v '^core/base/status.c')"

@@ -15,11 +15,11 @@
 #include "tests/tools/emulated.h"
 
 /* Outputs 0 … N - 1 in parts with a gap; adapters: rows of x by number modulo ADAPTERS + 1, the rest is the base's. */
-enum { N = 700, PARTS = 3, ADAPTERS = 2, MAX_T = 61, MAX_K = 600, MAX_RANK = 40, PAD = 3 };
+enum { N = 700, PARTS = 3, ADAPTERS = 2, MAX_T = 61, MAX_K = 600, MAX_RANK = 4000, PAD = 3 };
 
 static const struct {
     uint32_t T, K, rank[PARTS];
-} shapes[] = {{1, 64, {4, 16, 1}}, {7, 67, {1, 2, 3}}, {61, 576, {16, 16, 16}}, {34, 600, {40, 5, 0}}, {12, 9, {8, 0, 0}}};
+} shapes[] = {{1, 64, {4, 16, 1}}, {7, 67, {1, 2, 3}}, {61, 576, {16, 16, 16}}, {34, 600, {40, 5, 0}}, {12, 9, {8, 0, 0}}, {2, 9, {4000, 96, 20}}};
 static const uint32_t first[PARTS] = {0, 530, 563}, rows_of_part[PARTS] = {530, 33, 100}; /* 663 … 699 are in none */
 
 struct world {
@@ -122,14 +122,16 @@ static bool run(struct pl_device *dev, const struct world *w, size_t s, uint32_t
     return ok;
 }
 
-static bool close_to(const float *v, const float *ref, const float *before, size_t n)
+/* Sums of thousands of terms round more. */
+static bool close_to(size_t s, const float *v, const float *ref, const float *before, size_t n)
 {
+    const double most = shapes[s].rank[0] > 1000 ? 2e-11 : 1e-12;
     double d = 0, change = 0;
     for (size_t i = 0; i < n; i++) {
         d += ((double)v[i] - ref[i]) * ((double)v[i] - ref[i]);
         change += ((double)ref[i] - before[i]) * ((double)ref[i] - before[i]);
     }
-    return d == 0 || d / change <= 1e-12;
+    return d == 0 || d / change <= most;
 }
 
 struct tally {
@@ -226,7 +228,7 @@ static void check_shape(const struct tally *t, struct pl_device *dev, struct pl_
     struct world w;
     world_make(&w, s);
     expect(&w, s, ref);
-    check(t, run(dev, &w, s, 0, shapes[s].T, true, all) && close_to(all, ref, w.out, n), isa, s, "differs from sums in double");
+    check(t, run(dev, &w, s, 0, shapes[s].T, true, all) && close_to(s, all, ref, w.out, n), isa, s, "differs from sums in double");
     bool same = true;
     for (size_t i = 0; i < n; i++) {
         const uint32_t c = (uint32_t)(i % (N + PAD));

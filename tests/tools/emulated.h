@@ -11,8 +11,9 @@ pl_status emulated_open(struct pl_device **out, struct pl_err *err) PL_MUST_CHEC
 /* From the next operation on: threads of a block run from the last to the first. */
 void emulated_reverse(bool reverse);
 
-/* How often a CUDA graph, and a kernel, was launched. */
+/* How often a CUDA graph was launched. */
 unsigned long emulated_graph_launches(void);
+/* How often a kernel ran, in graphs too. */
 unsigned long emulated_launches(void);
 
 /* Any device by name: "cuda-emulated", "cuda" (the first GPU), else an instruction set of the CPU device. */

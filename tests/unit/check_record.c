@@ -180,6 +180,47 @@ START_TEST(other_caches_and_contexts)
 }
 END_TEST
 
+/* ---- how many kernels a step is made of ---- */
+
+/* Those of a step of one token at pos; with this many layers. */
+static unsigned long kernels(const char *layers, uint32_t pos)
+{
+    const char *const flags[] = {"--layers", layers, "--heads", "4", "--kv-heads", "2", "--ctx", "512", "--type", "bf16"};
+    struct pl_kvdev *kv;
+    struct world w;
+    if (!open_world(&w, flags, PL_COUNT_OF(flags)))
+        return 0;
+    const struct pl_device_ops *ops = w.r.dev->ops;
+    const struct pl_kv_shape shape = pl_model_kv_part(w.r.model, PAGE, CONTEXT / PAGE, PL_F16);
+    float *logits = pl_xcalloc(w.n_vocab, sizeof *logits);
+    ck_assert_int_eq(ops->kv_new(w.r.dev, &shape, &kv), PL_OK);
+    const unsigned long before = emulated_launches();
+    pass(&w, kv, 0, pos, 1, logits);
+    const unsigned long n = emulated_launches() - before;
+    ops->kv_free(w.r.dev, kv);
+    free(logits);
+    close_world(&w);
+    return n;
+}
+
+/* A norm, a product, the write into the cache, attention in one or two, a product; a norm and two products. Beside the layers: the embedding, a
+ * norm and the last product. Each costs a step some microseconds, whatever it does. */
+START_TEST(few_kernels)
+{
+    static const struct {
+        uint32_t pos;
+        unsigned long layer, step;
+    } expected[] = {{100, 8, 3}, {300, 9, 3}};
+    for (size_t i = 0; i < PL_COUNT_OF(expected); i++) {
+        const unsigned long one = kernels("1", expected[i].pos), three = kernels("3", expected[i].pos);
+        if (one == 0)
+            return;
+        ck_assert_uint_eq(three - one, 2 * expected[i].layer);
+        ck_assert_uint_eq(one, expected[i].layer + expected[i].step);
+    }
+}
+END_TEST
+
 START_TEST(no_graphs)
 {
     struct world w;
@@ -233,6 +274,7 @@ Suite *suite_record(void)
     tcase_set_timeout(t, 300);
     tcase_add_loop_test(t, same_bits, 0, (int)PL_COUNT_OF(cases));
     tcase_add_test(t, other_caches_and_contexts);
+    tcase_add_test(t, few_kernels);
     tcase_add_test(t, no_graphs);
     tcase_add_test(t, filling);
     suite_add_tcase(s, t);

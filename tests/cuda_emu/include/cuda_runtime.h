@@ -68,6 +68,7 @@ emu_value *emu_arrive(const char *what, unsigned mask, const char *file, int lin
 const emu_value *emu_meet(void (*combine)(emu_value *values));
 bool emu_backwards(void); /* threads run from the last to the first: the lanes do by themselves what else is done for all of them at once */
 void emu_barrier(const char *file, int line);
+void emu_waited(void); /* what is done before that needs no earlier kernel to have ended; it ends no thread, and meets no others */
 [[noreturn]] void emu_wrong(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 extern unsigned emu_thread; /* that runs, in its block */
 static inline unsigned emu_lane()
