@@ -19,24 +19,28 @@ static void check(bool ok, const char *what)
 
 static __global__ void add_kernel(int *to, int n)
 {
+    wait_for_earlier();
     if (threadIdx.x == 0)
         *to += n;
 }
 
 static __global__ void some_reach_kernel()
 {
+    wait_for_earlier();
     if (threadIdx.x < 16)
         __syncthreads();
 }
 
 static __global__ void lane_lacks_kernel()
 {
+    wait_for_earlier();
     if (threadIdx.x > 0)
         (void)__shfl_sync(ALL_LANES, 1, 2);
 }
 
 static __global__ void unaligned_kernel(const float *from, float4 *to)
 {
+    wait_for_earlier();
     *to = *reinterpret_cast<const float4 *>(from + 1);
 }
 

@@ -431,7 +431,7 @@ START_TEST(test_error_codes)
         {PL_ETOOLONG, 400, "invalid_request_error"}, {PL_ENOENT, 404, "invalid_request_error"}, {PL_EFULL, 429, "rate_limit_error"},
         {PL_ESTOPPED, 503, "server_error"}, {PL_ENOMEM, 503, "server_error"}, {PL_ENOPAGE, 503, "server_error"},
         {PL_EDEVICE, 503, "server_error"}, {PL_ERANK, 503, "server_error"}, {PL_ENOSPC, 507, "server_error"},
-        {PL_EFORMAT, 500, "server_error"}, {PL_EIO, 500, "server_error"}, {PL_OK, 500, "server_error"},
+        {PL_EBUSY, 503, "server_error"}, {PL_EFORMAT, 500, "server_error"}, {PL_EIO, 500, "server_error"}, {PL_OK, 500, "server_error"},
     };
     ck_assert_int_eq(PL_COUNT_OF(rows), PL_STATUS_COUNT); /* each status has a row */
     for (size_t i = 0; i < PL_COUNT_OF(rows); i++) {
