@@ -44,6 +44,14 @@ static __global__ void unaligned_kernel(const float *from, float4 *to)
     *to = *reinterpret_cast<const float4 *>(from + 1);
 }
 
+static __global__ void hasty_kernel(int *to)
+{
+    if (threadIdx.x > 0)
+        wait_for_earlier();
+    else
+        *to = 1;
+}
+
 /* Whether a process that does it is ended */
 template <class F> static bool dies(F f)
 {
@@ -146,6 +154,8 @@ static void kernels(cudaStream_t s, int *dev)
     check(run([=] { LAUNCH(lane_lacks_kernel, 1, WARP, 0, s); }), "an exchange that a lane of its mask does not reach");
     check(run([=] { LAUNCH(unaligned_kernel, 1, WARP, 0, s, reinterpret_cast<float *>(dev), reinterpret_cast<float4 *>(dev + 16)); }),
           "a load that is not aligned");
+    check(run([=] { LAUNCH(hasty_kernel, 1, WARP, 0, s, dev); }), "a thread that does not wait for earlier kernels");
+    check(!run([=] { LAUNCH(add_kernel, 1, WARP, 0, s, dev, 1); }), "a kernel without a mistake");
 }
 
 int main()

@@ -131,9 +131,9 @@ cudaError_t cudaStreamQuery(cudaStream_t s)
     static atomic_ulong waits;
     const char *f = emu_fault();
     if (s != NULL && atomic_load(&s->held))
-        return cudaErrorNotReady;
+        return emu_failed(cudaErrorNotReady);
     if (f != NULL && strncmp(f, "lost:", 5) == 0 && ++waits > strtoul(f + 5, NULL, 10))
-        return cudaErrorIllegalAddress;
+        return emu_failed(cudaErrorIllegalAddress);
     emu_flush(s);
     return cudaSuccess;
 }
@@ -141,7 +141,7 @@ cudaError_t cudaStreamQuery(cudaStream_t s)
 cudaError_t cudaStreamSynchronize(cudaStream_t s)
 {
     if (emu_capture_forbids())
-        return cudaErrorStreamCaptureUnsupported;
+        return emu_failed(cudaErrorStreamCaptureUnsupported);
     cudaError_t e;
     while ((e = cudaStreamQuery(s)) == cudaErrorNotReady)
         nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
@@ -151,7 +151,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t s)
 cudaError_t cudaDeviceSynchronize(void)
 {
     if (emu_capture_forbids())
-        return cudaErrorStreamCaptureUnsupported;
+        return emu_failed(cudaErrorStreamCaptureUnsupported);
     emu_flush_gpu(emu_gpu());
     return cudaSuccess;
 }
@@ -205,7 +205,7 @@ unsigned long emu_graph_launches(void)
 cudaError_t cudaStreamBeginCapture(cudaStream_t s, enum cudaStreamCaptureMode mode)
 {
     if (s == NULL || capture.graph != NULL || mode != cudaStreamCaptureModeThreadLocal)
-        return cudaErrorStreamCaptureUnsupported;
+        return emu_failed(cudaErrorStreamCaptureUnsupported);
     capture.stream = s;
     capture.invalid = false;
     capture.graph = must(calloc(1, sizeof *capture.graph));
@@ -216,14 +216,14 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t s, enum cudaStreamCaptureMode mo
 cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *graph)
 {
     if (!capturing(s))
-        return cudaErrorInvalidValue;
+        return emu_failed(cudaErrorInvalidValue);
     *graph = capture.graph;
     capture.graph = NULL;
     if (!capture.invalid)
         return cudaSuccess;
     (void)cudaGraphDestroy(*graph);
     *graph = NULL;
-    return cudaErrorStreamCaptureInvalidated;
+    return emu_failed(cudaErrorStreamCaptureInvalidated);
 }
 
 static void unref(void *p)
@@ -246,7 +246,7 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t *out, cudaGraph_t g, unsigned l
     const char *fault = emu_fault();
     (void)flags;
     if (fault != NULL && strcmp(fault, "graphs") == 0)
-        return cudaErrorNotSupported;
+        return emu_failed(cudaErrorNotSupported);
     g->users++;
     *out = (cudaGraphExec_t)g;
     return cudaSuccess;

@@ -17,6 +17,8 @@ void emu_enqueue(cudaStream_t s, void (*run)(void *), void (*drop)(void *), void
 void emu_enqueue_bytes(cudaStream_t s, void (*run)(void *), const void *data, size_t n);
 /* A call that no capture bears: true, and the capture is lost, when this thread captures. */
 bool emu_capture_forbids(void);
+/* e, which cudaGetLastError says then. */
+cudaError_t emu_failed(cudaError_t e);
 /* Does what was enqueued: on one stream, which is not held, or on all of a GPU's. */
 void emu_flush(cudaStream_t s);
 void emu_flush_gpu(int gpu);

@@ -34,7 +34,7 @@ static atomic_size_t used[MOST_GPUS];
 static _Thread_local cudaError_t last;
 static _Thread_local int current;
 
-static cudaError_t failed(cudaError_t e)
+cudaError_t emu_failed(cudaError_t e)
 {
     return last = e;
 }
@@ -49,6 +49,7 @@ const char *emu_fault(void)
     const bool there = f != NULL && fgets(text, sizeof text, f) != NULL;
     if (f != NULL)
         fclose(f);
+    text[strcspn(text, "\n")] = '\0';
     return there ? text : NULL;
 }
 
@@ -93,9 +94,9 @@ cudaError_t cudaGetDeviceCount(int *n)
 {
     *n = 0;
     if (fault("no-driver") || fault("old-driver"))
-        return failed(cudaErrorInsufficientDriver);
+        return emu_failed(cudaErrorInsufficientDriver);
     if (fault("no-gpu"))
-        return failed(cudaErrorNoDevice);
+        return emu_failed(cudaErrorNoDevice);
     *n = n_gpus();
     return cudaSuccess;
 }
@@ -103,7 +104,7 @@ cudaError_t cudaGetDeviceCount(int *n)
 cudaError_t cudaSetDevice(int index)
 {
     if (index < 0 || index >= n_gpus())
-        return failed(cudaErrorInvalidDevice);
+        return emu_failed(cudaErrorInvalidDevice);
     current = index;
     return cudaSuccess;
 }
@@ -142,7 +143,7 @@ size_t emu_shared_limit(void)
 cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *p, int index)
 {
     if (index < 0 || index >= n_gpus())
-        return failed(cudaErrorInvalidDevice);
+        return emu_failed(cudaErrorInvalidDevice);
     const bool turing = fault("turing");
     *p = (struct cudaDeviceProp){.name = "emulated", .totalGlobalMem = memory(), .uuid.bytes = {'e', 'm', 'u', (char)('0' + index)},
                                  .sharedMemPerBlockOptin = emu_shared_limit(), .minor = turing ? 5 : 0, .multiProcessorCount = 4};
@@ -181,14 +182,14 @@ cudaError_t cudaMemGetInfo(size_t *free, size_t *total)
 cudaError_t cudaMalloc(void **p, size_t n)
 {
     if (emu_capture_forbids())
-        return failed(cudaErrorStreamCaptureUnsupported);
+        return emu_failed(cudaErrorStreamCaptureUnsupported);
     static atomic_ulong hangs;
     uint8_t *all;
     const char *f = emu_fault();
     while (f != NULL && n > SMALL && strncmp(f, "hang:", 5) == 0 && atoi(f + 5) == current && atomic_fetch_add(&hangs, 1) > 0)
         nanosleep(&(struct timespec){.tv_sec = 1}, NULL);
     if (n > left() || posix_memalign((void **)&all, 256, n + HEADER) != 0)
-        return failed(cudaErrorMemoryAllocation);
+        return emu_failed(cudaErrorMemoryAllocation);
     memcpy(all, &(struct header){n, current}, sizeof(struct header));
     if (n <= LARGE)
         memset(all + HEADER, 0xff, n);
@@ -200,7 +201,7 @@ cudaError_t cudaMalloc(void **p, size_t n)
 cudaError_t cudaFree(void *p)
 {
     if (emu_capture_forbids())
-        return failed(cudaErrorStreamCaptureUnsupported);
+        return emu_failed(cudaErrorStreamCaptureUnsupported);
     if (p == NULL)
         return cudaSuccess;
     struct header h;
@@ -215,7 +216,7 @@ cudaError_t cudaFree(void *p)
 cudaError_t cudaMemPoolCreate(cudaMemPool_t *pool, const struct cudaMemPoolProps *props)
 {
     *pool = (cudaMemPool_t)(uintptr_t)(props->location.id + 1);
-    return fault("pools") ? failed(cudaErrorNotSupported) : cudaSuccess;
+    return fault("pools") ? emu_failed(cudaErrorNotSupported) : cudaSuccess;
 }
 
 cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t pool, enum cudaMemPoolAttr what, void *value)
@@ -233,7 +234,7 @@ cudaError_t cudaMemPoolDestroy(cudaMemPool_t pool)
 cudaError_t cudaMallocFromPoolAsync(void **p, size_t n, cudaMemPool_t pool, cudaStream_t s)
 {
     (void)s;
-    return pool == (cudaMemPool_t)(uintptr_t)(current + 1) ? cudaMalloc(p, n) : failed(cudaErrorInvalidValue);
+    return pool == (cudaMemPool_t)(uintptr_t)(current + 1) ? cudaMalloc(p, n) : emu_failed(cudaErrorInvalidValue);
 }
 
 cudaError_t cudaFreeAsync(void *p, cudaStream_t s)
@@ -269,12 +270,12 @@ bool emu_pinned(const void *p)
 cudaError_t cudaHostAlloc(void **p, size_t n, unsigned flags)
 {
     if (emu_capture_forbids())
-        return failed(cudaErrorStreamCaptureUnsupported);
+        return emu_failed(cudaErrorStreamCaptureUnsupported);
     (void)flags;
     struct pinned *new = malloc(sizeof *new);
     if (new == NULL || (*p = malloc(n + 1)) == NULL) {
         free(new);
-        return failed(cudaErrorMemoryAllocation);
+        return emu_failed(cudaErrorMemoryAllocation);
     }
     pthread_mutex_lock(&pinned_lock);
     *new = (struct pinned){pinned, *p, n};
@@ -286,7 +287,7 @@ cudaError_t cudaHostAlloc(void **p, size_t n, unsigned flags)
 cudaError_t cudaFreeHost(void *p)
 {
     if (emu_capture_forbids())
-        return failed(cudaErrorStreamCaptureUnsupported);
+        return emu_failed(cudaErrorStreamCaptureUnsupported);
     if (p == NULL)
         return cudaSuccess;
     emu_flush_gpu(current);
@@ -298,13 +299,13 @@ cudaError_t cudaFreeHost(void *p)
         free(old);
     }
     pthread_mutex_unlock(&pinned_lock);
-    return old != NULL ? cudaSuccess : failed(cudaErrorInvalidValue);
+    return old != NULL ? cudaSuccess : emu_failed(cudaErrorInvalidValue);
 }
 
 cudaError_t cudaMemcpy(void *to, const void *from, size_t n, enum cudaMemcpyKind kind)
 {
     if (emu_capture_forbids())
-        return failed(cudaErrorStreamCaptureUnsupported);
+        return emu_failed(cudaErrorStreamCaptureUnsupported);
     (void)kind;
     memcpy(to, from, n);
     return cudaSuccess;
@@ -357,12 +358,12 @@ cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_
 {
     const bool in = kind == cudaMemcpyHostToDevice && !emu_pinned(from), out = kind == cudaMemcpyDeviceToHost && !emu_pinned(to);
     if (width > to_pitch || width > from_pitch)
-        return failed(cudaErrorInvalidValue);
+        return emu_failed(cudaErrorInvalidValue);
     if ((in || out) && emu_capture_forbids())
-        return failed(cudaErrorStreamCaptureUnsupported);
+        return emu_failed(cudaErrorStreamCaptureUnsupported);
     struct copy *c = malloc(sizeof *c + (in ? width * height : 0));
     if (c == NULL)
-        return failed(cudaErrorMemoryAllocation);
+        return emu_failed(cudaErrorMemoryAllocation);
     *c = (struct copy){to, from, to_pitch, from_pitch, width, height};
     for (size_t i = 0; in && i < height; i++)
         memcpy(c->own + i * width, c->from + i * from_pitch, width);
