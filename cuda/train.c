@@ -120,8 +120,8 @@ pl_status pl_cuda_train_embed_dw(struct pl_device *dev, pl_view dw, pl_view dy, 
         return rc;
     const struct pl_cuda_use_piece *pieces = pl_cuda_upload(c, cut.all, cut.bytes);
     free(cut.all);
-    float *sums = pieces != NULL ? pl_cuda_scratch(c, PL_CUDA_SCRATCH_SUMS, (size_t)cut.n_sums * dy.cols * sizeof *sums) : NULL;
-    if (sums == NULL)
+    float *sums = pieces != NULL && cut.n_sums > 0 ? pl_cuda_scratch(c, PL_CUDA_SCRATCH_SUMS, (size_t)cut.n_sums * dy.cols * sizeof *sums) : NULL;
+    if (pieces == NULL || (cut.n_sums > 0 && sums == NULL))
         return pl_cuda_failed(c);
     const uint32_t *order = (const uint32_t *)(pieces + cut.n_pieces + cut.n_totals);
     return pl_cuda_check(c, pl_cuda_embed_dw(c->stream, pl_cuda_mat(dw), pl_cuda_mat(dy), pieces, cut.n_pieces, cut.n_totals, order, sums),
