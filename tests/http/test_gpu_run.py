@@ -80,3 +80,9 @@ def test_gpu_run_reads_what_nsight_compute_says():
 def test_gpu_run_refuses_a_step_that_it_has_not():
     done = subprocess.run([*RUN, "--only", "sleep"], capture_output=True, text=True)
     assert done.returncode == 2 and "steps are" in done.stderr
+
+
+def test_gpu_run_says_what_a_folder_of_programs_lacks(tmp_path):
+    (tmp_path / "ops").touch()
+    done = subprocess.run([*RUN, "--emulated", "--built", tmp_path, "--out", tmp_path / "out"], capture_output=True, text=True)
+    assert done.returncode == 2 and "lacks parley, logits, make_model, libparley_cuda_emu.so" in done.stderr and not (tmp_path / "out").exists()
