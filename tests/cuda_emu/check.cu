@@ -125,6 +125,7 @@ static void captured(cudaStream_t s, int *dev)
         const cudaError_t said = r.call(s, dev, &host);
         const cudaError_t end = cudaStreamEndCapture(s, &graph);
         check(said == cudaErrorStreamCaptureUnsupported && end == cudaErrorStreamCaptureInvalidated, r.what);
+        check(cudaGetLastError() == end && cudaGetLastError() == cudaSuccess, "what went wrong is remembered, and told once");
     }
 }
 
