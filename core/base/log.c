@@ -2,7 +2,9 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "core/base/log.h"
 
+#include <limits.h>
 #include <poll.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -17,7 +19,10 @@ static struct {
     bool json;
     int fd;
     atomic_uint_fast64_t dropped;
-} sink = {.level = PL_LOG_INFO, .fd = 2};
+    pthread_mutex_t lock; /* what follows; held while a line is written, which nothing holds up */
+    uint64_t untold;      /* of those dropped */
+    bool torn;            /* the beginning of a line was written, and not its end */
+} sink = {.level = PL_LOG_INFO, .fd = 2, .lock = PTHREAD_MUTEX_INITIALIZER};
 
 static const char *const level_names[] = {"error", "warn", "info", "debug"};
 
@@ -26,6 +31,8 @@ void pl_log_setup(pl_log_level level, bool json, int fd)
     sink.level = level;
     sink.json = json;
     sink.fd = fd;
+    sink.untold = 0;
+    sink.torn = false;
 }
 
 bool pl_log_enabled(pl_log_level level)
@@ -67,18 +74,57 @@ static void begin(struct pl_buf *b, pl_log_level level, const char *module, cons
     }
 }
 
-/* A pipe whose reader stands still would hold up whoever logs. */
-static bool takes_a_line(void)
+/* A pipe whose reader stands still would hold up whoever logs; one that takes anything takes PIPE_BUF bytes. */
+static bool takes_a_part(void)
 {
     struct pollfd p = {.fd = sink.fd, .events = POLLOUT};
     return poll(&p, 1, 0) == 1 && (p.revents & POLLOUT) != 0;
 }
 
-static void end(struct pl_buf *b)
+/* Under the lock. */
+static bool put(const char *s, size_t n)
+{
+    size_t done = 0;
+    while (done < n && takes_a_part()) {
+        const ssize_t part = write(sink.fd, s + done, n - done < PIPE_BUF ? n - done : PIPE_BUF);
+        if (part <= 0)
+            break;
+        done += (size_t)part;
+    }
+    sink.torn = done < n && (done > 0 || sink.torn);
+    return done == n;
+}
+
+static bool put_line(struct pl_buf *b)
 {
     pl_buf_adds(b, sink.json ? "}\n" : "\n");
-    if (b->failed || !takes_a_line() || write(sink.fd, b->data, b->len) != (ssize_t)b->len)
+    return !b->failed && (!sink.torn || put("\n", 1)) && put(b->data, b->len);
+}
+
+static bool tell_of_lost(void)
+{
+    char msg[96];
+    struct pl_buf b;
+    if (sink.untold == 0)
+        return true;
+    snprintf(msg, sizeof msg, "%llu lines of this log were lost: whoever reads it stood still", (unsigned long long)sink.untold);
+    pl_buf_init(&b, 0);
+    begin(&b, PL_LOG_WARN, "log", msg);
+    const bool told = put_line(&b);
+    if (told)
+        sink.untold = 0;
+    pl_buf_fini(&b);
+    return told;
+}
+
+static void end(struct pl_buf *b)
+{
+    pthread_mutex_lock(&sink.lock);
+    if (!tell_of_lost() || !put_line(b)) {
+        sink.untold++;
         atomic_fetch_add_explicit(&sink.dropped, 1, memory_order_relaxed);
+    }
+    pthread_mutex_unlock(&sink.lock);
     pl_buf_fini(b);
 }
 

@@ -1,6 +1,6 @@
 /* log: one line per event, as text (logfmt) or JSON, on standard error. Never prompt text at info or above.
- * Thread: any; a line is written by one write(2), so lines never mix.  Fails: a line that cannot be written at once
- * is dropped and counted; logging never blocks a token.
+ * Thread: any, one line after the other.  Fails: a line that cannot be written at once is dropped and counted, and the next one that can says how
+ * many were; logging never blocks a token.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef PL_BASE_LOG_H
 #define PL_BASE_LOG_H

@@ -57,7 +57,7 @@ struct pl_batch {
     const uint32_t *ctx;        /* [n_seqs] */
     const uint32_t *page_start; /* [n_seqs + 1] */
     const uint32_t *pages;
-    const uint32_t *rows; /* [R] ascending token indices whose logits are wanted */
+    const uint32_t *rows; /* [R] ascending token indices whose logits are wanted, each once */
     const uint32_t *adapter; /* [n_seqs] slot of each sequence's adapter (pl_model_adapter), 0 = none; NULL = no one has any */
     const struct pl_draws *draws; /* what the rows are sampled by, where the device does that; NULL = the host does */
     struct pl_drawn *drawn;       /* [R] what came of it */

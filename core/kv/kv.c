@@ -10,7 +10,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-
 enum {
     NONE = -1,
     MOST_SIBLINGS = 64 /* pages after the same beginning that are looked at, the newest first */

@@ -74,11 +74,12 @@ void pl_engine_end_seq(struct pl_engine *e, struct pl_seq *s, pl_finish finish)
     struct pl_job *job = s->job;
     uint64_t now = pl_now_ns();
     count_end(e, s, finish, now);
-    if (pl_seq_push_done(s, finish, now, &e->text) != PL_OK && finish != PL_FINISH_CANCELLED) { /* then nobody is left to miss it */
+    const bool told = pl_seq_push_done(s, finish, now, &e->text) == PL_OK || finish == PL_FINISH_CANCELLED; /* then nobody is left to miss it */
+    retire(e, s);
+    if (!told) { /* this one is counted already */
         pl_engine_fail_job(e, job, PL_ENOMEM, "out of memory");
         return;
     }
-    retire(e, s);
     pl_seq_fini(s);
     if (job->n_live == 0)
         finish_job(e, job);

@@ -136,7 +136,8 @@ static pl_status finish(pl_status st, size_t max, size_t n, struct pl_err *err)
     if (st == PL_ETOOLONG)
         return pl_fail(err, PL_ETOOLONG, "the text has more than %zu tokens", max);
     if (st == PL_ERANGE)
-        return pl_fail(err, PL_EINVAL, "the text has a run of one kind of characters of more than %d KiB", PL_TOK_MAX_WORD >> 10);
+        return pl_fail(err, PL_EINVAL, "the text has more than %d KiB of letters, of blanks or of signs with nothing else between them: break them up",
+                       PL_TOK_MAX_WORD >> 10);
     return st == PL_OK ? PL_OK : pl_fail(err, st, "tokenizing: %s", pl_status_text(st));
 }
 

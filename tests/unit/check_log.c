@@ -3,6 +3,7 @@
 #include <check.h>
 #include <fcntl.h>
 #include <jansson.h>
+#include <pthread.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -33,8 +34,9 @@ static const char *what_came(void)
 START_TEST(stalled)
 {
     open_pipe(false);
+    const uint64_t start = pl_log_dropped();
     int written = 0;
-    while (pl_log_dropped() < 10) {
+    while (pl_log_dropped() < start + 10) {
         pl_log_info("a line that nobody reads, number %d", written++);
         ck_assert_int_lt(written, 1 << 20);
     }
@@ -42,8 +44,61 @@ START_TEST(stalled)
     for (int turns = 0; turns < 4; turns++) /* read on, and lines come again */
         (void)what_came();
     const uint64_t before = pl_log_dropped();
+    char lost[64];
+    snprintf(lost, sizeof lost, " warn  log: %u lines of this log were lost", (unsigned)(before - start));
     pl_log_info("the reader is back");
+    pl_log_info("and stays");
     ck_assert_uint_eq(pl_log_dropped(), before);
+    const char *text = what_came(), *told = strstr(text, lost);
+    ck_assert_msg(told != NULL && strstr(told + strlen(lost), "of this log were lost") == NULL, "%s", text);
+    ck_assert(strstr(told, "the reader is back") != NULL && strstr(told, "and stays") != NULL);
+}
+END_TEST
+
+/* Lines of more than a page of the pipe, from all at once: whoever sees room still has it when it writes. */
+static void *talk(void *text)
+{
+    for (int i = 0; i < 30; i++)
+        pl_log_info("%s", (const char *)text);
+    return NULL;
+}
+
+START_TEST(many_stalled)
+{
+    enum { TALKERS = 8, TURNS = 40 };
+    char text[1000];
+    memset(text, '\x01', sizeof text - 1);
+    text[sizeof text - 1] = '\0';
+    for (int turn = 0; turn < TURNS; turn++) {
+        pthread_t talker[TALKERS];
+        open_pipe(turn % 2 == 0);
+        for (int i = 0; i < TALKERS; i++)
+            ck_assert_int_eq(pthread_create(&talker[i], NULL, talk, text), 0);
+        for (int i = 0; i < TALKERS; i++)
+            pthread_join(talker[i], NULL);
+        close(ends[0]);
+        close(ends[1]);
+    }
+    ck_assert_uint_gt(pl_log_dropped(), 0);
+}
+END_TEST
+
+/* The end of a long line finds no room: what comes next begins a line of its own. */
+START_TEST(torn)
+{
+    char text[1000];
+    memset(text, '\x01', sizeof text - 1);
+    text[sizeof text - 1] = '\0';
+    const uint64_t before = pl_log_dropped();
+    open_pipe(true);
+    ck_assert_int_eq(fcntl(ends[1], F_SETPIPE_SZ, 8192), 8192); /* two pages, of which a line this long takes two */
+    pl_log_info("first");
+    pl_log_info("%s", text);
+    ck_assert_uint_eq(pl_log_dropped(), before + 1);
+    (void)what_came();
+    pl_log_info("whole");
+    const char *after = what_came();
+    ck_assert_msg(after[0] == '\n' && strstr(after, "1 lines of this log were lost") != NULL && strstr(after, "\"whole\"") != NULL, "%s", after);
 }
 END_TEST
 
@@ -82,6 +137,8 @@ Suite *suite_log(void)
     Suite *s = suite_create("log");
     TCase *t = tcase_create("log");
     tcase_add_test(t, stalled);
+    tcase_add_test(t, many_stalled);
+    tcase_add_test(t, torn);
     tcase_add_test(t, one_line);
     tcase_add_test(t, valid_json);
     suite_add_tcase(s, t);

@@ -198,9 +198,10 @@ static void angle_row(const struct row_job *j, uint32_t r)
 pl_status pl_cpu_angles(struct pl_cpu *cpu, const struct pl_rotation *r, const uint32_t *pos, uint32_t n_rows)
 {
     struct row_job j = {.cpu = cpu, .x = {.rows = n_rows}, .gain = r->freq, .n_dims = r->n_dims, .idx = pos, .row = angle_row};
-    size_t n = (size_t)n_rows * (r->n_dims / 2), cap = cpu->rope_cap;
-    if (pl_cpu_grow(&cpu->rope_cos, &cap, n) != PL_OK || pl_cpu_grow(&cpu->rope_sin, &cpu->rope_cap, n) != PL_OK)
+    const size_t n = (size_t)n_rows * (r->n_dims / 2);
+    if (pl_cpu_grow(&cpu->rope_cos, &cpu->rope_cap, 2 * n) != PL_OK)
         return PL_ENOMEM;
+    cpu->rope_sin = cpu->rope_cos + n;
     if (cpu->rope_freq == pl_cpu_row(r->freq, 0) && cpu->rope_pos == pos)
         return PL_OK;
     cpu->rope_freq = pl_cpu_row(r->freq, 0);
@@ -260,7 +261,6 @@ static void close_device(struct pl_device *dev)
         return;
     pl_cpu_act_free(&cpu->act);
     pl_cpu_release(cpu->rope_cos, cpu->rope_cap * sizeof(float));
-    pl_cpu_release(cpu->rope_sin, cpu->rope_cap * sizeof(float));
     pl_cpu_release(cpu->attn_work, cpu->attn_cap * sizeof(float));
     pl_cpu_train_free(cpu->train);
     pl_cpu_release(cpu->lora_work, cpu->lora_cap * sizeof(float));

@@ -257,7 +257,7 @@ struct pl_cpu {
     const struct pl_batch *batch; /* of the step that runs, else NULL */
     struct pl_cpu_act act;
     struct pl_cpu_chunk *chunk; /* where the next packed part goes; NULL = a new one */
-    float *rope_cos, *rope_sin; /* [T][n_dims / 2] of rope_freq and rope_pos, made once a step */
+    float *rope_cos, *rope_sin; /* [T][n_dims / 2] each, in one allocation, of rope_freq and rope_pos, made once a step */
     size_t rope_cap;
     const float *rope_freq;
     const uint32_t *rope_pos;
