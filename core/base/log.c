@@ -3,6 +3,7 @@
 #include "core/base/log.h"
 
 #include <poll.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -19,6 +20,7 @@ static struct {
     atomic_uint_fast64_t dropped;
 } sink = {.level = PL_LOG_INFO, .fd = 2};
 
+static pthread_mutex_t writing = PTHREAD_MUTEX_INITIALIZER;
 static const char *const level_names[] = {"error", "warn", "info", "debug"};
 
 void pl_log_setup(pl_log_level level, bool json, int fd)
@@ -67,7 +69,7 @@ static void begin(struct pl_buf *b, pl_log_level level, const char *module, cons
     }
 }
 
-/* A pipe whose reader stands still would hold up whoever logs. */
+/* A pipe whose reader stands still would hold up whoever logs. One thread at a time: the room that is seen would be another's else. */
 static bool takes_a_line(void)
 {
     struct pollfd p = {.fd = sink.fd, .events = POLLOUT};
@@ -77,7 +79,10 @@ static bool takes_a_line(void)
 static void end(struct pl_buf *b)
 {
     pl_buf_adds(b, sink.json ? "}\n" : "\n");
-    if (b->failed || !takes_a_line() || write(sink.fd, b->data, b->len) != (ssize_t)b->len)
+    pthread_mutex_lock(&writing);
+    const bool written = !b->failed && takes_a_line() && write(sink.fd, b->data, b->len) == (ssize_t)b->len;
+    pthread_mutex_unlock(&writing);
+    if (!written)
         atomic_fetch_add_explicit(&sink.dropped, 1, memory_order_relaxed);
     pl_buf_fini(b);
 }
