@@ -212,7 +212,12 @@ FLAGS := $(CC) $(CPPFLAGS) $(CFLAGS)
 ifneq ($(strip $(shell cat $(B)/.flags 2>/dev/null)),$(strip $(FLAGS)))
 $(shell mkdir -p $(B) && echo '$(FLAGS)' > $(B)/.flags)
 endif
+$(B)/.flags: # after clean, in one call of make
+	@mkdir -p $(@D)
+	@echo '$(FLAGS)' > $@
 
+# A link that leads to another build is made anew, however new what it leads to.
+.PHONY: $(foreach l,build/parleyd build/parley build/libparley_mpi.so,$(if $(filter $(BUILD)/%,$(shell readlink $(l))),,$(l)))
 .PHONY: all test-http-emulated mpi cuda cuda-emu gpu-kit mutants tools test test-unit ops test-http faults oracle bench bench-tools lint install clean help
 .SECONDARY:
 -include $(shell find $(B) -name '*.d' 2>/dev/null)

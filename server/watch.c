@@ -93,8 +93,8 @@ static void send_raw(struct pl_watch_item *item, int status, const char *reason,
     char text[1024];
     const int n = snprintf(text, sizeof text,
                            "HTTP/1.1 %d %s\r\nContent-Type: application/json\r\nContent-Length: %zu\r\n"
-                           "Connection: close\r\n\r\n%s",
-                           status, reason, strlen(json), json);
+                           "%sConnection: close\r\n\r\n%s",
+                           status, reason, strlen(json), status == 503 ? "Retry-After: 1\r\n" : "", json);
     if (n > 0 && (size_t)n < sizeof text && send(item->fd, text, (size_t)n, MSG_DONTWAIT | MSG_NOSIGNAL) != n)
         pl_log_debug("answer %d did not fit the socket", status);
 }

@@ -24,7 +24,7 @@ static void on_bus_error(int sig, siginfo_t *info, void *context)
     const int before = errno;
     const uintptr_t at = (uintptr_t)info->si_addr, page = at & ~(page_bytes - 1);
     (void)context;
-    for (unsigned i = 0; i < PLACES; i++) {
+    for (unsigned i = 0; i < PLACES && info->si_code > 0; i++) { /* else somebody sent it: there is no address */
         struct place *p = &places[i];
         if (atomic_load(&p->state) != READY || at < p->from || at >= p->end)
             continue;
@@ -35,6 +35,8 @@ static void on_bus_error(int sig, siginfo_t *info, void *context)
         return;
     }
     signal(sig, SIG_DFL);
+    if (info->si_code <= 0)
+        raise(sig); /* no instruction will do it */
 }
 
 void pl_mapped_guard(void)

@@ -628,9 +628,9 @@ static void tend(struct pl_supervisor *s, const struct pl_job_row *seen)
         forget_worker(s, seen->id);
         if (s->workers == NULL) /* what follows may take a while */
             set_rest(s, 0);
-        const bool had_device = row.waits == NULL; /* what it has left is room for others */
+        const bool waited = row.waits != NULL;
         settle(s, &row, status, folder);
-        if (had_device)
+        if (!waited && pl_wait_of(row.waits) != PL_WAIT_BUSY) /* it had its device: what it has left is room for others */
             pl_retry_hasten(s->retries);
         pl_row_fini(PL_TABLE_JOBS, &row);
     } else {

@@ -3,6 +3,7 @@
 SPDX-License-Identifier: Apache-2.0
 """
 import re
+import shutil
 import subprocess
 
 import pytest
@@ -70,6 +71,26 @@ def test_make_knows_when_all_is_done():
     if PARLEYD.resolve().parent != ROOT / "build/release":
         pytest.skip("another build")
     assert subprocess.run(["make", "-s", "-q", "all"], cwd=ROOT).returncode == 0
+
+
+def test_make_sees_flags_and_other_builds(tmp_path):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "x.c").write_text("int x;\n")
+
+    def make(*args):
+        return subprocess.run(["make", "-s", *args], cwd=tmp_path, capture_output=True).returncode
+
+    assert make("clean", "build/release/x.o") == 0
+    assert make("-q", "build/release/x.o") == 0
+    assert make("-q", "EXTRA_CFLAGS=-DX", "build/release/x.o") == 1
+    for build in ("release", "debug"):
+        (tmp_path / "build" / build).mkdir(exist_ok=True)
+        for name in ("libparley.a", "parleyd"):
+            (tmp_path / "build" / build / name).touch()
+    link = tmp_path / "build/parleyd"
+    link.symlink_to("debug/parleyd")
+    assert make("-q", "build/parleyd") == 1 and make("build/parleyd") == 0
+    assert str(link.readlink()) == "release/parleyd" and make("-q", "build/parleyd") == 0
 
 
 def test_install_keeps_settings(tmp_path):

@@ -308,7 +308,10 @@ def test_others_run_while_a_job_waits_for_its_device(place):
     """And room that they leave is looked at without delay."""
     place.run("--train-device", "cuda", "--train-jobs", 2)
     place.script(steps=4, seconds=0, checkpoint_every=2, fail=FULL, fail_at=0)
+    began = time.monotonic()
     first = place.job().id
+    waiting(place, first, 2)
+    assert time.monotonic() - began > 1  # it has left no room itself
     waiting(place, first, 4)  # the next pause is 8 s
     place.script(steps=4, seconds=0.01, checkpoint_every=2)
     second = place.wait(place.job().id, "succeeded")

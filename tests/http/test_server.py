@@ -341,7 +341,7 @@ def test_large_bodies_are_bounded_together(server):
             except TimeoutError:
                 held.append(s)
                 continue
-            assert b" 503 " in answer and b"too_many_large_requests" in answer, answer
+            assert b" 503 " in answer and b"too_many_large_requests" in answer and b"Retry-After: 1\r\n" in answer, answer
             s.close()
             break
         assert 20 < len(held) < 25, len(held)

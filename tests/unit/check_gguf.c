@@ -2,8 +2,11 @@
  * their reason, and never read out of bounds (the sanitizer build runs this too).
  * SPDX-License-Identifier: Apache-2.0 */
 #include <check.h>
+#include <fcntl.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "core/base/mapped.h"
@@ -458,6 +461,27 @@ START_TEST(cut_off)
 }
 END_TEST
 
+/* What is no model's file ends the process as it always did. */
+START_TEST(other_bus_errors)
+{
+    pl_mapped_guard();
+    kill(getpid(), SIGBUS);
+}
+END_TEST
+
+START_TEST(other_mappings)
+{
+    scratch_make();
+    const int fd = open(scratch_path("other"), O_RDWR | O_CREAT, 0600);
+    ck_assert_int_eq(ftruncate(fd, 4096), 0);
+    const volatile uint8_t *data = mmap(NULL, 4096, PROT_READ, MAP_PRIVATE, fd, 0);
+    ck_assert_int_eq(ftruncate(fd, 0), 0);
+    scratch_remove();
+    pl_mapped_guard();
+    ck_assert_int_eq(data[0], 0);
+}
+END_TEST
+
 /* The same while it is read. */
 START_TEST(cut_off_while_it_is_read)
 {
@@ -501,6 +525,8 @@ Suite *suite_gguf(void)
     tcase_add_test(t, tokenizers);
     tcase_add_test(t, no_file);
     tcase_add_test(t, cut_off);
+    tcase_add_test_raise_signal(t, other_bus_errors, SIGBUS);
+    tcase_add_test_raise_signal(t, other_mappings, SIGBUS);
     tcase_add_test(t, cut_off_while_it_is_read);
     suite_add_tcase(s, t);
     return s;
