@@ -175,7 +175,7 @@ ops: $(B)/ops $(B)/emu_check cuda-emu
 	$(B)/emu_check
 	$(B)/ops
 # Errors planted in the kernels of cuda/, one at a time: do the operation table, or training's suites, notice?
-mutants: $(B)/ops $(B)/unit $(B)/libparley_cuda_emu.so
+mutants: $(B)/ops $(B)/unit cuda-emu
 	$(PYTHON) tests/cuda_emu/mutate.py --ops $(B)/ops --unit $(B)/unit --out $(B)/mutants --objects '$(emu_obj)' --link '$(CXX) -shared -Wl,-z,defs -fsanitize=alignment,bounds' \
 	    --cc '$(CC) $(CPPFLAGS) $(CUDA_CFLAGS) $(EMU)' --cxx '$(CXX) $(CPPFLAGS) $(EMU_CXXFLAGS) $(EMU) -x c++'
 test-http: all tools bench-tools cuda-emu

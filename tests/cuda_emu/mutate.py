@@ -251,7 +251,8 @@ def run_until_failure(command, env):
             last = line.strip() or last
             if line.startswith(("FAILED", "cuda_emu:")) or "runtime error" in line or "Sanitizer" in line:
                 return line.strip()
-        return last if p.wait() != 0 else None
+        status = p.wait()
+        return None if status == 0 else last or f"ended with status {status}"
     finally:
         watch.cancel()
         p.kill()
