@@ -11,6 +11,7 @@ import concurrent.futures
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -282,14 +283,13 @@ def check(number, mutant, args):
     library = folder / "libparley_cuda_emu.so"
     subprocess.run([*shlex.split(args.link), *objects, f"-Wl,-soname,{library.name}", "-lpthread", "-o", str(library)], check=True)
     beside = folder / "nccl_emu"
-    beside.symlink_to(Path(args.ops).resolve().parent / "nccl_emu")
+    shutil.copytree(Path(args.ops).parent / "nccl_emu", beside, dirs_exist_ok=True)  # a link would find the other device, beside its target
     env = {**os.environ, "PARLEY_TEST_CUDA_LIBRARY": str(library.resolve())}
     suites = SUITES if name.startswith("train") else SUITES_OF.get(family, ())
     if suites:
         caught = next(filter(None, (run_until_failure([args.unit], {**env, "CK_RUN_SUITE": suite}) for suite in suites)), None)
     else:
         caught = run_until_failure([args.ops, "cuda-emulated"], env)
-    beside.unlink()
     for path in folder.rglob("*"):
         if path.is_file():
             path.unlink()

@@ -641,7 +641,7 @@ def test_another_model_than_before(place):
     c = place.run()
     place.wait(waiting, "paused")
     assert "made for another model" in messages(place.events(waiting))[-1] and place.events(waiting)[-1].level == "warn"
-    assert f"{made.fine_tuned_model} is not served: it is an adapter of another model" in place.daemon.log
+    until(lambda: f"{made.fine_tuned_model} is not served: it is an adapter of another model" in place.daemon.log, 20)
     with pytest.raises(openai.APIStatusError) as e:
         c.chat.completions.create(model=made.fine_tuned_model, messages=[{"role": "user", "content": "a"}], max_tokens=1)
     assert "another model" in str(e.value)
