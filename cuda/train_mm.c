@@ -245,11 +245,10 @@ static pl_status head_rows(struct head *h, uint32_t from, uint32_t n)
     const struct pl_cuda_loss_job loss = {y, h->loss.targets + from, h->loss.weight != NULL ? h->loss.weight + from : NULL, h->loss.logp + from,
                                       h->loss.best + from};
     set_stay(&h->c->stays[0], x);
-    set_stay(&h->c->stays[1], (struct pl_cuda_mat){0}); /* they become a gradient */
     pl_status rc = forward(h->c, y, x, h->w, &h->whole, NULL, 1, false);
     if (rc == PL_OK)
         rc = pl_cuda_check(h->c, pl_cuda_loss(h->c->stream, loss), "the loss");
-    set_stay(&h->c->stays[1], y);
+    set_stay(&h->c->stays[1], y); /* the gradient that the logits have become */
     if (rc == PL_OK && loss.weight != NULL && h->dh.p != NULL)
         rc = backward(h->c, rows_of(h->dh, from, n), y, h->w, &h->whole, 1, false);
     if (rc == PL_OK && loss.weight != NULL && h->dw.p != NULL)
