@@ -227,15 +227,35 @@ static const struct key *find(const char *name)
     return NULL;
 }
 
-static const struct key *find_or_complain(struct loader *l, const char *name, const char *where)
+static void variable_name(const char *key, char *out, size_t n)
 {
-    const struct key *k = find(name), *near = NULL;
-    size_t best = 4;
-    for (size_t i = 0; k == NULL && i < N_KEYS; i++)
-        if (keys[i].name != NULL && distance(name, keys[i].name) < best) {
-            best = distance(name, keys[i].name);
+    snprintf(out, n, "PARLEY_%s", key);
+    for (char *p = out; *p != '\0'; p++)
+        *p = *p == '-' ? '_' : *p >= 'a' && *p <= 'z' ? (char)(*p - 32) : *p;
+}
+
+/* The setting whose name, or whose variable's, is that one or near to it; NULL = none is. */
+static const struct key *nearest(const char *name, bool variable)
+{
+    const struct key *near = NULL;
+    for (size_t i = 0, least = 4; i < N_KEYS; i++) {
+        char spelled[80];
+        if (keys[i].name == NULL)
+            continue;
+        if (variable)
+            variable_name(keys[i].name, spelled, sizeof spelled);
+        const size_t d = distance(name, variable ? spelled : keys[i].name);
+        if (d < least) {
+            least = d;
             near = &keys[i];
         }
+    }
+    return near;
+}
+
+static const struct key *find_or_complain(struct loader *l, const char *name, const char *where)
+{
+    const struct key *k = find(name), *near = k == NULL ? nearest(name, false) : NULL;
     if (k == NULL && near != NULL)
         mistake(l, where, "there is no setting \"%.60s\"; did you mean \"%s\"?", name, near->name);
     else if (k == NULL)
@@ -303,13 +323,6 @@ static void read_file(struct loader *l, const char *path)
         mistake(l, "--config", "cannot read %s: %s", path, strerror(errno));
     free(line);
     fclose(f);
-}
-
-static void variable_name(const char *key, char *out, size_t n)
-{
-    snprintf(out, n, "PARLEY_%s", key);
-    for (char *p = out; *p != '\0'; p++)
-        *p = *p == '-' ? '_' : *p >= 'a' && *p <= 'z' ? (char)(*p - 32) : *p;
 }
 
 static void read_environment(struct loader *l)
@@ -580,21 +593,17 @@ static void warn_of_variables(void)
 {
     for (char **e = environ; *e != NULL; e++) {
         const size_t n = strcspn(*e, "=");
-        bool known = strncmp(*e, "PARLEY_", 7) != 0 || (n == 13 && strncmp(*e, "PARLEY_CONFIG", 13) == 0);
-        char name[80], variable[80], best[80] = "";
+        char name[80], variable[80] = "";
+        if (strncmp(*e, "PARLEY_", 7) != 0 || (n == 13 && strncmp(*e, "PARLEY_CONFIG", 13) == 0))
+            continue;
         snprintf(name, sizeof name, "%.*s", (int)n, *e);
-        for (size_t i = 0, least = 4; i < N_KEYS && !known; i++) {
-            if (keys[i].name == NULL)
-                continue;
-            variable_name(keys[i].name, variable, sizeof variable);
-            known = strcmp(name, variable) == 0;
-            if (distance(name, variable) < least) {
-                least = distance(name, variable);
-                strcpy(best, variable);
-            }
-        }
-        if (!known)
-            pl_log_warn("the environment's %s is no setting%s%s%s", name, best[0] != '\0' ? "; did you mean " : "", best, best[0] != '\0' ? "?" : "");
+        const struct key *near = nearest(name, true);
+        if (near != NULL)
+            variable_name(near->name, variable, sizeof variable);
+        if (near == NULL)
+            pl_log_warn("the environment's %s is no setting", name);
+        else if (strcmp(name, variable) != 0)
+            pl_log_warn("the environment's %s is no setting; did you mean %s?", name, variable);
     }
 }
 
