@@ -77,29 +77,20 @@ void pl_apierr_note(struct pl_http_usage *usage, const struct pl_http_resp *resp
     memcpy(usage->param, resp->param, sizeof usage->param);
 }
 
-static void note(struct pl_http_usage *u, const char *code, const struct pl_err *err)
-{
-    u->error = code;
-    snprintf(u->param, sizeof u->param, "%s", err->param);
-}
-
 void pl_apierr_answer(struct pl_http_req *req, struct pl_http_resp *resp, const struct pl_err *err)
 {
     struct pl_apierr a = pl_apierr_of(err->code);
-    note(req->usage, a.code != NULL ? a.code : a.type, err);
     resp->status = a.http;
     resp->retry_after = a.retry_after;
     resp->final = a.http == 507; /* a full disk is still full a second later */
-    pl_buf_clear(&resp->body);
-    pl_apierr_write(&resp->body, err);
+    pl_apierr_fill(resp, err, a.code, NULL);
+    pl_apierr_note(req->usage, resp);
 }
 
 void pl_apierr_answer_as(struct pl_http_req *req, struct pl_http_resp *resp, int status, const char *code, const struct pl_err *err)
 {
-    const char *type = status >= 500 ? "server_error" : "invalid_request_error";
-    note(req->usage, code != NULL ? code : type, err);
     resp->status = status;
     resp->final = status >= 500;
-    pl_buf_clear(&resp->body);
-    pl_apierr_write_as(&resp->body, err, type, code, NULL);
+    pl_apierr_fill(resp, err, code, NULL);
+    pl_apierr_note(req->usage, resp);
 }
